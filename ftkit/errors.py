@@ -1,0 +1,47 @@
+"""Everything that ftkit raises on purpose.
+
+Each class also inherits the built-in that a Python reader would expect, so `except ValueError` keeps working.
+
+```text
+FtkitError
+├── ConfigError      (ValueError)         a setting, a config file
+├── DataError        (ValueError)         rows, files, formats, templates
+├── ModelError       (OSError)            a base model or adapter that cannot be had
+├── PreflightError   (RuntimeError)       a run that cannot work
+├── StorageError     (OSError)            a disk that is full, a folder that cannot be written
+├── MissingArtifact  (FileNotFoundError)  a run folder lacks what an earlier step writes
+└── MissingExtra     (ImportError)        a package that is not installed
+```
+"""
+
+
+class FtkitError(Exception):
+    """Base of all deliberate errors: the message names the value, the reason and the next step."""
+
+
+class ConfigError(FtkitError, ValueError):
+    """A setting outside its range, a misspelt name, or a config file that does not parse."""
+
+
+class DataError(FtkitError, ValueError):
+    """Rows, files or formats that cannot become `messages`; names row numbers."""
+
+
+class ModelError(FtkitError, OSError):
+    """A base model, tokenizer or adapter that is unknown, gated, damaged or out of reach."""
+
+
+class PreflightError(FtkitError, RuntimeError):
+    """A run that would cost time and cannot work."""
+
+
+class StorageError(FtkitError, OSError):
+    """A disk that is full or a folder that cannot be written."""
+
+
+class MissingArtifact(FtkitError, FileNotFoundError):
+    """A run folder lacks a file that an earlier step writes; names the step."""
+
+
+class MissingExtra(FtkitError, ImportError):
+    """A package that this step needs is not installed; names the command that installs it."""

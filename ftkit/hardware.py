@@ -1,0 +1,106 @@
+"""What this machine is: the accelerator if there is one, its memory, and which number formats it computes in."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+GIB = 1024**3
+_BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One machine as a training run sees it.
+
+    `memory_gib` is the accelerator's memory where there is one, else what this process may use of the RAM.
+    `bf16` is true only where bfloat16 is native, not emulated (a T4 emulates it).
+    """
+
+    device: str
+    name: str
+    memory_gib: float
+    compute_capability: tuple[int, int] | None
+    bf16: bool
+    cores: int
+
+    def __str__(self) -> str:
+        capability = "" if self.compute_capability is None else f" · sm_{''.join(map(str, self.compute_capability))}"
+        formats = "bf16" if self.bf16 else "no bf16"
+        return f"{self.name} · {self.memory_gib:.1f} GiB{capability} · {formats} · {self.cores} CPU cores"
+
+    def _repr_html_(self) -> str:
+        return f"<b>{self.device.upper()}</b> {self}"
+
+
+def detect() -> Hardware:
+    """Look at this machine; a CUDA device wins over the CPU. Costs one import of torch."""
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        capability = (properties.major, properties.minor)
+        return Hardware("cuda", properties.name, properties.total_memory / GIB, capability, capability >= (8, 0), _cores())
+    return Hardware("cpu", _cpu_name(), _ram_gib(), None, _cpu_has_bf16(), _cores())
+
+
+def process_memory_gib() -> float:
+    """Resident memory of this process now, in GiB."""
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / GIB
+
+
+def peak_memory_gib() -> float:
+    """Highest memory so far: allocated on the accelerator where there is one, else resident in this process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated()) / GIB
+    return _peak_resident_bytes() / GIB
+
+
+def _peak_resident_bytes() -> float:
+    try:
+        import resource
+    except ImportError:  # Windows keeps the peak elsewhere
+        import psutil
+
+        return float(psutil.Process().memory_info().peak_wset)
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _ram_gib() -> float:
+    import psutil
+
+    total = float(psutil.virtual_memory().total)
+    limit = Path("/sys/fs/cgroup/memory.max")  # containers see the host's RAM, but may use only this much
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, float(text))
+    return total / GIB
+
+
+def _cpu_info() -> str:
+    info = Path("/proc/cpuinfo")
+    return info.read_text(errors="replace") if info.exists() else ""
+
+
+def _cpu_name() -> str:
+    for line in _cpu_info().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_has_bf16() -> bool:
+    for line in _cpu_info().splitlines():
+        if line.lower().startswith(("flags", "features")):
+            return bool(_BF16_CPU_FLAGS & set(line.split()))
+    return False

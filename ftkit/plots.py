@@ -1,0 +1,207 @@
+"""One figure a question. Each takes an `ax` and gives it back; none calls `show`.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers; every line also differs in marker or dash.
+"""
+
+import base64
+import io
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ftkit import storage
+from ftkit.history import History, Point
+
+BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#8c8c8c", "#D55E00"
+_DRAWING_SHARE = 0.01
+
+
+def blank_axes(width: float = 7.0, height: float = 3.6) -> Any:
+    """Axes on a figure of their own, outside pyplot: nothing pops up and nothing has to be closed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure.add_subplot()
+
+
+def save(ax: Any, path: str | Path) -> Path:
+    """Write the figure of `ax` as PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    ax.figure.savefig(buffer, format="png", dpi=120)
+    return storage.write_bytes(path, buffer.getvalue())
+
+
+def loss(history: History, ax: Any = None) -> Any:
+    """Is it learning? Training loss raw and smoothed, validation loss, in nats a trained token."""
+    ax = _axes(ax)
+    _draw_loss(ax, history.points)
+    return ax
+
+
+def lengths(tokens: Sequence[int], max_length: int, ax: Any = None) -> Any:
+    """How long are the examples, and which would be cut? A histogram with the limit drawn in."""
+    ax = _axes(ax)
+    cut = sum(n > max_length for n in tokens)
+    ax.hist(tokens, bins=min(40, max(5, len(set(tokens)))), color=BLUE, edgecolor="white", linewidth=0.5)
+    if max_length <= 3 * max(tokens):
+        ax.axvline(max_length, color=RED, linestyle="--", label=f"max_length {max_length}: {cut} of {len(tokens)} rows cut")
+        ax.legend(frameon=False)
+    _label(ax, "length of an example, tokens", "examples", "How long are the examples?")
+    return ax
+
+
+def scores(groups: Mapping[str, Mapping[str, Any]], ax: Any = None) -> Any:
+    """Is it better? One bar a model in each group, in per cent, with 95 % intervals.
+
+    Args:
+        groups: `{group: {model: score}}`; a score has `value`, `low` and `high` between 0 and 1.
+        ax: where to draw.
+    """
+    ax = _axes(ax)
+    names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
+    width = 0.8 / len(names)
+    for place, (name, colour, hatch) in enumerate(zip(names, (GREY, BLUE, ORANGE, GREEN), ("//", "", "..", "xx"), strict=False)):
+        for group, bars in enumerate(groups.values()):
+            if name not in bars:
+                continue
+            score, x = bars[name], group + (place - (len(names) - 1) / 2) * width
+            error = [[100 * (score.value - score.low)], [100 * (score.high - score.value)]]
+            ax.bar(x, 100 * score.value, width * 0.92, color=colour, hatch=hatch, edgecolor="white", label=name if group == 0 else None)
+            ax.errorbar(x, 100 * score.value, yerr=error, color="black", capsize=3, linewidth=1)
+            ax.annotate(f"{100 * score.value:.0f}", (x, 100 * score.high), (0, 3), textcoords="offset points", ha="center")
+    ax.set_xticks(range(len(groups)), list(groups))
+    ax.set_ylim(0, 118)
+    ax.set_yticks(range(0, 101, 20))
+    ax.legend(frameon=False, ncols=len(names), loc="upper left")
+    _label(ax, "", "score, % (bars: 95 % interval)", "Is it better?")
+    return ax
+
+
+def live_loss() -> "LiveLoss":
+    """The loss figure that grows while a run trains: one picture that updates in a notebook, a progress bar elsewhere."""
+    return LiveLoss(_in_notebook())
+
+
+class LiveLoss:
+    """Shows progress without slowing it: a redraw happens only once fifty times its own cost has passed."""
+
+    def __init__(self, in_notebook: bool) -> None:
+        self._in_notebook = in_notebook
+        self._handle: Any = None
+        self._bar: Any = None
+        self._picture = ""
+        self._drawn_at = self._cost_s = 0.0
+        self._began, self._first_step = time.monotonic(), 0
+
+    def start(self, total: int) -> None:
+        """Show an empty bar for `total` updates."""
+        self._began = time.monotonic()
+        if self._in_notebook:
+            from IPython.display import HTML, display
+
+            self._handle = display(HTML(self._page([], total)), display_id=True)
+        else:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, unit="step", file=sys.stderr, mininterval=1.0)
+
+    def update(self, points: Sequence[Point], total: int) -> None:
+        """Take in the newest point; redraw if enough time has passed."""
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(points[-1].step - self._bar.n)
+            self._bar.set_postfix_str(_latest(points), refresh=False)
+        elif self._handle is not None and now - self._drawn_at >= self._cost_s / _DRAWING_SHARE:
+            self._show(points, total)
+            self._drawn_at, self._cost_s = time.monotonic(), time.monotonic() - now
+
+    def finish(self, points: Sequence[Point], total: int) -> None:
+        """Draw the last state and close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._handle is not None:
+            self._show(points, total)
+
+    def _show(self, points: Sequence[Point], total: int) -> None:
+        from IPython.display import HTML
+
+        ax = blank_axes()
+        _draw_loss(ax, points)
+        ax.set_xlim(0, total)
+        buffer = io.BytesIO()
+        ax.figure.savefig(buffer, format="png", dpi=100)
+        self._picture = base64.b64encode(buffer.getvalue()).decode()
+        self._handle.update(HTML(self._page(points, total)))
+
+    def _page(self, points: Sequence[Point], total: int) -> str:
+        step = points[-1].step if points else 0
+        line = f"step {step} of {total} {_latest(points)} {self._left(step, total)}"
+        picture = f'<br><img alt="loss curve" src="data:image/png;base64,{self._picture}">' if self._picture else ""
+        return f'<progress value="{step}" max="{total}" style="width:24em"></progress> {line}{picture}'
+
+    def _left(self, step: int, total: int) -> str:
+        spent = time.monotonic() - self._began
+        if step >= total:
+            return f"· {_clock(spent)} in all"
+        return f"· about {_clock(spent / step * (total - step))} left" if step else "· first step is the slowest"
+
+
+def _draw_loss(ax: Any, points: Sequence[Point]) -> None:
+    trained = [(p.step, p.loss) for p in points if p.loss is not None]
+    measured = [(p.step, p.val_loss) for p in points if p.val_loss is not None]
+    if trained:
+        steps, values = zip(*trained, strict=True)
+        ax.plot(steps, values, color=BLUE, alpha=0.35, linewidth=1, label="training, each step")
+        ax.plot(steps, smooth(values), color=BLUE, linewidth=2, label="training, smoothed")
+    if measured:
+        steps, values = zip(*measured, strict=True)
+        ax.plot(steps, values, color=ORANGE, marker="o", linestyle="--", label="validation")
+    if trained or measured:
+        ax.legend(frameon=False)
+    ax.set_ylim(bottom=0)
+    _label(ax, "weight updates", "loss, nats a trained token", "Is it learning?")
+
+
+def smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:
+    """Exponential moving average, corrected for its start (Kingma and Ba 2015, section 3)."""
+    smoothed, running, total = [], 0.0, 0.0
+    for value in values:
+        running, total = weight * running + (1 - weight) * value, weight * total + (1 - weight)
+        smoothed.append(running / total)
+    return smoothed
+
+
+def _latest(points: Sequence[Point]) -> str:
+    losses = [p.loss for p in points if p.loss is not None]
+    return f"· loss {losses[-1]:.3f}" if losses else ""
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _axes(ax: Any) -> Any:
+    if ax is not None:
+        return ax
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(7.0, 3.6), layout="constrained")[1]
+
+
+def _label(ax: Any, x: str, y: str, title: str) -> None:
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.set_title(title, loc="left")
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _in_notebook() -> bool:
+    if "IPython" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    return type(get_ipython()).__name__ in {"ZMQInteractiveShell", "Shell"}

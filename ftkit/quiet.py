@@ -1,0 +1,42 @@
+"""Keep other libraries' banners and progress bars out of a page that a learner reads."""
+
+import io
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
+
+@contextmanager
+def quiet(enabled: bool = True) -> Iterator[None]:
+    """Silence banners, weight-loading bars and known harmless log lines inside the block; errors still come through."""
+    if not enabled:
+        yield
+        return
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    noisy = logging.getLogger("bitsandbytes")  # says that an optional kernel package is missing
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()), _no_transformers_bars():
+            yield
+    finally:
+        noisy.setLevel(level)
+
+
+@contextmanager
+def _no_transformers_bars() -> Iterator[None]:
+    import sys
+
+    if "transformers" not in sys.modules:  # importing it here would come before Unsloth
+        yield
+        return
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

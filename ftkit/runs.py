@@ -1,0 +1,191 @@
+"""The folder that notebooks share: whatever a later step needs is a file in it.
+
+A run survives being killed at any moment: files are written under temporary names and renamed, and `run.json`,
+which lists the finished steps, is written after everything that a step leaves behind.
+"""
+
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, Self
+
+from ftkit import storage
+from ftkit.errors import DataError, MissingArtifact
+
+DEFAULT_ROOT = "runs"
+FORMAT = 1
+_WRITTEN_BY = {
+    "config.yaml": "train.train",
+    "data": "train.train (notebook 00_quickstart or 07_data)",
+    "adapter": "train.train (notebook 00_quickstart or 09_train)",
+    "checkpoints": "train.train with save_steps",
+    "history.csv": "train.train (notebook 00_quickstart or 09_train)",
+    "eval": "evaluate.evaluate (notebook 00_quickstart or 11_evaluate)",
+    "figures": "the notebook's plot cells",
+    "MODEL_CARD.md": "notebook 13_publish",
+    "run.json": "the first finished step",
+}
+_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "unsloth", "ftkit")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder; see the layout in the README. Nothing is cached: the disk is the truth."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, name: str | None = None, root: str | Path | None = None) -> Self:
+        """Make `root/name`; an existing folder of that name is continued, not emptied.
+
+        Without a name the folder is called after the moment. Without a root: `$FTKIT_RUN_ROOT`, Google Drive when it
+        is mounted on Colab, else `runs`.
+
+        Raises:
+            StorageError: the root cannot be written.
+        """
+        root = Path(root) if root is not None else default_root()
+        path = root / (name or time.strftime("%Y%m%d-%H%M%S"))
+        with storage.explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / ".writable"
+            probe.touch()
+            probe.unlink()
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open an existing run folder.
+
+        Raises:
+            MissingArtifact: no such folder; names the runs that stand beside it.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            beside = sorted(p.name for p in path.parent.glob("*") if (p / "run.json").exists())
+            there = f"There are: {', '.join(beside)}." if beside else f"{path.parent} holds no runs yet."
+            raise MissingArtifact(f"{path} is no run folder. {there} Run.sample() gives a finished one.")
+        return cls(path)
+
+    @classmethod
+    def latest(cls, root: str | Path | None = None) -> Self:
+        """The run below `root` whose last step finished most recently.
+
+        Raises:
+            MissingArtifact: no finished run there.
+        """
+        root = Path(root) if root is not None else default_root()
+        finished = sorted(root.glob("*/run.json"), key=lambda p: p.stat().st_mtime)
+        if not finished:
+            raise MissingArtifact(f"{root} holds no finished run. Notebook 00_quickstart makes one; so does Run.sample().")
+        return cls(finished[-1].parent)
+
+    @classmethod
+    def sample(cls) -> Self:
+        """A small finished run that comes with the package, read-only by custom: a start without training."""
+        return cls(Path(str(resources.files("ftkit").joinpath("samples/run"))))
+
+    def __truediv__(self, name: str) -> Path:
+        """The path of a file in the run, whether or not it is there yet."""
+        return self.path / name
+
+    def require(self, name: str) -> Path:
+        """The path of a file or folder that must be there.
+
+        Raises:
+            MissingArtifact: says which step writes it.
+        """
+        path = self.path / name
+        if path.exists():
+            return path
+        writer = _WRITTEN_BY.get(name) or _WRITTEN_BY.get(name.split("/")[0], "an earlier step")
+        raise MissingArtifact(f"{self.path} has no {name}. It is written by {writer}; run that first, or start from Run.sample().")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` says: `finished` steps in order, versions, and each step's own facts. Empty before the first."""
+        path = self.path / "run.json"
+        if not path.exists():
+            return {}
+        try:
+            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} is damaged ({error}). Delete it; the step that wrote it can be run again.") from error
+        if facts.get("format", FORMAT) > FORMAT:
+            raise DataError(f"{path} was written by a newer ftkit (format {facts['format']}, this one reads {FORMAT}). Upgrade ftkit.")
+        return facts
+
+    def finish(self, step: str, **facts: Any) -> None:
+        """Mark a step as done, with what is known of it. Call it after the step's files are written."""
+        known = self.facts
+        done = [name for name in known.get("finished", []) if name != step] + [step]
+        merged = known | {"format": FORMAT, "finished": done, "versions": versions(), step: facts}
+        storage.write_json(self.path / "run.json", merged)
+
+    def reopen(self, step: str) -> None:
+        """Take back the mark of a step that is about to run again."""
+        known = self.facts
+        if step in known.get("finished", []):
+            known["finished"].remove(step)
+            known.pop(step, None)
+            storage.write_json(self.path / "run.json", known)
+
+    def finished(self, step: str) -> bool:
+        """Whether a step has been marked as done."""
+        return step in self.facts.get("finished", [])
+
+    @staticmethod
+    def compare(a: "Run", b: "Run") -> dict[str, tuple[Any, Any]]:
+        """Settings and facts in which two runs differ, as `{name: (in a, in b)}`; versions are among them."""
+        left, right = a._flat(), b._flat()
+        return {k: (left.get(k), right.get(k)) for k in sorted(left | right) if left.get(k) != right.get(k)}
+
+    def _flat(self) -> dict[str, Any]:
+        from ftkit.config import TrainConfig
+
+        flat: dict[str, Any] = {}
+        if (self.path / "config.yaml").exists():
+            config = TrainConfig.load(self.path / "config.yaml")
+            flat |= {name: getattr(config, name) for name in config.__dataclass_fields__}
+        for section, value in self.facts.items():
+            flat |= {f"{section}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {section: value}
+        return flat
+
+    def __str__(self) -> str:
+        done = ", ".join(self.facts.get("finished", [])) or "nothing finished yet"
+        return f"{self.path} ({done})"
+
+    def _repr_html_(self) -> str:
+        files = sorted(p for p in self.path.rglob("*") if p.is_file() and "checkpoints" not in p.parts)
+        rows = "".join(f"<tr><td><code>{p.relative_to(self.path)}</code></td><td>{_size(p)}</td></tr>" for p in files)
+        return f"<p>Run <code>{self.path}</code></p><table><tr><th>file</th><th>size</th></tr>{rows}</table>"
+
+
+def default_root() -> Path:
+    """Where runs go: `$FTKIT_RUN_ROOT`, Google Drive when mounted on Colab, else `runs` (beside `notebooks`, not inside)."""
+    if named := os.environ.get("FTKIT_RUN_ROOT"):
+        return Path(named)
+    drive = Path("/content/drive/MyDrive")
+    if drive.is_dir():
+        return drive / "ftkit-runs"
+    return Path("..", DEFAULT_ROOT) if Path.cwd().name == "notebooks" else Path(DEFAULT_ROOT)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run does; a missing package is left out."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _size(path: Path) -> str:
+    size = path.stat().st_size
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"

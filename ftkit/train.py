@@ -1,0 +1,210 @@
+"""One training run: answer tokens only, through TRL's SFTTrainer, with a record that survives a kill.
+
+Adds to TRL what a learner and a practitioner miss: a mask that comes from the tokenizer, a live curve, and a run folder.
+"""
+
+import json
+import shutil
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ftkit import data, models, plots, storage, template
+from ftkit.config import TrainConfig
+from ftkit.data import Splits
+from ftkit.errors import ConfigError, DataError, StorageError
+from ftkit.hardware import detect, peak_memory_gib, process_memory_gib
+from ftkit.history import History, Point, as_line, read_points, write_points
+from ftkit.runs import Run
+
+_MARK = "ftkit.json"  # written into a checkpoint after everything else: without it a checkpoint does not count
+
+
+def train(model: Any, tokenizer: Any, splits: Splits, config: TrainConfig, run: Run, resume: bool = True) -> History:
+    """Train `model` on the answers in `splits.train` and leave adapter, curve, config and data in `run`.
+
+    A model without an adapter gets one (`models.add_lora`). While it runs, `history.csv` grows and a figure is drawn;
+    `run.json` names the step "train" only when all is written.
+
+    Args:
+        model: from `models.load`.
+        tokenizer: its tokenizer.
+        splits: from `data.split`; `splits.val` is measured every `config.eval_steps` updates and at the end.
+        config: the settings.
+        run: where everything goes.
+        resume: go on from the newest complete checkpoint of an interrupted run with the same settings and data.
+
+    Raises:
+        DataError: no row has a trained token.
+        ConfigError: an interrupted run used other settings or data; names them.
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    model = models.add_lora(model, config)
+    rows = {name: _tokenized(name, part, tokenizer, config) for name, part in _parts(splits, config).items()}
+    facts = {"data_digest": data.digest(splits.train, splits.val), "config_digest": config.digest()}
+    checkpoint = _checkpoint_to_resume(run, config, facts) if resume and not run.finished("train") else None
+    recorder = _Recorder(run, checkpoint, facts)
+    if checkpoint is None:
+        _start_afresh(run, splits, config)
+    with storage.explained(run.path):
+        trainer = _trainer(model, tokenizer, rows, config, run, recorder)
+        _run(trainer, checkpoint, run)
+        models.save_adapter(trainer.model, tokenizer, run / "adapter")
+    history = History.of(read_points(run / "history.csv"), peak_memory_gib())
+    plots.save(plots.loss(history, ax=plots.blank_axes()), run / "figures/loss.png")
+    run.finish("train", **facts, base_model=_base_name(model), backend=models.backend_of(model), device=str(detect()),
+               seed=config.seed, steps=history.steps, seconds=round(history.seconds, 1), tokens=history.tokens,
+               tokens_per_s=round(history.tokens_per_s, 1), peak_memory_gib=round(history.peak_memory_gib, 3),
+               trainable_parameters=models.parameters(model)[0])  # fmt: skip
+    return history
+
+
+def _parts(splits: Splits, config: TrainConfig) -> dict[str, Any]:
+    val = splits.val.select(range(min(len(splits.val), config.max_eval_examples)))
+    return {"train": splits.train, "val": val}
+
+
+def _tokenized(name: str, examples: Any, tokenizer: Any, config: TrainConfig) -> Any:
+    """Ids and labels of each row; rows in which nothing is trained are left out with a warning that numbers them."""
+    from datasets import Dataset
+
+    rows = [template.tokenize(messages, tokenizer, max_length=config.max_length) for messages in examples["messages"]]
+    empty = [number for number, row in enumerate(rows, 1) if all(label == template.IGNORED for label in row["labels"])]
+    if empty:
+        listed = ", ".join(map(str, empty[:10])) + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
+        reason = f"have no trained token: the answer lies beyond max_length={config.max_length}"
+        if len(empty) == len(rows):
+            raise DataError(f"All {len(rows)} {name} rows {reason}. Raise max_length.")
+        warnings.warn(f"{name} rows {listed} {reason}; they are left out. Raise max_length to keep them.", stacklevel=3)
+    dropped = set(empty)
+    return Dataset.from_list([row for number, row in enumerate(rows, 1) if number not in dropped])
+
+
+def _trainer(model: Any, tokenizer: Any, rows: dict[str, Any], config: TrainConfig, run: Run, recorder: "_Recorder") -> Any:
+    from transformers import DataCollatorForSeq2Seq, PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    on_cpu = detect().device == "cpu"
+    arguments = SFTConfig(
+        output_dir=str(run / "checkpoints"), seed=config.seed, data_seed=config.seed,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        per_device_eval_batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        num_train_epochs=config.num_train_epochs, max_steps=config.max_steps,
+        learning_rate=config.learning_rate, lr_scheduler_type=config.lr_scheduler_type, warmup_steps=config.warmup_steps,
+        optim="adamw_torch" if on_cpu and "8bit" in config.optim else config.optim,
+        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
+        bf16=config.dtype == "bf16", fp16=config.dtype == "fp16", use_cpu=on_cpu, dataloader_pin_memory=not on_cpu,
+        gradient_checkpointing=config.gradient_checkpointing, max_length=config.max_length, packing=config.packing,
+        dataset_kwargs={"skip_prepare_dataset": True}, prediction_loss_only=True,
+        eval_strategy="steps" if config.eval_steps else "no", eval_steps=config.eval_steps or None,
+        save_strategy="steps" if config.save_steps else "no", save_steps=config.save_steps or 500,
+        save_total_limit=config.save_total_limit, logging_steps=config.logging_steps, logging_first_step=True,
+        report_to=config.report_to, disable_tqdm=True,
+    )  # fmt: skip
+    # Labels are padded by position, never by token id: a pad token that equals the stop token does no harm.
+    collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=template.IGNORED)
+    trainer = SFTTrainer(model=model, args=arguments, processing_class=tokenizer, train_dataset=rows["train"],
+                         eval_dataset=rows["val"], data_collator=collator, callbacks=[recorder.callback()])  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _run(trainer: Any, checkpoint: Path | None, run: Run) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        if trainer.state.global_step not in evaluated:
+            trainer.evaluate()
+    except (SafetensorError, RuntimeError) as error:
+        # torch and safetensors raise their own classes when a checkpoint does not fit on the disk
+        if shutil.disk_usage(run.path).free < 2**20 or "No space left" in str(error):
+            raise StorageError(f"Cannot write {run.path}: the disk is full. Free some space and call train again: "
+                               "it resumes from the last complete checkpoint.") from error  # fmt: skip
+        raise
+
+
+def _start_afresh(run: Run, splits: Splits, config: TrainConfig) -> None:
+    """Empty what an earlier training left, so that nothing of two runs is mixed, and note what this one starts from."""
+    run.reopen("train")
+    for name in ("checkpoints", "adapter"):
+        shutil.rmtree(run / name, ignore_errors=True)
+    write_points(run / "history.csv", [])
+    config.save(run / "config.yaml")
+    for name in ("train", "val", "test"):
+        storage.write_jsonl(run / f"data/{name}.jsonl", [{"messages": m} for m in getattr(splits, name)["messages"]])
+
+
+def _checkpoint_to_resume(run: Run, config: TrainConfig, facts: dict[str, str]) -> Path | None:
+    complete = [p for p in (run / "checkpoints").glob("checkpoint-*") if (p / _MARK).exists()]
+    if not complete:
+        return None
+    newest = max(complete, key=lambda p: int(p.name.rsplit("-", 1)[1]))
+    then = json.loads((newest / _MARK).read_text(encoding="utf-8"))
+    other = "Go on with the same, start another run, or pass resume=False to start this one afresh."
+    if then["config_digest"] != facts["config_digest"]:
+        before = TrainConfig.load(run / "config.yaml")
+        changed = [n for n in config.__dataclass_fields__ if getattr(config, n) != getattr(before, n)]
+        listed = ", ".join(f"{n} ({getattr(before, n)} then, {getattr(config, n)} now)" for n in changed)
+        raise ConfigError(f"{newest} belongs to a run with other settings: {listed}. {other}")
+    if then["data_digest"] != facts["data_digest"]:
+        raise ConfigError(f"{newest} belongs to a run on other data. {other}")
+    return newest
+
+
+class _Recorder:
+    """Writes `history.csv` as training goes, draws the curve, and marks checkpoints as complete."""
+
+    def __init__(self, run: Run, checkpoint: Path | None, facts: dict[str, str]) -> None:
+        self.path, self.facts, self.drawing = run / "history.csv", facts, plots.live_loss()
+        self.points: list[Point] = []
+        if checkpoint is not None:
+            reached = int(checkpoint.name.rsplit("-", 1)[1])
+            self.points = [p for p in read_points(self.path) if p.step <= reached]
+            write_points(self.path, self.points)
+        self.earlier_s = max((p.seconds or 0.0 for p in self.points), default=0.0)
+        self.started = time.monotonic()
+
+    def add(self, step: int, logs: dict[str, float], total: int) -> None:
+        tokens = logs.get("num_tokens", logs.get("eval_num_tokens"))
+        point = Point(step, logs.get("loss"), logs.get("eval_loss"), logs.get("learning_rate"), logs.get("grad_norm"),
+                      None if tokens is None else int(tokens), self.earlier_s + time.monotonic() - self.started,
+                      process_memory_gib() if detect().device == "cpu" else peak_memory_gib())  # fmt: skip
+        if point.loss is None and point.val_loss is None:
+            return
+        self.points.append(point)
+        with storage.explained(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(as_line(point))
+        self.drawing.update(self.points, total)
+
+    def callback(self) -> Any:
+        """A `TrainerCallback` that calls back into this recorder."""
+        from transformers import TrainerCallback
+
+        recorder = self
+
+        class Callback(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                recorder.started = time.monotonic()
+                recorder.drawing.start(state.max_steps)
+
+            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+                recorder.add(state.global_step, logs or {}, state.max_steps)
+
+            def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                storage.write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARK, recorder.facts)
+
+            def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                recorder.drawing.finish(recorder.points, state.max_steps)
+
+        return Callback()
+
+
+def _base_name(model: Any) -> str:
+    from ftkit import bundled
+
+    name = str(model.config._name_or_path)
+    return models.BUNDLED if Path(name) == bundled.location() else name

@@ -1,0 +1,205 @@
+"""One training run on the toy: what it trains, what it writes, how it goes on and what it refuses."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from ftkit import data, models, template
+from ftkit.errors import ConfigError, DataError, StorageError
+from ftkit.history import COLUMNS, History
+from ftkit.runs import Run
+from ftkit.train import train
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run.create("toy", tmp_path)
+
+
+def test_a_run_leaves_everything_that_a_later_step_needs(model, tokenizer, splits, toy_config, run):
+    history = train(model, tokenizer, splits, toy_config, run)
+    for name in ("run.json", "config.yaml", "data/train.jsonl", "data/val.jsonl", "data/test.jsonl", "history.csv",
+                 "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/chat_template.jinja",
+                 "figures/loss.png"):  # fmt: skip
+        assert run.require(name).stat().st_size > 0, name
+    facts = run.facts["train"]
+    assert (facts["steps"], facts["seed"], facts["data_digest"]) == (4, 42, data.digest(splits.train, splits.val))
+    assert facts["peak_memory_gib"] > 0
+    assert facts["tokens_per_s"] > 0
+    assert [step for step, _ in history.losses] == [1, 2, 3, 4]
+    assert [step for step, _ in history.val_losses] == [2, 4]
+
+
+def test_it_learns(model, tokenizer, splits, toy_config, run):
+    history = train(model, tokenizer, splits, toy_config.replace(max_steps=20, eval_steps=0, save_steps=0), run)
+    assert history.losses[-1][1] < 0.8 * history.losses[0][1]
+    assert len(history.val_losses) == 1
+
+
+def test_only_the_adapter_moves(model, tokenizer, splits, toy_config, run):
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    train(model, tokenizer, splits, toy_config, run)
+    after = dict(model.named_parameters())
+    frozen = {n: p for n, p in after.items() if "lora_" not in n}
+    assert all(torch.equal(before[n.replace(".base_layer", "")], p) for n, p in frozen.items())
+    assert any(p.abs().max() > 0 for n, p in after.items() if "lora_B" in n)
+
+
+def test_the_first_loss_is_that_of_the_answer_tokens_alone(model, tokenizer, splits, toy_config, run):
+    """With B = 0 the adapter changes nothing: the first loss is the base model's mean over answer tokens."""
+    everything = toy_config.replace(per_device_train_batch_size=len(splits.train), gradient_accumulation_steps=1, max_steps=1)
+    total = count = 0
+    for messages in splits.train["messages"]:
+        row = template.tokenize(messages, tokenizer)
+        labels = torch.tensor([row["labels"]])
+        n = int((labels[:, 1:] != template.IGNORED).sum())
+        with torch.no_grad():
+            total, count = total + n * float(model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss), count + n
+    history = train(model, tokenizer, splits, everything, run)
+    assert history.losses[0][1] == pytest.approx(total / count, rel=1e-3)
+
+
+def test_accumulating_gradients_changes_nothing(tokenizer, rows, toy_config, tmp_path):
+    """Four at once and two times two give the same loss on rows of uneven length."""
+    uneven = [*rows, {"messages": [rows[0]["messages"][0], {"role": "assistant", "content": "long " * 20}]}]
+    losses = []
+    for size, accumulated in ((4, 1), (2, 2)):
+        from conftest import make_tokenizer
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        toy = LlamaForCausalLM(LlamaConfig(vocab_size=len(make_tokenizer()), hidden_size=32, intermediate_size=64,
+                                           num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2))  # fmt: skip
+        config = toy_config.replace(per_device_train_batch_size=size, gradient_accumulation_steps=accumulated, max_steps=3)
+        parts = data.split(data.load_examples(uneven), val=0.2, test=0.2, seed=0)
+        losses.append(train(toy, tokenizer, parts, config, Run.create(f"{size}", tmp_path)).losses)
+    assert [loss for _, loss in losses[0]] == pytest.approx([loss for _, loss in losses[1]], rel=1e-3)
+
+
+def test_history_file_has_the_promised_columns(model, tokenizer, splits, toy_config, run):
+    history = train(model, tokenizer, splits, toy_config, run)
+    assert run.require("history.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert History.load(run / "history.csv").losses == history.losses
+
+
+def test_rows_whose_answer_is_cut_away_are_numbered(model, tokenizer, rows, toy_config, run):
+    long = {"messages": [{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y"}]}
+    parts = data.Splits(*(data.load_examples(part) for part in ([rows[0], long, rows[1]], rows[2:3], rows[3:4])))
+    with pytest.warns(UserWarning, match=r"train rows 2 have no trained token.*max_length=256"):
+        train(model, tokenizer, parts, toy_config.replace(max_steps=1), run)
+
+
+def test_a_run_that_would_train_nothing_is_refused(model, tokenizer, splits, toy_config, run):
+    with pytest.raises(DataError, match=r"All \d+ train rows have no trained token.*Raise max_length"):
+        train(model, tokenizer, splits, toy_config.replace(max_length=16), run)
+    assert not run.finished("train")
+
+
+def test_training_again_starts_afresh(model, tokenizer, splits, toy_config, run):
+    train(model, tokenizer, splits, toy_config, run)
+    history = train(model, tokenizer, splits, toy_config.replace(max_steps=2), run)
+    assert (history.steps, run.facts["train"]["steps"]) == (2, 2)
+
+
+KILLED = """
+import sys; sys.path.insert(0, {tests!r})
+from conftest import make_tokenizer
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from ftkit import data
+from ftkit.config import TrainConfig
+from ftkit.runs import Run
+from ftkit.train import train
+tokenizer = make_tokenizer(); torch.manual_seed(0)
+model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                     num_attention_heads=4, num_key_value_heads=2))
+rows = [{{"prompt": f"What is {{i}}?", "completion": f"It is {{i}}."}} for i in range(20)]
+config = TrainConfig(backend="transformers", load_in_4bit=False, dtype="fp32", gradient_checkpointing=False, optim="adamw_torch",
+                     max_steps={steps}, warmup_steps=0, learning_rate=1e-3, lora_r=4, eval_steps=0, save_steps=5, max_length=128)
+history = train(model, tokenizer, data.split(data.load_examples(rows)), config, Run.create("killed", {root!r}))
+print("STEPS", len(history.losses))
+"""
+
+
+def test_a_killed_run_goes_on_from_its_newest_checkpoint(tmp_path):
+    """After `kill -9` nothing half-written counts, and the same call trains the remaining steps to the same end."""
+    script = KILLED.format(tests=os.path.dirname(__file__), root=str(tmp_path), steps=60)
+    run = Run.create("killed", tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((run / "checkpoints").glob("checkpoint-*/ftkit.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not run.finished("train")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "STEPS 60" in done.stdout
+    points = History.load(run / "history.csv").losses
+    assert [step for step, _ in points] == list(range(1, 61))
+    whole = KILLED.format(tests=os.path.dirname(__file__), root=str(tmp_path / "whole"), steps=60)
+    subprocess.run([sys.executable, "-c", whole], capture_output=True, check=True)
+    from safetensors.torch import load_file
+
+    ours, theirs = (load_file(r / "adapter/adapter_model.safetensors") for r in (run, Run.open(tmp_path / "whole/killed")))
+    assert max(float((ours[k] - theirs[k]).abs().max()) for k in theirs) < 1e-6
+
+
+def interrupted(run, model, tokenizer, splits, config):
+    """A run with a complete checkpoint that never finished."""
+    train(model, tokenizer, splits, config, run)
+    run.reopen("train")
+
+
+def test_resume_refuses_other_settings_and_names_them(model, tokenizer, splits, toy_config, run):
+    interrupted(run, model, tokenizer, splits, toy_config)
+    with pytest.raises(ConfigError, match=r"learning_rate \(0\.01 then, 0\.005 now\)"):
+        train(model, tokenizer, splits, toy_config.replace(learning_rate=5e-3), run)
+
+
+def test_resume_refuses_other_data(model, tokenizer, splits, toy_config, run):
+    interrupted(run, model, tokenizer, splits, toy_config)
+    with pytest.raises(ConfigError, match="other data"):
+        train(model, tokenizer, data.Splits(splits.test, splits.val, splits.train), toy_config, run)
+
+
+def test_resume_false_starts_afresh(model, tokenizer, splits, toy_config, run):
+    interrupted(run, model, tokenizer, splits, toy_config)
+    assert train(model, tokenizer, splits, toy_config.replace(max_steps=1), run, resume=False).steps == 1
+
+
+def test_a_full_disk_is_explained_and_leaves_no_half_adapter(tokenizer, tmp_path):
+    """A file size limit of 40 kB lets the small files through and stops the checkpoint."""
+    script = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
+    script += KILLED.format(tests=os.path.dirname(__file__), root=str(tmp_path), steps=6)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "StorageError" in done.stderr.splitlines()[-1], done.stderr[-2000:]
+    run = Run.open(tmp_path / "killed")
+    assert not (run / "adapter").exists()
+    assert not run.finished("train")
+
+
+def test_adapter_reloads_to_the_same_answers(model, tokenizer, splits, toy_config, run, tmp_path):
+    """A saved adapter on its base gives the logits of the model that was trained; merged, the same again."""
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = toy_config.replace(max_steps=3)
+    base, tokenizer = models.load(tmp_path / "base", config)
+    trained = models.add_lora(base, config)
+    train(trained, tokenizer, splits, config, run)
+    ids = torch.tensor([template.tokenize(splits.test[0], tokenizer)["input_ids"]])
+    trained.eval()
+    with torch.no_grad():
+        expected = trained(ids).logits
+        reloaded = models.load_adapter(run / "adapter", config)[0].eval()(ids).logits
+        merged = models.load_adapter(run / "adapter", config, merge=True)[0].eval()(ids).logits
+    assert torch.allclose(reloaded, expected, atol=1e-5)
+    assert torch.allclose(merged, expected, atol=1e-4)
+
+
+def test_storage_error_is_an_os_error():
+    assert issubclass(StorageError, OSError)
