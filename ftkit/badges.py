@@ -57,6 +57,11 @@ def badge(name: str, repository: str | None = None) -> str:
     return f"[![Open in Colab]({IMAGE})]({link(name, repository)})"
 
 
+def strip(cost: Cost) -> str:
+    """One line of a notebook's first cell: what a run took, where and when."""
+    return f"{cost.minutes:g} minutes · {cost.peak_gib:g} GiB of memory · {cost.device} · measured {cost.date}"
+
+
 def title(notebook: Path) -> str:
     """First Markdown heading of a notebook: the question that it answers."""
     for cell in _markdown(notebook):

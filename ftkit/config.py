@@ -49,6 +49,7 @@ class TrainConfig:
         ConfigError: lists every setting that is misspelt, of the wrong type or out of range, at once.
     """
 
+    # fmt: off
     backend: str = knob("auto", "who loads and patches the model; auto takes Unsloth where it is installed",
                         group="model", choices=("auto", "unsloth", "transformers"))
     load_in_4bit: bool = knob(True, "QLoRA: keep the frozen base model in 4-bit NF4", group="model")
@@ -89,6 +90,8 @@ class TrainConfig:
 
     max_length: int = knob(2048, "tokens an example may have; longer ones are cut", group="length",
                            low=8, high=1_048_576, typical=(512, 8192), log=True)
+    group_by_length: bool = knob(False, "batches of examples of like length: less padding, the same order every epoch",
+                                 group="length")
     packing: bool = knob(False, "several short examples in one row; needs a backend that keeps them apart", group="length")
 
     logging_steps: int = knob(1, "updates between two points of the loss curve", group="records", low=1, high=10_000)
@@ -99,6 +102,7 @@ class TrainConfig:
     save_steps: int = knob(50, "updates between two checkpoints; 0 writes none", group="records", low=0, high=100_000)
     save_total_limit: int = knob(2, "checkpoints kept", group="records", low=1, high=100)
     report_to: str = knob("none", "where else metrics go", group="records", choices=("none", "tensorboard", "trackio", "wandb"))
+    # fmt: on
 
     def __new__(cls, *_: Any, **settings: Any) -> Self:
         """Refuse misspelt names with a suggestion, before the generated `__init__` would raise a bare TypeError."""
@@ -127,8 +131,8 @@ class TrainConfig:
         if hardware.device == "cpu":
             sensible: dict[str, Any] = {
                 "dtype": "bf16" if hardware.bf16 else "fp32", "gradient_checkpointing": False, "optim": "adamw_torch",
-                "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_length": 512,
-                "max_eval_examples": 16,
+                "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_length": 512,
+                "group_by_length": True, "max_eval_examples": 16,
             }  # fmt: skip
         else:
             sensible = {"dtype": "bf16" if hardware.bf16 else "fp16"}
@@ -152,7 +156,9 @@ class TrainConfig:
         lines = []
         for spec in fields(self):
             value = getattr(self, spec.name)
-            text = yaml.safe_dump({spec.name: list(value) if isinstance(value, tuple) else value}, default_flow_style=False)
+            text = yaml.safe_dump(
+                {spec.name: list(value) if isinstance(value, tuple) else value}, default_flow_style=False
+            )
             lines.append(f"# {spec.metadata['help']}\n{text}")
         return write_text(path, "".join(lines))
 
@@ -171,7 +177,9 @@ class TrainConfig:
             root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
             settings = _settings_with_lines(path, root)
         except FileNotFoundError as error:
-            raise MissingArtifact(f"{path} does not exist. TrainConfig().save({str(path)!r}) writes one to edit.") from error
+            raise MissingArtifact(
+                f"{path} does not exist. TrainConfig().save({str(path)!r}) writes one to edit."
+            ) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not YAML: {error}") from error
         return cls(**settings)
@@ -222,7 +230,11 @@ def _number(text: str) -> float | str:
 
 
 def _unknown(name: str) -> str:
-    close = [_ALIASES[name]] if name in _ALIASES else difflib.get_close_matches(name, [spec.name for spec in fields(TrainConfig)], n=1, cutoff=0.5)
+    close = (
+        [_ALIASES[name]]
+        if name in _ALIASES
+        else difflib.get_close_matches(name, [spec.name for spec in fields(TrainConfig)], n=1, cutoff=0.5)
+    )
     hint = f"Did you mean {close[0]}?" if close else "help(TrainConfig) lists the settings."
     return f"{name} is no setting. {hint}"
 
@@ -239,7 +251,11 @@ def _problem(spec: "dataclasses.Field[Any]", value: Any) -> str | None:
     assert default is not MISSING
     tail = f"({facts['help']}). The default is {default}."
     if facts["choices"]:
-        return None if value in facts["choices"] else f"{spec.name}={value!r} is not one of {', '.join(facts['choices'])} {tail}"
+        return (
+            None
+            if value in facts["choices"]
+            else f"{spec.name}={value!r} is not one of {', '.join(facts['choices'])} {tail}"
+        )
     if isinstance(default, tuple):
         if isinstance(value, tuple) and value and all(isinstance(name, str) and name for name in value):
             return None

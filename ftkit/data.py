@@ -25,8 +25,14 @@ __all__ = [
 ]  # fmt: skip
 
 _SAMPLES = {
-    "invoices": ("invoices.jsonl", "extract products and prices from an invoice; train, val and test share layouts and vendors"),
-    "invoices_unseen": ("invoices_unseen.jsonl", "the same task with layouts, vendors and products that training never saw"),
+    "invoices": (
+        "invoices.jsonl",
+        "extract products and prices from an invoice; train, val and test share layouts and vendors",
+    ),
+    "invoices_unseen": (
+        "invoices_unseen.jsonl",
+        "the same task with layouts, vendors and products that training never saw",
+    ),
     "general": ("general.jsonl", "short general questions with checkable answers, to see what a model forgot"),
 }
 _BATCH = 10_000
@@ -102,7 +108,9 @@ def split(examples: Any, *, val: float = 0.1, test: float = 0.1, seed: int = 42)
     for index, messages in enumerate(examples["messages"]):
         groups.setdefault(json.dumps(prompt(messages), sort_keys=True), []).append(index)
     if len(groups) < 3:
-        raise DataError(f"{len(examples)} rows with {len(groups)} different prompts cannot be cut into three parts; at least 3 are wanted.")
+        raise DataError(
+            f"{len(examples)} rows with {len(groups)} different prompts cannot be cut into three parts; at least 3 are wanted."
+        )
     order = sorted(groups)
     random.Random(seed).shuffle(order)
     n_test, n_val = max(1, round(test * len(order))), max(1, round(val * len(order)))
@@ -131,7 +139,9 @@ def _open(source: Any, split: str | None) -> tuple[str, readers.Rows, str | None
     """Name, numbered rows, and the split that is still to be picked out."""
     if not isinstance(source, str | Path):
         if not isinstance(source, Iterable):
-            raise DataError(f"{type(source).__name__} is no dataset: give a path, a Hub id, a list of dicts or a Dataset.")
+            raise DataError(
+                f"{type(source).__name__} is no dataset: give a path, a Hub id, a list of dicts or a Dataset."
+            )
         return "the given rows", ((f"row {n}", row) for n, row in enumerate(source, 1)), split
     text = str(source)
     if text in _SAMPLES:
@@ -144,7 +154,9 @@ def _open(source: Any, split: str | None) -> tuple[str, readers.Rows, str | None
     if hub_like and not path.exists():
         return text, _hub_rows(text, split or "train"), None
     if "/" not in text and not path.suffix and not path.exists():
-        raise DataError(f"{text!r} is no file and no bundled dataset. Bundled: {', '.join(_SAMPLES)}. A Hub id is 'owner/name'.")
+        raise DataError(
+            f"{text!r} is no file and no bundled dataset. Bundled: {', '.join(_SAMPLES)}. A Hub id is 'owner/name'."
+        )
     return text, readers.read(path), split
 
 

@@ -2,9 +2,6 @@
 
 import html
 import math
-import re
-import string
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +11,13 @@ from ftkit import storage, template
 from ftkit.data import prompt
 from ftkit.errors import DataError
 from ftkit.generate import generate
+from ftkit.metrics import Score, exact_match, exact_words, interval, squad_normalise, token_f1
 from ftkit.runs import Run
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-RESAMPLES = 2_000
-
-
-@dataclass(frozen=True)
-class Score:
-    """A mean between 0 and 1 with its 95 % interval (bootstrap over prompts, 2,000 resamples)."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.1%} [{self.low:.0%}, {self.high:.0%}]"
+__all__ = [
+    "Comparison", "EvalReport", "Examples", "Score", "compare", "evaluate", "exact_match", "exact_words", "interval",
+    "leave", "perplexity", "squad_normalise", "token_f1",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,7 +83,9 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         head = ("model", "exact match [95 %]", "token F1 [95 %]", "stopped")
-        rows = "".join(_row((r.name, str(r.exact_match), str(r.token_f1), f"{r.stopped:.0%}")) for r in (self.before, self.after))
+        rows = "".join(
+            _row((r.name, str(r.exact_match), str(r.token_f1), f"{r.stopped:.0%}")) for r in (self.before, self.after)
+        )
         return f"<table>{_row(head, 'th')}{rows}</table><p>{html.escape(self.verdict())}</p>"
 
 
@@ -120,27 +109,9 @@ class Examples:
         return f"<table>{head}{rows}</table>"
 
 
-def squad_normalise(text: str) -> str:
-    """Lower-case, without punctuation and articles, single spaces (SQuAD v1.1's evaluation script)."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
-
-
-def exact_words(text: str) -> str:
-    """Only outer blanks and line-end blanks are forgiven: for output whose format is the task."""
-    return "\n".join(line.rstrip() for line in text.strip().splitlines())
-
-
-def exact_match(prediction: str, references: str | Sequence[str], normalise: Callable[[str], str] = squad_normalise) -> float:
-    """1.0 if the prediction equals any reference after normalisation, else 0.0. Two empty texts are equal."""
-    return float(any(normalise(prediction) == normalise(reference) for reference in _references(references)))
-
-
-def token_f1(prediction: str, references: str | Sequence[str], normalise: Callable[[str], str] = squad_normalise) -> float:
-    """Best F1 of shared words over the references, 0 to 1. Two empty texts score 1, one empty text 0."""
-    return max(_f1(normalise(prediction).split(), normalise(r).split()) for r in _references(references))
-
-
-def perplexity(model: Any, tokenizer: Any, examples: Any, *, batch_size: int = 8, max_length: int | None = None) -> float:
+def perplexity(
+    model: Any, tokenizer: Any, examples: Any, *, batch_size: int = 8, max_length: int | None = None
+) -> float:
     """exp(total negative log-likelihood / number of answer tokens), over the answers in `examples` alone.
 
     A mean of the examples' own perplexities would weigh short answers more; this does not. 1 is perfect.
@@ -150,19 +121,31 @@ def perplexity(model: Any, tokenizer: Any, examples: Any, *, batch_size: int = 8
     """
     import torch
 
-    rows = sorted((template.tokenize(m, tokenizer, max_length=max_length) for m in examples["messages"]), key=lambda r: len(r["input_ids"]))
+    rows = sorted(
+        (template.tokenize(m, tokenizer, max_length=max_length) for m in examples["messages"]),
+        key=lambda r: len(r["input_ids"]),
+    )
     total, count, was_training = 0.0, 0, model.training
     model.eval()
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         width = max(len(r["input_ids"]) for r in batch)
-        ids = torch.tensor([r["input_ids"] + [tokenizer.pad_token_id] * (width - len(r["input_ids"])) for r in batch], device=model.device)
-        labels = torch.tensor([r["labels"] + [template.IGNORED] * (width - len(r["labels"])) for r in batch], device=model.device)
-        mask = torch.tensor([[1] * len(r["input_ids"]) + [0] * (width - len(r["input_ids"])) for r in batch], device=model.device)
+        ids = torch.tensor(
+            [r["input_ids"] + [tokenizer.pad_token_id] * (width - len(r["input_ids"])) for r in batch],
+            device=model.device,
+        )
+        labels = torch.tensor(
+            [r["labels"] + [template.IGNORED] * (width - len(r["labels"])) for r in batch], device=model.device
+        )
+        mask = torch.tensor(
+            [[1] * len(r["input_ids"]) + [0] * (width - len(r["input_ids"])) for r in batch], device=model.device
+        )
         with torch.inference_mode():
             logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
         wanted = labels[:, 1:] != template.IGNORED
-        total += float(torch.nn.functional.cross_entropy(logits[wanted].float(), labels[:, 1:][wanted], reduction="sum"))
+        total += float(
+            torch.nn.functional.cross_entropy(logits[wanted].float(), labels[:, 1:][wanted], reduction="sum")
+        )
         count += int(wanted.sum())
     model.train(was_training)
     if count == 0:
@@ -201,7 +184,9 @@ def evaluate(
     prompts = [prompt(messages) for messages in examples["messages"]]
     accepted = examples["accept"] if "accept" in examples.column_names else [None] * len(examples)
     expected = [a or [messages[-1]["content"]] for a, messages in zip(accepted, examples["messages"], strict=True)]
-    answers = generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+    answers = generate(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    )
     rows = tuple(
         {
             "prompt": turns[-1]["content"], "expected": list(references), "answer": answer.text, "stopped": answer.stopped,
@@ -221,8 +206,14 @@ def compare(before: EvalReport, after: EvalReport) -> Comparison:
         DataError: the reports are on different prompts.
     """
     if [r["prompt"] for r in before.rows] != [r["prompt"] for r in after.rows]:
-        raise DataError(f"{before.name} and {after.name} answered different prompts; evaluate both on the same examples.")
-    return Comparison(before, after, interval([a["exact_match"] - b["exact_match"] for b, a in zip(before.rows, after.rows, strict=True)]))
+        raise DataError(
+            f"{before.name} and {after.name} answered different prompts; evaluate both on the same examples."
+        )
+    return Comparison(
+        before,
+        after,
+        interval([a["exact_match"] - b["exact_match"] for b, a in zip(before.rows, after.rows, strict=True)]),
+    )
 
 
 def leave(run: Run, **reports: EvalReport) -> Path:
@@ -232,43 +223,6 @@ def leave(run: Run, **reports: EvalReport) -> Path:
     path = storage.write_json(run / "eval/summary.json", {name: report.summary() for name, report in reports.items()})
     run.finish("evaluate", **{name: report.exact_match.value for name, report in reports.items()})
     return path
-
-
-def interval(values: Sequence[float], seed: int = 0) -> Score:
-    """Mean with its 95 % percentile bootstrap interval (Efron 1979); for all-equal 0/1 values Wilson's interval.
-
-    The bootstrap of twenty zeros is the point zero, which claims too much: there Wilson's score interval stands in.
-    """
-    import numpy as np
-
-    array = np.asarray(values, dtype=float)
-    if len(array) and np.all(array == array[0]) and array[0] in (0.0, 1.0):
-        low, high = _wilson(int(array.sum()), len(array))
-        return Score(float(array[0]), low, high)
-    draws = np.random.default_rng(seed).integers(0, len(array), size=(RESAMPLES, len(array)))
-    low, high = np.percentile(array[draws].mean(axis=1), [2.5, 97.5])
-    return Score(float(array.mean()), float(low), float(high))
-
-
-def _wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson (1927): an interval for a share that stays honest at 0 and 1."""
-    p, spread = hits / n, z * math.sqrt(hits / n * (1 - hits / n) / n + z * z / (4 * n * n))
-    middle, scale = p + z * z / (2 * n), 1 + z * z / n
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
-
-
-def _f1(predicted: list[str], wanted: list[str]) -> float:
-    if not predicted or not wanted:
-        return float(predicted == wanted)
-    shared = sum((Counter(predicted) & Counter(wanted)).values())
-    return 2 * shared / (len(predicted) + len(wanted))
-
-
-def _references(references: str | Sequence[str]) -> Sequence[str]:
-    listed = [references] if isinstance(references, str) else list(references)
-    if not listed:
-        raise DataError("An exact match needs at least one reference.")
-    return listed
 
 
 def _tick(row: Mapping[str, Any]) -> str:

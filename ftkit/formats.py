@@ -4,6 +4,7 @@ A format is told by its columns. Nothing is guessed: a row that does not fit rai
 """
 
 import difflib
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,8 +19,31 @@ _SHAREGPT_ROLES = {
     "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool",
 }  # fmt: skip
 _CHATML_TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
-_PROMPT_NAMES = ("question", "prompt", "query", "instruction", "input", "user", "request", "source", "text", "context", "article")
-_ANSWER_NAMES = ("answer", "response", "output", "completion", "reply", "target", "assistant", "label", "summary", "solution")
+_PROMPT_NAMES = (
+    "question",
+    "prompt",
+    "query",
+    "instruction",
+    "input",
+    "user",
+    "request",
+    "source",
+    "text",
+    "context",
+    "article",
+)
+_ANSWER_NAMES = (
+    "answer",
+    "response",
+    "output",
+    "completion",
+    "reply",
+    "target",
+    "assistant",
+    "label",
+    "summary",
+    "solution",
+)
 
 
 def detect_format(columns: Iterable[str]) -> str:
@@ -50,7 +74,9 @@ def suggest_mapping(columns: Iterable[str]) -> dict[str, str]:
     return {"prompt": prompt, "answer": _closest(_ANSWER_NAMES, rest) or (rest[-1] if rest else "answer")}
 
 
-def to_messages(row: Mapping[str, Any], format: str | None = None, mapping: Mapping[str, str] | None = None) -> Messages:
+def to_messages(
+    row: Mapping[str, Any], format: str | None = None, mapping: Mapping[str, str] | None = None
+) -> Messages:
     """Convert one row; the result starts with an optional system turn and ends with an assistant's answer.
 
     Args:
@@ -90,7 +116,7 @@ def order_problem(messages: Sequence[Mapping[str, str]]) -> str | None:
         return "has no answer: no assistant turn"
     if body[0] != "user":
         return f"has roles out of order: starts with {body[0]}, wanted user"
-    if any(a == b == "user" or a == b == "assistant" for a, b in zip(body, body[1:], strict=False)):
+    if any(a == b == "user" or a == b == "assistant" for a, b in itertools.pairwise(body)):
         return f"has roles out of order: {' → '.join(roles)}"
     if body[-1] != "assistant":
         return f"has no answer: ends with a {body[-1]} turn"
@@ -150,7 +176,9 @@ def _from_chatml(row: Mapping[str, Any]) -> Messages:
 
 def _from_mapping(row: Mapping[str, Any], mapping: Mapping[str, str]) -> Messages:
     if unknown := set(mapping) - {"prompt", "answer", "system"} or {"prompt", "answer"} - set(mapping):
-        raise DataError(f"mapping wants 'prompt' and 'answer', optionally 'system'; {', '.join(sorted(unknown))} is wrong.")
+        raise DataError(
+            f"mapping wants 'prompt' and 'answer', optionally 'system'; {', '.join(sorted(unknown))} is wrong."
+        )
     if missing := [column for column in mapping.values() if column not in row]:
         raise DataError(f"lacks {', '.join(missing)}; its columns are {', '.join(row)}")
     return _pair(_text(row[mapping["prompt"]], "a prompt"), row[mapping["answer"]], row.get(mapping.get("system", "")))

@@ -62,7 +62,9 @@ def generate(
         with tqdm(total=len(ids), unit="answer", disable=not progress, leave=False) as bar:
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                for row, answer in zip(rows, _answer(model, tokenizer, [ids[i] for i in rows], max_new_tokens, temperature), strict=True):
+                for row, answer in zip(
+                    rows, _answer(model, tokenizer, [ids[i] for i in rows], max_new_tokens, temperature), strict=True
+                ):
                     answers[row] = answer
                 bar.update(len(rows))
     finally:
@@ -74,7 +76,9 @@ def _as_messages(prompt: str | Sequence[Mapping[str, str]]) -> Sequence[Mapping[
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
-def _answer(model: Any, tokenizer: Any, batch: list[list[int]], max_new_tokens: int, temperature: float) -> list[Answer]:
+def _answer(
+    model: Any, tokenizer: Any, batch: list[list[int]], max_new_tokens: int, temperature: float
+) -> list[Answer]:
     """Answer one batch; `batch` holds token ids, shortest first."""
     import torch
 

@@ -40,7 +40,9 @@ def detect() -> Hardware:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         capability = (properties.major, properties.minor)
-        return Hardware("cuda", properties.name, properties.total_memory / GIB, capability, capability >= (8, 0), _cores())
+        return Hardware(
+            "cuda", properties.name, properties.total_memory / GIB, capability, capability >= (8, 0), _cores()
+        )
     return Hardware("cpu", _cpu_name(), _ram_gib(), None, _cpu_has_bf16(), _cores())
 
 

@@ -32,7 +32,9 @@ def notebooks_folder() -> Path:
     for root in (Path.cwd(), Path.cwd().parent, Path(__file__).resolve().parent.parent):
         if (root / "notebooks/00_quickstart.ipynb").exists():
             return root / "notebooks"
-    raise MissingArtifact("The notebooks are not part of the installed package. Clone the repository and run this inside it.")
+    raise MissingArtifact(
+        "The notebooks are not part of the installed package. Clone the repository and run this inside it."
+    )
 
 
 def find(name: str) -> Path:
@@ -69,7 +71,9 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> Executed:
         papermill.execute_notebook(str(path), str(notebook), parameters=parameters, progress_bar=True, kernel_name="python3",
                                    cwd=str(path.resolve().parent.parent))  # fmt: skip
     except papermill.PapermillExecutionError as error:
-        raise NotebookError(f"{path.name} cell {error.exec_count}: {error.ename}: {error.evalue}\nAs far as it came: {notebook}") from error
+        raise NotebookError(
+            f"{path.name} cell {error.exec_count}: {error.ename}: {error.evalue}\nAs far as it came: {notebook}"
+        ) from error
     return Executed(notebook, export(notebook))
 
 
@@ -88,7 +92,13 @@ def declared_parameters(path: Path) -> dict[str, str]:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
     body = ast.parse("".join("".join(c["source"]) + "\n" for c in tagged)).body
-    return {t.id: ast.unparse(n.value) for n in body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+    return {
+        t.id: ast.unparse(n.value)
+        for n in body
+        if isinstance(n, ast.Assign)
+        for t in n.targets
+        if isinstance(t, ast.Name)
+    }
 
 
 def _check_parameters(path: Path, parameters: dict[str, Any]) -> None:

@@ -120,12 +120,19 @@ def write_points(path: Path, points: list[Point]) -> None:
 
 def as_line(point: Point) -> str:
     """One line of `history.csv`; what was not measured stays empty."""
-    return ",".join("" if (v := getattr(point, n)) is None else f"{v:.6g}" if isinstance(v, float) else str(v) for n in COLUMNS) + "\n"
+    return (
+        ",".join(
+            "" if (v := getattr(point, n)) is None else f"{v:.6g}" if isinstance(v, float) else str(v) for n in COLUMNS
+        )
+        + "\n"
+    )
 
 
 def _point(path: Path, number: int, cells: list[str]) -> Point:
     try:
-        values: dict[str, Any] = {n: (int if n in _WHOLE else float)(c) for n, c in zip(COLUMNS, cells, strict=True) if c}
+        values: dict[str, Any] = {
+            n: (int if n in _WHOLE else float)(c) for n, c in zip(COLUMNS, cells, strict=True) if c
+        }
         return Point(**values)
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} line {number}: {','.join(cells)!r} is no point of a history ({error}).") from error

@@ -18,14 +18,20 @@ def resolve(name: str) -> str:
     if path.is_dir():
         return _checked_folder(path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"{name!r}: no such folder. Give a Hub id such as 'Qwen/Qwen2.5-1.5B-Instruct', or {bundled.NAME!r}.")
+        raise ModelError(
+            f"{name!r}: no such folder. Give a Hub id such as 'Qwen/Qwen2.5-1.5B-Instruct', or {bundled.NAME!r}."
+        )
     _reach(name)
     return name
 
 
 def _checked_folder(path: Path) -> str:
     if not (path / "config.json").exists():
-        hint = "It holds an adapter: use models.load_adapter." if (path / "adapter_config.json").exists() else "Wanted: config.json and *.safetensors."
+        hint = (
+            "It holds an adapter: use models.load_adapter."
+            if (path / "adapter_config.json").exists()
+            else "Wanted: config.json and *.safetensors."
+        )
         raise ModelError(f"{path} is no model folder: it has no config.json. {hint}")
     if not any(path.glob("*.safetensors")):
         raise ModelError(f"{path} has no *.safetensors. Pickled weights are not loaded, because they can run code: "
@@ -60,6 +66,8 @@ def _reach(name: str) -> None:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ModelError(f"{name!r} is not in the cache and the Hub cannot be reached. {offline}") from error
     except EntryNotFoundError as error:
-        raise ModelError(f"{name!r} has no config.json, so it is no Transformers model (a GGUF or adapter repository?): {page}.") from error
+        raise ModelError(
+            f"{name!r} has no config.json, so it is no Transformers model (a GGUF or adapter repository?): {page}."
+        ) from error
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"{name!r} could not be read from the Hub ({error}). {offline}") from error

@@ -66,9 +66,7 @@ NOTATIONS = words("${},€{},£{},{} USD,{} EUR,{} CHF,{} SEK")
 
 SEEN = Pool(
     layouts={
-        "product_lines": Layout(
-            "{vendor}\nInvoice #{number}\n", "Product: {name} x{quantity} @ {price} each"
-        ),
+        "product_lines": Layout("{vendor}\nInvoice #{number}\n", "Product: {name} x{quantity} @ {price} each"),
         "table": Layout("{vendor}\nItem | Qty | Price\n", "{name} | {quantity} | {price}"),
         "times": Layout("Bill {number} from {vendor}\n", "{quantity} × {name} — {price}"),
         "csv": Layout("{vendor}\nproduct,price,quantity\n", "{name},{price},{quantity}"),
@@ -104,21 +102,16 @@ UNSEEN = Pool(
         ),
         "bullets": Layout("Purchase from {vendor}\n", "* {name} -> {price}/unit, {quantity} units"),
     },
-    vendors=words(
-        "Zephyrine Wares,Briarstone,Copperleaf Outlet,Driftholm,Elmspire Hardware,Foxglade,Hollowpine"
-    ),
+    vendors=words("Zephyrine Wares,Briarstone,Copperleaf Outlet,Driftholm,Elmspire Hardware,Foxglade,Hollowpine"),
     styles=words("Alpine,Velvet,Hybrid,Vintage,Arctic,Royal,Hydro,Magnetic,Rustic,Metro"),
     nouns=words(
-        "Helmet,Printer,Curtain,Blender,Ladder,Pillow,Scanner,Bicycle,Teapot,Vacuum,Guitar,Headset,"
-        "Carpet,Thermostat"
+        "Helmet,Printer,Curtain,Blender,Ladder,Pillow,Scanner,Bicycle,Teapot,Vacuum,Guitar,Headset,Carpet,Thermostat"
     ),
     variants=words(",,,, Max, Lite, Duo, S5, Kit"),
 )
 
 ABOVE = words("Order no. {reference},Date: 2026-{month:02}-{day:02},Phone: 555-01{day:02}")
-BELOW = words(
-    "Subtotal: {subtotal},Shipping: {fee},Tax: {fee},Discount: -{fee},Due by 2026-{month:02}-{day:02}"
-)
+BELOW = words("Subtotal: {subtotal},Shipping: {fee},Tax: {fee},Discount: -{fee},Due by 2026-{month:02}-{day:02}")
 
 
 def amount(cents: int) -> str:

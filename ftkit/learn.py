@@ -26,7 +26,9 @@ class Prediction:
             return
         spread = abs(self.high - self.low)
         near = abs(self._guess - measured) <= 0.1 * spread
-        print(f"{'✓ Close' if near else '✗ Not yet'}: {self.question}: you said {_short(self._guess)}, measured {_short(measured)}.")
+        print(
+            f"{'✓ Close' if near else '✗ Not yet'}: {self.question}: you said {_short(self._guess)}, measured {_short(measured)}."
+        )
 
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, display
@@ -83,7 +85,9 @@ def you_should_see(what: str, value: float, low: float, high: float) -> bool:
     if seen:
         print(f"✓ {what}: {_short(value)} (wanted {_short(low)} to {_short(high)})")
     else:
-        print(f"✗ {what}: {_short(value)}, but {_short(low)} to {_short(high)} is normal. Look at the cells above before you go on.")
+        print(
+            f"✗ {what}: {_short(value)}, but {_short(low)} to {_short(high)} is normal. Look at the cells above before you go on."
+        )
     return seen
 
 

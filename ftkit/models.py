@@ -72,7 +72,9 @@ def choose_backend(config: TrainConfig) -> str:
         raise MissingExtra(f"backend={wanted!r} is not installed; there are: {', '.join(available) or 'none'}. "
                            "Run: make install, or in Colab ftkit.colab.install().")  # fmt: skip
     if wanted == "unsloth" and config.load_in_4bit and not config.bnb_4bit_use_double_quant:
-        raise ConfigError("bnb_4bit_use_double_quant=False: Unsloth always double-quantises. Use backend='transformers'.")
+        raise ConfigError(
+            "bnb_4bit_use_double_quant=False: Unsloth always double-quantises. Use backend='transformers'."
+        )
     return wanted
 
 
@@ -80,10 +82,14 @@ def add_lora(model: Any, config: TrainConfig) -> Any:
     """Attach a fresh LoRA adapter; the base weights freeze. A model that has an adapter comes back as it is.
 
     Raises:
-        ConfigError: `target_modules` that the model does not have; names the ones it has.
+        ConfigError: `target_modules` that the model does not have (names the ones it has), or a base model whose layers
+            already carry an adapter from an earlier call.
     """
     if is_adapted(model):
         return model
+    if hasattr(model, "peft_config"):
+        raise ConfigError("This base model already carries an adapter from an earlier add_lora or train. Go on with the model "
+                          "that add_lora returned, or call models.load again for a fresh one.")  # fmt: skip
     _check_targets(model, config)
     if _is_unsloth(model):
         from unsloth import FastLanguageModel
@@ -160,18 +166,20 @@ def backend_of(model: Any) -> str:
 
 
 def is_adapted(model: Any) -> bool:
-    """Whether the model carries a PEFT adapter."""
-    return hasattr(model, "peft_config")
+    """Whether the model is PEFT's wrapper around a base model with an adapter."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
 
 
 def parameters(model: Any) -> tuple[int, int]:
     """Trainable and total parameter counts; a 4-bit weight counts as the parameters that it stores."""
-    from peft import PeftModel
-
-    if isinstance(model, PeftModel):
+    if is_adapted(model):
         trainable, total = model.get_nb_trainable_parameters()
         return int(trainable), int(total)
-    counts = [(p.requires_grad, p.numel() * (2 if p.__class__.__name__ == "Params4bit" else 1)) for p in model.parameters()]
+    counts = [
+        (p.requires_grad, p.numel() * (2 if p.__class__.__name__ == "Params4bit" else 1)) for p in model.parameters()
+    ]
     return sum(n for grad, n in counts if grad), sum(n for _, n in counts)
 
 
@@ -246,4 +254,6 @@ def _distinct_pad(tokenizer: Any) -> None:
 def _check_targets(model: Any, config: TrainConfig) -> None:
     there = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if "Linear" in type(module).__name__}
     if missing := [name for name in config.target_modules if name not in there]:
-        raise ConfigError(f"target_modules {', '.join(missing)} are not in this model. It has: {', '.join(sorted(there))}.")
+        raise ConfigError(
+            f"target_modules {', '.join(missing)} are not in this model. It has: {', '.join(sorted(there))}."
+        )

@@ -48,7 +48,9 @@ def lengths(tokens: Sequence[int], max_length: int, ax: Any = None) -> Any:
     cut = sum(n > max_length for n in tokens)
     ax.hist(tokens, bins=min(40, max(5, len(set(tokens)))), color=BLUE, edgecolor="white", linewidth=0.5)
     if max_length <= 3 * max(tokens):
-        ax.axvline(max_length, color=RED, linestyle="--", label=f"max_length {max_length}: {cut} of {len(tokens)} rows cut")
+        ax.axvline(
+            max_length, color=RED, linestyle="--", label=f"max_length {max_length}: {cut} of {len(tokens)} rows cut"
+        )
         ax.legend(frameon=False)
     _label(ax, "length of an example, tokens", "examples", "How long are the examples?")
     return ax
@@ -64,15 +66,27 @@ def scores(groups: Mapping[str, Mapping[str, Any]], ax: Any = None) -> Any:
     ax = _axes(ax)
     names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
     width = 0.8 / len(names)
-    for place, (name, colour, hatch) in enumerate(zip(names, (GREY, BLUE, ORANGE, GREEN), ("//", "", "..", "xx"), strict=False)):
+    for place, (name, colour, hatch) in enumerate(
+        zip(names, (GREY, BLUE, ORANGE, GREEN), ("//", "", "..", "xx"), strict=False)
+    ):
         for group, bars in enumerate(groups.values()):
             if name not in bars:
                 continue
             score, x = bars[name], group + (place - (len(names) - 1) / 2) * width
             error = [[100 * (score.value - score.low)], [100 * (score.high - score.value)]]
-            ax.bar(x, 100 * score.value, width * 0.92, color=colour, hatch=hatch, edgecolor="white", label=name if group == 0 else None)
+            ax.bar(
+                x,
+                100 * score.value,
+                width * 0.92,
+                color=colour,
+                hatch=hatch,
+                edgecolor="white",
+                label=name if group == 0 else None,
+            )
             ax.errorbar(x, 100 * score.value, yerr=error, color="black", capsize=3, linewidth=1)
-            ax.annotate(f"{100 * score.value:.0f}", (x, 100 * score.high), (0, 3), textcoords="offset points", ha="center")
+            ax.annotate(
+                f"{100 * score.value:.0f}", (x, 100 * score.high), (0, 3), textcoords="offset points", ha="center"
+            )
     ax.set_xticks(range(len(groups)), list(groups))
     ax.set_ylim(0, 118)
     ax.set_yticks(range(0, 101, 20))

@@ -86,7 +86,11 @@ def _json(path: Path) -> Rows:
         raise DataError(f"{path} {where}: not JSON ({error}).{cut}") from error
     if isinstance(document, dict):
         lists = {k: v for k, v in document.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
-        document = next(iter(lists.values())) if len(lists) == 1 and "messages" not in lists and "conversations" not in lists else [document]
+        document = (
+            next(iter(lists.values()))
+            if len(lists) == 1 and "messages" not in lists and "conversations" not in lists
+            else [document]
+        )
     if not isinstance(document, list):
         raise DataError(f"{path}: wanted a list of objects, found {type(document).__name__}.")
     yield from ((f"row {number}", row) for number, row in enumerate(document, 1))

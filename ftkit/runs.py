@@ -81,7 +81,9 @@ class Run:
         root = Path(root) if root is not None else default_root()
         finished = sorted(root.glob("*/run.json"), key=lambda p: p.stat().st_mtime)
         if not finished:
-            raise MissingArtifact(f"{root} holds no finished run. Notebook 00_quickstart makes one; so does Run.sample().")
+            raise MissingArtifact(
+                f"{root} holds no finished run. Notebook 00_quickstart makes one; so does Run.sample()."
+            )
         return cls(finished[-1].parent)
 
     @classmethod
@@ -103,7 +105,9 @@ class Run:
         if path.exists():
             return path
         writer = _WRITTEN_BY.get(name) or _WRITTEN_BY.get(name.split("/")[0], "an earlier step")
-        raise MissingArtifact(f"{self.path} has no {name}. It is written by {writer}; run that first, or start from Run.sample().")
+        raise MissingArtifact(
+            f"{self.path} has no {name}. It is written by {writer}; run that first, or start from Run.sample()."
+        )
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -114,9 +118,13 @@ class Run:
         try:
             facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is damaged ({error}). Delete it; the step that wrote it can be run again.") from error
+            raise DataError(
+                f"{path} is damaged ({error}). Delete it; the step that wrote it can be run again."
+            ) from error
         if facts.get("format", FORMAT) > FORMAT:
-            raise DataError(f"{path} was written by a newer ftkit (format {facts['format']}, this one reads {FORMAT}). Upgrade ftkit.")
+            raise DataError(
+                f"{path} was written by a newer ftkit (format {facts['format']}, this one reads {FORMAT}). Upgrade ftkit."
+            )
         return facts
 
     def finish(self, step: str, **facts: Any) -> None:

@@ -31,14 +31,18 @@ class Shown:
         return f"{text}\n{self._legend()}"
 
     def _legend(self) -> str:
-        return f"{sum(self.trained)} of {len(self.tokens)} tokens are trained ({self.share:.0%}); each · is a masked token"
+        return (
+            f"{sum(self.trained)} of {len(self.tokens)} tokens are trained ({self.share:.0%}); each · is a masked token"
+        )
 
     def _repr_html_(self) -> str:
         spans = []
         for token, on in zip(self.tokens, self.trained, strict=True):
             label = html.escape(token).replace("\n", "⏎<br>" if on else "⏎")
             style = "background:#cfe8d5;color:#111;border-radius:3px;margin:1px" if on else "color:#999"
-            spans.append(f'<span style="{style}" title="{label if not on else "trained"}">{label if on else "·"}</span>')
+            spans.append(
+                f'<span style="{style}" title="{label if not on else "trained"}">{label if on else "·"}</span>'
+            )
         body = "".join(spans)
         return f'<div style="font-family:monospace;line-height:1.6;max-width:60em">{body}</div><p>{self._legend()}. Hover a dot to read it.</p>'
 
@@ -64,14 +68,18 @@ def render(example: Mapping[str, Any] | Messages, tokenizer: Any, *, add_generat
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except (TemplateError, TypeError, KeyError) as error:
         roles = " → ".join(m["role"] for m in messages)
-        raise DataError(f"The chat template refuses {roles}: {error}. Fold a system turn into the first user turn, or mend the order.") from error
+        raise DataError(
+            f"The chat template refuses {roles}: {error}. Fold a system turn into the first user turn, or mend the order."
+        ) from error
     bos = tokenizer.bos_token
     if bos and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] and not text.startswith(bos):
         text = bos + text
     return str(text)
 
 
-def tokenize(example: Mapping[str, Any] | Messages, tokenizer: Any, *, max_length: int | None = None) -> dict[str, list[int]]:
+def tokenize(
+    example: Mapping[str, Any] | Messages, tokenizer: Any, *, max_length: int | None = None
+) -> dict[str, list[int]]:
     """Token ids and labels of one example; `labels` is -100 wherever the loss must not look.
 
     Trained are the assistant turns, each with its stop token and without the newline that templates put after it.

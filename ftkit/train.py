@@ -4,9 +4,11 @@ Adds to TRL what a learner and a practitioner miss: a mask that comes from the t
 """
 
 import json
+import random
 import shutil
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,9 @@ def train(model: Any, tokenizer: Any, splits: Splits, config: TrainConfig, run: 
     """
     model = models.add_lora(model, config)
     rows = {name: _tokenized(name, part, tokenizer, config) for name, part in _parts(splits, config).items()}
+    if config.group_by_length:
+        lengths = [len(ids) for ids in rows["train"]["input_ids"]]
+        rows["train"] = rows["train"].select(length_batches(lengths, config.per_device_train_batch_size, config.seed))
     facts = {"data_digest": data.digest(splits.train, splits.val), "config_digest": config.digest()}
     checkpoint = _checkpoint_to_resume(run, config, facts) if resume and not run.finished("train") else None
     recorder = _Recorder(run, checkpoint, facts)
@@ -81,7 +86,24 @@ def _tokenized(name: str, examples: Any, tokenizer: Any, config: TrainConfig) ->
     return Dataset.from_list([row for number, row in enumerate(rows, 1) if number not in dropped])
 
 
-def _trainer(model: Any, tokenizer: Any, rows: dict[str, Any], config: TrainConfig, run: Run, recorder: "_Recorder") -> Any:
+def length_batches(lengths: Sequence[int], batch_size: int, seed: int) -> list[int]:
+    """An order of rows in which each `batch_size` neighbours are of like length, and the batches come shuffled.
+
+    Transformers' own grouping puts the longest rows of 50 batches first: a run of 40 steps would never see a short one.
+    """
+    draw = random.Random(seed)
+    order = list(range(len(lengths)))
+    draw.shuffle(order)  # ties in length, and which rows a short run sees, are up to the seed
+    order.sort(key=lambda i: lengths[i])
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    draw.shuffle(batches)
+    batches.sort(key=len, reverse=True)  # the one that is not full comes last, or all others would be cut differently
+    return [i for batch in batches for i in batch]
+
+
+def _trainer(
+    model: Any, tokenizer: Any, rows: dict[str, Any], config: TrainConfig, run: Run, recorder: "_Recorder"
+) -> Any:
     from transformers import DataCollatorForSeq2Seq, PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
@@ -102,6 +124,7 @@ def _trainer(model: Any, tokenizer: Any, rows: dict[str, Any], config: TrainConf
         save_strategy="steps" if config.save_steps else "no", save_steps=config.save_steps or 500,
         save_total_limit=config.save_total_limit, logging_steps=config.logging_steps, logging_first_step=True,
         report_to=config.report_to, disable_tqdm=True,
+        train_sampling_strategy="sequential" if config.group_by_length else "random",
     )  # fmt: skip
     # Labels are padded by position, never by token id: a pad token that equals the stop token does no harm.
     collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=template.IGNORED)
@@ -121,9 +144,9 @@ def _run(trainer: Any, checkpoint: Path | None, run: Run) -> None:
             trainer.evaluate()
     except (SafetensorError, RuntimeError) as error:
         # torch and safetensors raise their own classes when a checkpoint does not fit on the disk
-        if shutil.disk_usage(run.path).free < 2**20 or "No space left" in str(error):
-            raise StorageError(f"Cannot write {run.path}: the disk is full. Free some space and call train again: "
-                               "it resumes from the last complete checkpoint.") from error  # fmt: skip
+        if shutil.disk_usage(run.path).free < 2**20 or any(sign in str(error) for sign in _WRITE_FAILED):
+            raise StorageError(f"Cannot write {run.path}: the disk is full or refuses a file of this size. Free some space and call train "
+                               "again: it resumes from the last complete checkpoint.") from error  # fmt: skip
         raise
 
 
@@ -153,6 +176,9 @@ def _checkpoint_to_resume(run: Run, config: TrainConfig, facts: dict[str, str]) 
     if then["data_digest"] != facts["data_digest"]:
         raise ConfigError(f"{newest} belongs to a run on other data. {other}")
     return newest
+
+
+_WRITE_FAILED = ("No space left", "File too large", "inline_container", "iostream error", "PytorchStreamWriter")
 
 
 class _Recorder:

@@ -91,9 +91,7 @@ def test_table_has_a_row_for_each_notebook(notebooks):
         "| [00_quickstart](notebooks/00_quickstart.ipynb) | Can I? | 4.5 (2 CPU cores, 2026-11-23) | 2 GiB | "
         f"{badges.badge('00_quickstart', 'someone/kit')} |"
     )
-    assert second.startswith(
-        "| [01_decide](notebooks/01_decide.ipynb) | Do I need A \\| B? | not measured yet | "
-    )
+    assert second.startswith("| [01_decide](notebooks/01_decide.ipynb) | Do I need A \\| B? | not measured yet | ")
 
 
 def test_costs_of_an_unknown_notebook_are_refused(notebooks):

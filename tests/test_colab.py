@@ -106,9 +106,7 @@ class TestPlan:
 
     def test_old_torch_is_refused(self):
         """A held package out of range is an error that names it, its range and the next step."""
-        with pytest.raises(
-            colab.ColabError, match=r"torch 2\.6\.0\+cu124 is too old.*>=2\.8.*Runtime version"
-        ):
+        with pytest.raises(colab.ColabError, match=r"torch 2\.6\.0\+cu124 is too old.*>=2\.8.*Runtime version"):
             colab.plan({**IMAGE, "torch": "2.6.0+cu124"}, IMAGE_PYTHON)
 
     def test_all_refusals_are_named_at_once(self):
@@ -224,17 +222,13 @@ class TestInstall:
 
     def test_failed_pip_shows_its_last_lines(self):
         """The error names the command, what pip said last and what to do."""
-        with pytest.raises(
-            colab.ColabError, match=r"(?s)pip install --nonsense failed.*no such option.*again"
-        ):
+        with pytest.raises(colab.ColabError, match=r"(?s)pip install --nonsense failed.*no such option.*again"):
             colab._pip(["install", "--nonsense"], quiet=True)
 
     def test_import_failure_names_the_package(self, tmp_path, monkeypatch):
         """A package that cannot be imported is named together with its error."""
         (tmp_path / "sound_package.py").write_text("")
-        (tmp_path / "broken_package.py").write_text(
-            "raise ImportError('tokenizers>=0.22 is required\\nTry: pip')"
-        )
+        (tmp_path / "broken_package.py").write_text("raise ImportError('tokenizers>=0.22 is required\\nTry: pip')")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         assert colab._first_failure(sys.executable, "sound_package") is None
         failure = colab._first_failure(sys.executable, "sound_package broken_package")
@@ -242,9 +236,7 @@ class TestInstall:
 
     def test_culprit_behind_unsloth_is_found(self, monkeypatch):
         """Where Unsloth fails because of a package that it imports, that package is named instead."""
-        failures = iter(
-            [("unsloth", "RuntimeError: see above"), ("datasets", "ImportError: pyarrow is too old")]
-        )
+        failures = iter([("unsloth", "RuntimeError: see above"), ("datasets", "ImportError: pyarrow is too old")])
         monkeypatch.setattr(colab, "_first_failure", lambda *_: next(failures))
         with pytest.raises(
             colab.ColabError, match="datasets fails in a fresh process: ImportError: pyarrow is too old"

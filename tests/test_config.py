@@ -36,7 +36,9 @@ def test_all_problems_are_listed_at_once():
     assert len(str(caught.value).splitlines()) == 3
 
 
-@pytest.mark.parametrize(("wrong", "right"), [("learnin_rate", "learning_rate"), ("lr", "learning_rate"), ("epochs", "num_train_epochs")])
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("learnin_rate", "learning_rate"), ("lr", "learning_rate"), ("epochs", "num_train_epochs")]
+)
 def test_misspelt_name_gets_a_suggestion(wrong, right):
     with pytest.raises(ConfigError, match=f"{wrong} is no setting. Did you mean {right}"):
         TrainConfig(**{wrong: 1})

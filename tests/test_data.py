@@ -53,7 +53,9 @@ def test_a_mapping_reads_any_columns():
     assert examples[0]["messages"] == WANTED
 
 
-@pytest.mark.parametrize("mapping", [{"prompt": "question"}, {"prompt": "question", "answer": "nope"}, {"q": "question"}])
+@pytest.mark.parametrize(
+    "mapping", [{"prompt": "question"}, {"prompt": "question", "answer": "nope"}, {"q": "question"}]
+)
 def test_a_wrong_mapping_says_what_is_wrong(mapping):
     with pytest.raises(DataError, match=r"mapping wants|lacks nope"):
         data.load_examples([{"question": "Q", "reply": "A"}], mapping=mapping)
@@ -83,7 +85,9 @@ def test_each_bad_row_says_what_is_wrong_with_it(messages, problem):
 def test_all_bad_rows_are_listed_with_their_lines(tmp_path):
     path = tmp_path / "x.jsonl"
     good = json.dumps({"messages": WANTED})
-    path.write_text("\n".join([good, json.dumps({"messages": WANTED[:1]}), good, json.dumps({"messages": 3}), "7"]) + "\n")
+    path.write_text(
+        "\n".join([good, json.dumps({"messages": WANTED[:1]}), good, json.dumps({"messages": 3}), "7"]) + "\n"
+    )
     with pytest.raises(DataError, match=r"3 of 5 rows(.|\n)*line 2 has no answer(.|\n)*line 4 (.|\n)*line 5 is int"):
         data.load_examples(path)
 
@@ -115,7 +119,10 @@ def test_every_file_kind_gives_the_same_rows(tmp_path, ending):
     path = tmp_path / f"x{ending}"
     write(path, rows)
     examples = data.load_examples(path)
-    assert examples["messages"][2] == [{"role": "user", "content": 'say "2",\nplease'}, {"role": "assistant", "content": "ü 2"}]
+    assert examples["messages"][2] == [
+        {"role": "user", "content": 'say "2",\nplease'},
+        {"role": "assistant", "content": "ü 2"},
+    ]
     assert examples["id"][:] == ["0", "1", "2"]
 
 
@@ -187,8 +194,17 @@ def test_own_columns_come_along_even_with_mixed_types():
     assert examples["tag"][:] == ["1", '{"a": null}']
 
 
-cells = st.one_of(st.none(), st.text(max_size=20), st.integers(), st.floats(), st.booleans(), st.lists(st.text(max_size=3), max_size=3))
-turns = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "x"]), "content": cells}), max_size=4)
+cells = st.one_of(
+    st.none(),
+    st.text(max_size=20),
+    st.integers(),
+    st.floats(),
+    st.booleans(),
+    st.lists(st.text(max_size=3), max_size=3),
+)
+turns = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "x"]), "content": cells}), max_size=4
+)
 mess = st.one_of(
     st.fixed_dictionaries({"messages": st.one_of(turns, cells)}, optional={"note": cells}),
     st.fixed_dictionaries({"instruction": cells, "output": cells}),
@@ -262,6 +278,9 @@ def test_unknown_split_lists_those_that_exist():
 
 
 def test_digest_moves_with_any_message():
-    one, two = data.load_examples([{"prompt": "Q", "completion": "A"}]), data.load_examples([{"prompt": "Q", "completion": "B"}])
+    one, two = (
+        data.load_examples([{"prompt": "Q", "completion": "A"}]),
+        data.load_examples([{"prompt": "Q", "completion": "B"}]),
+    )
     assert data.digest(one) != data.digest(two)
     assert data.digest(one) == data.digest(one)

@@ -88,7 +88,9 @@ def test_no_reference_is_an_error():
 
 def test_perplexity_is_total_loss_over_answer_tokens(model, tokenizer, rows):
     """Equal to exp of the summed loss of single rows over their answer tokens; batching and padding do not matter."""
-    examples = data.load_examples([*rows, {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "long " * 9}]}])
+    examples = data.load_examples(
+        [*rows, {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "long " * 9}]}]
+    )
     total = count = 0
     for messages in examples["messages"]:
         row = template.tokenize(messages, tokenizer)
@@ -125,7 +127,11 @@ def report(name, hits):
 
 @pytest.mark.parametrize(
     ("before", "after", "verdict"),
-    [([0] * 20, [1] * 20, "is better"), ([1] * 20, [0] * 20, "WORSE"), ([0, 1] * 10, [0, 1] * 9 + [1, 0], "No difference")],
+    [
+        ([0] * 20, [1] * 20, "is better"),
+        ([1] * 20, [0] * 20, "WORSE"),
+        ([0, 1] * 10, [0, 1] * 9 + [1, 0], "No difference"),
+    ],
 )
 def test_verdict_is_plain(before, after, verdict):
     assert verdict in compare(report("base", before), report("tuned", after)).verdict()

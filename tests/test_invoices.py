@@ -13,9 +13,7 @@ import pytest
 from ftkit import invoices
 
 SAMPLES = Path(invoices.__file__).parent / "samples"
-PRODUCT = re.compile(
-    r"- (?P<name>.+): (?:[$€£](?P<a>\d+\.\d\d)|(?P<b>\d+\.\d\d) [A-Z]{3}) \(×(?P<quantity>\d+)\)"
-)
+PRODUCT = re.compile(r"- (?P<name>.+): (?:[$€£](?P<a>\d+\.\d\d)|(?P<b>\d+\.\d\d) [A-Z]{3}) \(×(?P<quantity>\d+)\)")
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +129,4 @@ def test_general_questions_accept_their_own_answers() -> None:
     assert len({question(row) for row in general}) == len(general)
     for row in general:
         answer = row["messages"][1]["content"]
-        assert any(
-            re.search(rf"(?<!\w){re.escape(text)}(?!\w)", answer, re.IGNORECASE) for text in row["accept"]
-        )
+        assert any(re.search(rf"(?<!\w){re.escape(text)}(?!\w)", answer, re.IGNORECASE) for text in row["accept"])

@@ -13,11 +13,23 @@ import ftkit
 
 ROOT = Path(__file__).parents[1]
 MODULES = {path.stem: path for path in (ROOT / "ftkit").glob("*.py") if not path.stem.startswith("__init__")}
-HEAVY = ("torch", "transformers", "unsloth", "trl", "peft", "datasets", "matplotlib", "ipywidgets", "bitsandbytes", "numpy", "yaml")
+HEAVY = (
+    "torch",
+    "transformers",
+    "unsloth",
+    "trl",
+    "peft",
+    "datasets",
+    "matplotlib",
+    "ipywidgets",
+    "bitsandbytes",
+    "numpy",
+    "yaml",
+)
 LAYERS = [
     {"errors", "colab"},
     {"storage", "hardware", "quiet", "learn"},
-    {"config", "runs", "bundled", "formats", "readers", "template", "badges", "invoices", "history"},
+    {"config", "runs", "bundled", "formats", "readers", "template", "badges", "invoices", "history", "metrics"},
     {"data", "hub", "plots", "generate"},
     {"models", "evaluate"},
     {"train", "headless"},
@@ -38,13 +50,25 @@ def imports_of(path: Path) -> set[str]:
 
 def test_import_is_silent_and_light():
     """`import ftkit` prints nothing and loads nothing heavy."""
-    script = f"import ftkit, sys; heavy = [m for m in {HEAVY} if m in sys.modules]; sys.exit(str(heavy) if heavy else 0)"
+    script = (
+        f"import ftkit, sys; heavy = [m for m in {HEAVY} if m in sys.modules]; sys.exit(str(heavy) if heavy else 0)"
+    )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_every_public_module_is_reachable_from_the_package():
-    assert set(MODULES) - {"__main__", "quiet", "storage", "hub", "readers", "history", "headless", "invoices"} == set(ftkit._MODULES)
+    assert set(MODULES) - {
+        "__main__",
+        "quiet",
+        "storage",
+        "hub",
+        "readers",
+        "history",
+        "headless",
+        "invoices",
+        "metrics",
+    } == set(ftkit._MODULES)
     with pytest.raises(AttributeError, match="nothing"):
         _ = ftkit.nothing
 
@@ -65,13 +89,17 @@ def test_dependencies_point_one_way(name):
 
 def test_only_models_knows_unsloth():
     """Everywhere else Unsloth's objects are plain Hugging Face objects."""
-    knowing = {name for name, path in MODULES.items() if re.search(r"^\s*(import|from) unsloth", path.read_text(), re.M)}
+    knowing = {
+        name for name, path in MODULES.items() if re.search(r"^\s*(import|from) unsloth", path.read_text(), re.M)
+    }
     assert knowing == {"models"}
 
 
 def test_readme_commands_are_make_targets():
     makefile = (ROOT / "Makefile").read_text()
-    commands = set(re.findall(r"`?make ([\w-]+)`?", (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()))
+    commands = set(
+        re.findall(r"`?make ([\w-]+)`?", (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text())
+    )
     assert {"quickstart", "test", "lab", "check", "badges"} <= commands
     for command in commands:
         assert re.search(rf"^{command}:", makefile, re.M), command
@@ -85,7 +113,9 @@ def test_readme_tree_names_every_module():
 def test_slug_stands_in_pyproject_and_is_what_notebooks_use():
     slug = re.search(r'Repository = "https://github.com/([^"]+)"', (ROOT / "pyproject.toml").read_text()).group(1)
     for path in (ROOT / "notebooks").glob("*.ipynb"):
-        used = set(re.findall(r"github(?:\.com)?/([\w.-]+/[\w.-]+?)(?:/blob|[\"'\s#]|$)", "".join(map(str, sources(path)))))
+        used = set(
+            re.findall(r"github(?:\.com)?/([\w.-]+/[\w.-]+?)(?:/blob|[\"'\s#]|$)", "".join(map(str, sources(path))))
+        )
         assert used == {slug}
 
 

@@ -40,7 +40,9 @@ def test_masked_and_trained_tokens_together_are_the_text(source):
     assert all(label in (template.IGNORED, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
 
 
-@pytest.mark.parametrize(("source", "adds_bos", "expected"), [(LLAMA3, True, 1), (LLAMA3, False, 1), (CHATML, True, 1), (CHATML, False, 0)])
+@pytest.mark.parametrize(
+    ("source", "adds_bos", "expected"), [(LLAMA3, True, 1), (LLAMA3, False, 1), (CHATML, True, 1), (CHATML, False, 0)]
+)
 def test_exactly_one_start_token_where_the_model_has_one(source, adds_bos, expected):
     tokenizer = make_tokenizer(source, adds_bos=adds_bos)
     assert template.tokenize(CHAT, tokenizer)["input_ids"].count(tokenizer.bos_token_id) == expected

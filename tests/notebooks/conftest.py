@@ -1,0 +1,47 @@
+"""Each notebook runs once a session, alone and from a cold start: in a folder of its own, in a kernel of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ftkit import headless
+from ftkit.runs import Run
+
+ROOT = Path(__file__).parents[2]
+STANDARD = {"base_model", "run_root", "max_steps", "max_examples", "seed"}
+
+
+class Executed:
+    """A notebook after its run: the folder it left, and what its cells printed."""
+
+    def __init__(self, name: str, root: Path, output: Path) -> None:
+        self.run = Run.open(root / "quickstart") if name == "00_quickstart" else None
+        self.root, self.page = root, output / f"{name}.html"
+        self.cells = json.loads((output / f"{name}.ipynb").read_text())["cells"]
+
+    @property
+    def text(self) -> str:
+        """Everything printed, streams and plain-text results."""
+        outputs = [o for c in self.cells for o in c.get("outputs", [])]
+        return "\n".join("".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for o in outputs)
+
+
+@pytest.fixture(scope="session")
+def execute(tmp_path_factory):
+    """Run a notebook by name, with parameters; the names are checked first, since papermill would only warn."""
+
+    def run(name: str, **parameters: object) -> Executed:
+        path = ROOT / "notebooks" / f"{name}.ipynb"
+        assert set(headless.declared_parameters(path)) == STANDARD
+        root, output = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("executed")
+        arguments = [str(part) for item in {"run_root": root, **parameters}.items() for part in ("-p", *item)]
+        done = subprocess.run([sys.executable, "-m", "ftkit", "notebook", str(path), "-o", str(output), *arguments],
+                              capture_output=True, text=True, cwd=ROOT, env={**os.environ, "FTKIT_RUN_ROOT": str(root)})  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return Executed(name, root, output)
+
+    return run

@@ -1,0 +1,86 @@
+"""The quickstart keeps its promise: near nothing before, at least nine in ten after, on invoices it never saw."""
+
+import json
+
+import pytest
+
+from ftkit.history import History
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def quickstart(execute):
+    return execute("00_quickstart")
+
+
+@pytest.fixture(scope="module")
+def summary(quickstart):
+    return json.loads(quickstart.run.require("eval/summary.json").read_text())
+
+
+def test_base_fails_and_tuned_succeeds(summary):
+    """At least 40 unseen invoices; base near 0, tuned at least 90 % exact match."""
+    assert summary["before"]["rows"] == summary["after"]["rows"] >= 40
+    assert summary["before"]["exact_match"]["value"] <= 0.05
+    assert summary["after"]["exact_match"]["value"] >= 0.9
+
+
+def test_unseen_layouts_are_measured_beside(summary):
+    assert summary["after_unseen"]["rows"] >= 40
+    assert 0.1 < summary["after_unseen"]["exact_match"]["value"] <= summary["after"]["exact_match"]["value"]
+
+
+def test_every_answer_stops(summary):
+    assert summary["after"]["stopped"] == 1.0
+
+
+def test_the_loss_fell_and_so_did_validation(quickstart):
+    history = History.load(quickstart.run.require("history.csv"))
+    assert history.final_loss < 0.2 * history.losses[0][1]
+    assert history.val_losses[-1][1] < 0.2
+
+
+def test_the_run_is_real_4bit_unsloth_within_the_promised_memory(quickstart):
+    facts = quickstart.run.facts["train"]
+    assert (facts["backend"], facts["base_model"]) == ("unsloth", "smollm2-135m-instruct")
+    assert facts["peak_memory_gib"] < 3
+    assert "load_in_4bit: true" in quickstart.run.require("config.yaml").read_text()
+
+
+def test_everything_that_the_notebook_promises_is_left(quickstart):
+    for name in (
+        "adapter/adapter_model.safetensors",
+        "data/train.jsonl",
+        "eval/before.jsonl",
+        "figures/loss.png",
+        "figures/scores.png",
+    ):
+        quickstart.run.require(name)
+    assert quickstart.run.facts["finished"] == ["train", "evaluate"]
+
+
+def test_no_check_of_the_notebook_failed(quickstart):
+    """`you_should_see` prints ✗ where a number is not as it should be; exercises are left open with ○."""
+    assert [line for line in quickstart.text.splitlines() if line.startswith("✗")] == []
+    assert quickstart.text.count("○ effective batch size") == 1
+
+
+def test_the_deliberate_mistake_is_caught(quickstart):
+    assert "have no trained token" in quickstart.text
+
+
+def test_the_page_holds_the_figures(quickstart):
+    assert quickstart.page.read_text().count("data:image/png;base64") >= 3
+
+
+def test_exercises_have_solutions_that_pass(quickstart, capsys):
+    """The hidden solutions, put in by this test."""
+    from ftkit.config import TrainConfig
+    from ftkit.learn import check
+
+    config = TrainConfig.load(quickstart.run.require("config.yaml"))
+    rows = len(quickstart.run.require("data/train.jsonl").read_text().splitlines())
+    solution = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    assert check("effective batch size", solution, config.effective_batch_size)
+    assert check("epochs", config.max_steps * solution / rows, config.max_steps * config.effective_batch_size / rows)

@@ -1,0 +1,26 @@
+"""What this machine is: read from it, and sane."""
+
+import os
+
+from ftkit import hardware
+
+
+def test_detect_agrees_with_the_machine():
+    import torch
+
+    machine = hardware.detect()
+    assert machine.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert 0.5 < machine.memory_gib < 4096
+    assert 1 <= machine.cores <= (os.cpu_count() or 1)
+    assert machine.name in str(machine)
+
+
+def test_cpu_bf16_is_what_unsloth_finds():
+    """Both read the CPU's flags; they must not disagree, or the number format would."""
+    from unsloth_zoo.cpu.runtime import cpu_bf16_supported
+
+    assert hardware._cpu_has_bf16() == cpu_bf16_supported()
+
+
+def test_peak_memory_never_falls_below_the_present():
+    assert hardware.peak_memory_gib() >= 0.95 * hardware.process_memory_gib()
