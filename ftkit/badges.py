@@ -131,7 +131,7 @@ def main(root: Path = ROOT) -> int:
     (root / "colab_badges.md").write_text(text, encoding="utf-8")
     problems = wrong_badges(notebooks, repository)
     for problem in problems:
-        print(problem, file=sys.stderr)
+        sys.stderr.write(f"{problem}\n")
     return int(bool(problems))
 
 

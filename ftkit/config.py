@@ -110,8 +110,9 @@ class TrainConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        if isinstance(self.target_modules, list):  # YAML has no tuples
-            object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        targets: Any = self.target_modules
+        if isinstance(targets, list):  # YAML has no tuples
+            object.__setattr__(self, "target_modules", tuple(targets))
         if problems := [problem for spec in fields(self) if (problem := _problem(spec, getattr(self, spec.name)))]:
             raise ConfigError("\n".join(problems))
         if self.max_steps == 0:

@@ -187,7 +187,7 @@ def evaluate(
     answers = generate(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
     )
-    rows = tuple(
+    rows: tuple[dict[str, Any], ...] = tuple(
         {
             "prompt": turns[-1]["content"], "expected": list(references), "answer": answer.text, "stopped": answer.stopped,
             "tokens": answer.tokens, "exact_match": exact_match(answer.text, references, normalise),

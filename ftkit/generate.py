@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftkit import template
+from ftkit.hardware import release_memory
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def generate(
                 ):
                     answers[row] = answer
                 bar.update(len(rows))
+                release_memory()
     finally:
         model.train(was_training)
     return [answer for answer in answers if answer is not None]

@@ -62,13 +62,24 @@ def peak_memory_gib() -> float:
     return _peak_resident_bytes() / GIB
 
 
+def release_memory() -> None:
+    """Give freed memory back to the system; does nothing where the C library has no `malloc_trim`.
+
+    glibc would keep it, and a process that sees tensors of ever new sizes would only grow.
+    """
+    import ctypes
+
+    if platform.system() == "Linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def _peak_resident_bytes() -> float:
     try:
         import resource
     except ImportError:  # Windows keeps the peak elsewhere
         import psutil
 
-        return float(psutil.Process().memory_info().peak_wset)
+        return float(psutil.Process().memory_info().peak_wset)  # type: ignore[attr-defined]
     unit = 1 if platform.system() == "Darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 

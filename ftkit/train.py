@@ -16,7 +16,7 @@ from ftkit import data, models, plots, storage, template
 from ftkit.config import TrainConfig
 from ftkit.data import Splits
 from ftkit.errors import ConfigError, DataError, StorageError
-from ftkit.hardware import detect, peak_memory_gib, process_memory_gib
+from ftkit.hardware import detect, peak_memory_gib, process_memory_gib, release_memory
 from ftkit.history import History, Point, as_line, read_points, write_points
 from ftkit.runs import Run
 
@@ -42,8 +42,8 @@ def train(model: Any, tokenizer: Any, splits: Splits, config: TrainConfig, run: 
         ConfigError: an interrupted run used other settings or data; names them.
         StorageError: the disk is full or the folder cannot be written.
     """
-    model = models.add_lora(model, config)
     rows = {name: _tokenized(name, part, tokenizer, config) for name, part in _parts(splits, config).items()}
+    model = models.add_lora(model, config)
     if config.group_by_length:
         lengths = [len(ids) for ids in rows["train"]["input_ids"]]
         rows["train"] = rows["train"].select(length_batches(lengths, config.per_device_train_batch_size, config.seed))
@@ -187,6 +187,7 @@ class _Recorder:
     def __init__(self, run: Run, checkpoint: Path | None, facts: dict[str, str]) -> None:
         self.path, self.facts, self.drawing = run / "history.csv", facts, plots.live_loss()
         self.points: list[Point] = []
+        self.on_cpu = detect().device == "cpu"
         if checkpoint is not None:
             reached = int(checkpoint.name.rsplit("-", 1)[1])
             self.points = [p for p in read_points(self.path) if p.step <= reached]
@@ -195,10 +196,12 @@ class _Recorder:
         self.started = time.monotonic()
 
     def add(self, step: int, logs: dict[str, float], total: int) -> None:
+        """Take in what the trainer logs: a training point, a validation point, or a closing summary (not kept)."""
         tokens = logs.get("num_tokens", logs.get("eval_num_tokens"))
         point = Point(step, logs.get("loss"), logs.get("eval_loss"), logs.get("learning_rate"), logs.get("grad_norm"),
                       None if tokens is None else int(tokens), self.earlier_s + time.monotonic() - self.started,
-                      process_memory_gib() if detect().device == "cpu" else peak_memory_gib())  # fmt: skip
+                      process_memory_gib() if self.on_cpu else peak_memory_gib())  # fmt: skip
+        release_memory()
         if point.loss is None and point.val_loss is None:
             return
         self.points.append(point)
@@ -212,7 +215,7 @@ class _Recorder:
 
         recorder = self
 
-        class Callback(TrainerCallback):
+        class Callback(TrainerCallback):  # type: ignore[misc]
             def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 recorder.started = time.monotonic()
                 recorder.drawing.start(state.max_steps)

@@ -134,6 +134,7 @@ print("STEPS", len(history.losses))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_newest_checkpoint(tmp_path):
     """After `kill -9` nothing half-written counts, and the same call trains the remaining steps to the same end."""
     script = KILLED.format(tests=os.path.dirname(__file__), root=str(tmp_path), steps=60)
@@ -191,6 +192,7 @@ def test_resume_false_starts_afresh(model, tokenizer, splits, toy_config, run):
     assert train(model, tokenizer, splits, toy_config.replace(max_steps=1), run, resume=False).steps == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_explained_and_leaves_no_half_adapter(tokenizer, tmp_path):
     """A file size limit of 40 kB lets the small files through and stops the checkpoint."""
     script = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
