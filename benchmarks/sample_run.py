@@ -32,11 +32,18 @@ def main() -> None:
         reports = {}
         for name in ("before", "after"):
             if name == "before":
-                tested, tokenizer = models.load(models.BUNDLED, config.replace(load_in_4bit=False, backend="transformers"))
+                tested, tokenizer = models.load(
+                    models.BUNDLED, config.replace(load_in_4bit=False, backend="transformers")
+                )
             else:
                 tested, tokenizer = models.load_adapter(run / "adapter", merge=True)
             reports[name] = evaluate.evaluate(
-                tested, tokenizer, test, name={"before": "base", "after": "fine-tuned"}[name], normalise=evaluate.exact_words, max_new_tokens=80
+                tested,
+                tokenizer,
+                test,
+                name={"before": "base", "after": "fine-tuned"}[name],
+                normalise=evaluate.exact_words,
+                max_new_tokens=80,
             )
             print(reports[name])
         evaluate.leave(run, **reports)
@@ -52,7 +59,9 @@ def halve(path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    save_file({name: tensor.to(torch.bfloat16) for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.to(torch.bfloat16) for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"}
+    )
 
 
 if __name__ == "__main__":

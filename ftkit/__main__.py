@@ -41,7 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", help="YAML as TrainConfig.save writes it")
     train.add_argument("--data", required=True, help="a file, a Hub id or a bundled name")
     train.add_argument("--model", default=None, help="default: what suits the machine")
-    train.add_argument("--run", dest="name", default=None, help="name of the run folder")
+    train.add_argument(
+        "--run",
+        dest="name",
+        default=None,
+        help="name of the run folder (default: the config's name); an interrupted one is resumed",
+    )
     train.add_argument("--root", default=None, help="where run folders go (default: runs)")
     train.set_defaults(run=_train)
     commands.add_parser("doctor", help="what this machine is and what is missing").set_defaults(run=_doctor)
@@ -52,7 +57,9 @@ def _quickstart(options: argparse.Namespace) -> int:
     from ftkit import headless, runs
 
     parameters = _parameters(options.parameter)
-    root = Path(str(parameters.setdefault("run_root", str(runs.default_root().resolve()))))
+    named = str(parameters.get("run_root", "auto"))
+    root = (runs.default_root() if named == "auto" else Path(named)).resolve()
+    parameters["run_root"] = str(root)
     run = runs.Run.create("quickstart", root)
     executed = headless.execute(headless.find("00_quickstart"), run.path, parameters)
     summary = json.loads(run.require("eval/summary.json").read_text(encoding="utf-8"))
@@ -81,7 +88,7 @@ def _train(options: argparse.Namespace) -> int:
 
     config = TrainConfig.load(options.config)
     splits = data.split(data.load_examples(options.data), seed=config.seed)
-    run = Run.create(options.name, options.root)
+    run = Run.create(options.name or Path(options.config).stem, options.root)
     model, tokenizer = models.load(options.model or models.default_model(), config)
     print(f"{splits}; effective batch size {config.effective_batch_size}")
     history = train(model, tokenizer, splits, config, run)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit import readers
-from ftkit.errors import DataError
+from ftkit.errors import DataError, FtkitWarning
 from ftkit.formats import Messages, detect_format, to_messages, used_columns
 from ftkit.template import render, show_example, tokenize, trained_share
 
@@ -150,10 +150,10 @@ def _open(source: Any, split: str | None) -> tuple[str, readers.Rows, str | None
         file = resources.files("ftkit").joinpath("samples", _SAMPLES[text][0])
         return text, readers.read(Path(str(file))), split
     path = Path(text).expanduser()
-    hub_like = text.count("/") == 1 and not path.suffix and not path.parent.is_dir()
+    hub_like = text.count("/") == 1 and path.suffix.lower() not in readers.ENDINGS and not path.parent.is_dir()
     if hub_like and not path.exists():
         return text, _hub_rows(text, split or "train"), None
-    if "/" not in text and not path.suffix and not path.exists():
+    if "/" not in text and path.suffix.lower() not in readers.ENDINGS and not path.exists():
         raise DataError(
             f"{text!r} is no file and no bundled dataset. Bundled: {', '.join(_SAMPLES)}. A Hub id is 'owner/name'."
         )
@@ -169,7 +169,7 @@ def _hub_rows(name: str, split: str) -> readers.Rows:
         rows = load_dataset(name, split=split)
     except (DatasetsError, HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         # `datasets` raises FileNotFoundError and ConnectionError alike here: the text is what tells them apart
-        raise DataError(f"{name!r} could not be read from the Hub: {str(error).splitlines()[0][:200]} "
+        raise DataError(f"{name!r} could not be read from the Hub: {(str(error) or type(error).__name__).splitlines()[0][:200]} "
                         "Is the name right, the network there, and for gated data `hf auth login` done?") from error  # fmt: skip
     return ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
@@ -198,7 +198,9 @@ def _collect(name: str, rows: readers.Rows, mapping: Mapping[str, str] | None, o
         if on_error == "raise" or not parts:
             skip = "Mend them, or leave them out with on_error='skip'." if parts else "No row can be used."
             raise DataError(f"{name}: {len(bad)} of {total} rows cannot be used:\n  {listed}\n{skip}")
-        warnings.warn(f"{name}: left out {len(bad)} of {total} rows:\n  {listed}", stacklevel=3)
+        warnings.warn(f"{name}: left out {len(bad)} of {total} rows:\n  {listed}", FtkitWarning, stacklevel=3)
+    if len({str(part.features) for part in parts}) > 1:  # own columns changed their type from one batch to the next
+        parts = [part.map(_as_text, fn_kwargs={"keep": "messages"}, load_from_cache_file=False) for part in parts]
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
 
@@ -229,7 +231,11 @@ def _convert(row: Any, format: str | None, mapping: Mapping[str, str] | None) ->
     except DataError as error:
         return {}, str(error)
     used = set(mapping.values()) if mapping else used_columns(format or "messages")
-    return {"messages": messages, **{str(k): v for k, v in row.items() if k not in used}}, None
+    return {**{str(k): v for k, v in row.items() if k not in used}, "messages": messages}, None
+
+
+def _as_text(row: dict[str, Any], keep: str) -> dict[str, Any]:
+    return {k: v if k == keep or v is None else v if isinstance(v, str) else json.dumps(v) for k, v in row.items()}
 
 
 def _uniform(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

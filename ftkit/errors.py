@@ -15,6 +15,10 @@ FtkitError
 """
 
 
+class FtkitWarning(UserWarning):
+    """Something that a run survives and a reader should know."""
+
+
 class FtkitError(Exception):
     """Base of all deliberate errors: the message names the value, the reason and the next step."""
 

@@ -11,7 +11,7 @@ from ftkit import storage, template
 from ftkit.data import prompt
 from ftkit.errors import DataError
 from ftkit.generate import generate
-from ftkit.metrics import Score, exact_match, exact_words, interval, squad_normalise, token_f1
+from ftkit.metrics import Score, difference_interval, exact_match, exact_words, interval, squad_normalise, token_f1
 from ftkit.runs import Run
 
 __all__ = [
@@ -212,7 +212,9 @@ def compare(before: EvalReport, after: EvalReport) -> Comparison:
     return Comparison(
         before,
         after,
-        interval([a["exact_match"] - b["exact_match"] for b, a in zip(before.rows, after.rows, strict=True)]),
+        difference_interval(
+            [a["exact_match"] - b["exact_match"] for b, a in zip(before.rows, after.rows, strict=True)]
+        ),
     )
 
 

@@ -128,6 +128,10 @@ def order_problem(messages: Sequence[Mapping[str, str]]) -> str | None:
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"has {what} of type {type(value).__name__} ({str(value)[:40]!r}), wanted text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"has {what} with half a character (a lone surrogate at {error.start + 1})") from error
     return value
 
 

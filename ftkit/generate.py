@@ -57,6 +57,7 @@ def generate(
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers: list[Answer | None] = [None] * len(ids)
     was_training, _ = model.training, model.eval()
+    hook = model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     if temperature > 0:
         torch.manual_seed(seed)
     try:
@@ -70,8 +71,14 @@ def generate(
                 bar.update(len(rows))
                 release_memory()
     finally:
+        hook.remove()
         model.train(was_training)
     return [answer for answer in answers if answer is not None]
+
+
+def _contiguous(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copy the last hidden states: for a strided view and a frozen head torch would copy the head once a prompt."""
+    return (inputs[0].contiguous(), *inputs[1:])
 
 
 def _as_messages(prompt: str | Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:

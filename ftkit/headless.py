@@ -69,12 +69,17 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> Executed:
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         papermill.execute_notebook(str(path), str(notebook), parameters=parameters, progress_bar=True, kernel_name="python3",
-                                   cwd=str(path.resolve().parent.parent))  # fmt: skip
+                                   cwd=str(_working_folder(path)))  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise NotebookError(
             f"{path.name} cell {error.exec_count}: {error.ename}: {error.evalue}\nAs far as it came: {notebook}"
         ) from error
     return Executed(notebook, export(notebook))
+
+
+def _working_folder(path: Path) -> Path:
+    folder = path.resolve().parent
+    return folder.parent if folder.name == "notebooks" else folder
 
 
 def export(notebook: Path) -> Path:

@@ -16,7 +16,7 @@ RESAMPLES = 2_000
 
 @dataclass(frozen=True)
 class Score:
-    """A mean between 0 and 1 with its 95 % interval (bootstrap over prompts, 2,000 resamples)."""
+    """A mean (a share, or a difference of shares) with its 95 % interval (bootstrap over prompts, 2,000 resamples)."""
 
     value: float
     low: float
@@ -64,6 +64,14 @@ def interval(values: Sequence[float], seed: int = 0) -> Score:
     draws = np.random.default_rng(seed).integers(0, len(array), size=(RESAMPLES, len(array)))
     low, high = np.percentile(array[draws].mean(axis=1), [2.5, 97.5])
     return Score(float(array.mean()), float(low), float(high))
+
+
+def difference_interval(values: Sequence[float]) -> Score:
+    """Interval of a mean paired difference, between -1 and 1; where all pairs agree Wilson's interval, on both sides of 0."""
+    if values and all(v == values[0] for v in values) and values[0] in (-1.0, 0.0, 1.0):
+        low, high = _wilson(0 if values[0] == 0 else len(values), len(values))
+        return {0.0: Score(0.0, -high, high), 1.0: Score(1.0, low, high), -1.0: Score(-1.0, -high, -low)}[values[0]]
+    return interval(values)
 
 
 def _wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:

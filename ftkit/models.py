@@ -5,6 +5,7 @@ safetensors alone, and no code from a model's repository is ever run.
 """
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from ftkit import bundled, hub, runs, storage
 from ftkit.config import TrainConfig
-from ftkit.errors import ConfigError, MissingArtifact, MissingExtra
+from ftkit.errors import ConfigError, FtkitWarning, MissingArtifact, MissingExtra
 from ftkit.hardware import Hardware, detect
 from ftkit.quiet import quiet
 
@@ -47,9 +48,11 @@ def load(name: str | Path = BUNDLED, config: TrainConfig | None = None) -> tuple
         MissingExtra: the chosen backend is not installed.
     """
     config = config or TrainConfig.for_hardware(detect())
+    # oneDNN keeps compiled kernels for each new width; a thousand of them, its default, is over a GiB
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     backend = choose_backend(config)
-    if backend == "unsloth":
-        _import_unsloth()
+    if backend == "unsloth" or ("unsloth" in backends() and "transformers" not in sys.modules):
+        _import_unsloth()  # also before a plain load: later would be too late for it to patch
     source = hub.resolve(str(name))
     with quiet(enabled=Path(source).is_dir()):  # a download keeps its progress bar
         model, tokenizer = (_load_unsloth if backend == "unsloth" else _load_transformers)(source, config)
@@ -151,6 +154,9 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
                           "Use config.replace(load_in_4bit=False).")  # fmt: skip
     facts = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
     model, tokenizer = load(facts["base_model_name_or_path"], config)
+    if merge and getattr(model, "is_loaded_in_4bit", False):
+        raise ConfigError(f"{facts['base_model_name_or_path']} stores 4-bit weights: merging would round the adapter away. "
+                          "Train on the 16-bit repository of the same model.")  # fmt: skip
     with quiet():
         model = PeftModel.from_pretrained(model, str(path))
         if (path / "tokenizer_config.json").exists():
@@ -189,6 +195,7 @@ def _import_unsloth() -> None:
         warnings.warn(
             f"Unsloth is imported after {', '.join(late)} and may patch only part of them: slower training, more memory. "
             "Restart the kernel and call models.load, or `import unsloth`, before other Hugging Face imports.",
+            FtkitWarning,
             stacklevel=3,
         )
     with quiet():
@@ -201,6 +208,7 @@ def _load_unsloth(source: str, config: TrainConfig) -> tuple[Any, Any]:
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=source, max_seq_length=config.max_length, dtype=_torch_dtype(config), load_in_4bit=config.load_in_4bit,
         use_gradient_checkpointing=_checkpointing(config), trust_remote_code=False, use_safetensors=True,
+        use_exact_model_name=True,  # else a 4-bit copy from another repository would be taken for the one that was named
     )  # fmt: skip
     return model, tokenizer
 

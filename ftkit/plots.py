@@ -91,7 +91,7 @@ def scores(groups: Mapping[str, Mapping[str, Any]], ax: Any = None) -> Any:
     ax.set_ylim(0, 118)
     ax.set_yticks(range(0, 101, 20))
     ax.legend(frameon=False, ncols=len(names), loc="upper left")
-    _label(ax, "", "score, % (bars: 95 % interval)", "Is it better?")
+    _label(ax, "", "score, % (thin line: 95 % interval)", "Is it better?")
     return ax
 
 
@@ -101,7 +101,7 @@ def live_loss() -> "LiveLoss":
 
 
 class LiveLoss:
-    """Shows progress without slowing it: a redraw happens only once fifty times its own cost has passed."""
+    """Shows progress without slowing it: a redraw happens only once a hundred times its own cost has passed."""
 
     def __init__(self, in_notebook: bool) -> None:
         self._in_notebook = in_notebook
@@ -109,7 +109,7 @@ class LiveLoss:
         self._bar: Any = None
         self._picture = ""
         self._drawn_at = self._cost_s = 0.0
-        self._began, self._first_step = time.monotonic(), 0
+        self._began, self._first_step, self._updated = time.monotonic(), 0, False
 
     def start(self, total: int) -> None:
         """Show an empty bar for `total` updates."""
@@ -126,6 +126,8 @@ class LiveLoss:
     def update(self, points: Sequence[Point], total: int) -> None:
         """Take in the newest point; redraw if enough time has passed."""
         now = time.monotonic()
+        if not self._updated:
+            self._updated, self._first_step = True, points[-1].step - 1
         if self._bar is not None:
             self._bar.update(points[-1].step - self._bar.n)
             self._bar.set_postfix_str(_latest(points), refresh=False)
@@ -161,7 +163,11 @@ class LiveLoss:
         spent = time.monotonic() - self._began
         if step >= total:
             return f"· {_clock(spent)} in all"
-        return f"· about {_clock(spent / step * (total - step))} left" if step else "· first step is the slowest"
+        return (
+            f"· about {_clock(spent / (step - self._first_step) * (total - step))} left"
+            if step > self._first_step
+            else "· first step is the slowest"
+        )
 
 
 def _draw_loss(ax: Any, points: Sequence[Point]) -> None:

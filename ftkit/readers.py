@@ -150,3 +150,4 @@ _READERS: dict[str, Callable[[Path], Rows]] = {
     ".tsv": _csv,
     ".parquet": _parquet,
 }
+ENDINGS = frozenset(_READERS)

@@ -33,7 +33,7 @@ def explained(path: Path) -> Iterator[None]:
         }
         if error.errno not in reasons:
             raise
-        raise StorageError(f"Cannot write {path}: {reasons[error.errno]}. Nothing half-written was left.") from error
+        raise StorageError(f"Cannot write {path}: {reasons[error.errno]}.") from error
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
@@ -43,6 +43,7 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
+            os.fchmod(handle, 0o644)
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()

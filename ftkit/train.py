@@ -15,7 +15,7 @@ from typing import Any
 from ftkit import data, models, plots, storage, template
 from ftkit.config import TrainConfig
 from ftkit.data import Splits
-from ftkit.errors import ConfigError, DataError, StorageError
+from ftkit.errors import ConfigError, DataError, FtkitWarning, StorageError
 from ftkit.hardware import detect, peak_memory_gib, process_memory_gib, release_memory
 from ftkit.history import History, Point, as_line, read_points, write_points
 from ftkit.runs import Run
@@ -35,30 +35,41 @@ def train(model: Any, tokenizer: Any, splits: Splits, config: TrainConfig, run: 
         splits: from `data.split`; `splits.val` is measured every `config.eval_steps` updates and at the end.
         config: the settings.
         run: where everything goes.
-        resume: go on from the newest complete checkpoint of an interrupted run with the same settings and data.
+        resume: go on from the newest complete checkpoint of an interrupted run with the same model, settings and data;
+            False starts afresh and replaces what an earlier training left.
 
     Raises:
         DataError: no row has a trained token.
-        ConfigError: an interrupted run used other settings or data; names them.
+        ConfigError: the run is finished already, or was interrupted with other settings or data (names them).
         StorageError: the disk is full or the folder cannot be written.
     """
+    if resume and run.finished("train"):
+        raise ConfigError(
+            f"{run.path} holds a finished training. Choose another run name, or pass resume=False to replace it."
+        )
+    if config.packing:
+        raise ConfigError(
+            "packing=True is not supported yet: packed examples would see each other. Use group_by_length=True."
+        )
     rows = {name: _tokenized(name, part, tokenizer, config) for name, part in _parts(splits, config).items()}
     model = models.add_lora(model, config)
     if config.group_by_length:
         lengths = [len(ids) for ids in rows["train"]["input_ids"]]
         rows["train"] = rows["train"].select(length_batches(lengths, config.per_device_train_batch_size, config.seed))
-    facts = {"data_digest": data.digest(splits.train, splits.val), "config_digest": config.digest()}
+    facts = {
+        "data_digest": data.digest(splits.train, splits.val), "config_digest": config.digest(),
+        "base_model": _base_name(model), "backend": models.backend_of(model),
+    }  # fmt: skip
     checkpoint = _checkpoint_to_resume(run, config, facts) if resume and not run.finished("train") else None
     recorder = _Recorder(run, checkpoint, facts)
-    if checkpoint is None:
-        _start_afresh(run, splits, config)
     with storage.explained(run.path):
         trainer = _trainer(model, tokenizer, rows, config, run, recorder)
+        if checkpoint is None:
+            _start_afresh(run, splits, config)
         _run(trainer, checkpoint, run)
-        models.save_adapter(trainer.model, tokenizer, run / "adapter")
     history = History.of(read_points(run / "history.csv"), peak_memory_gib())
     plots.save(plots.loss(history, ax=plots.blank_axes()), run / "figures/loss.png")
-    run.finish("train", **facts, base_model=_base_name(model), backend=models.backend_of(model), device=str(detect()),
+    run.finish("train", **facts, device=str(detect()),
                seed=config.seed, steps=history.steps, seconds=round(history.seconds, 1), tokens=history.tokens,
                tokens_per_s=round(history.tokens_per_s, 1), peak_memory_gib=round(history.peak_memory_gib, 3),
                trainable_parameters=models.parameters(model)[0])  # fmt: skip
@@ -66,7 +77,7 @@ def train(model: Any, tokenizer: Any, splits: Splits, config: TrainConfig, run: 
 
 
 def _parts(splits: Splits, config: TrainConfig) -> dict[str, Any]:
-    val = splits.val.select(range(min(len(splits.val), config.max_eval_examples)))
+    val = splits.val.shuffle(seed=config.seed).select(range(min(len(splits.val), config.max_eval_examples)))
     return {"train": splits.train, "val": val}
 
 
@@ -74,16 +85,33 @@ def _tokenized(name: str, examples: Any, tokenizer: Any, config: TrainConfig) ->
     """Ids and labels of each row; rows in which nothing is trained are left out with a warning that numbers them."""
     from datasets import Dataset
 
-    rows = [template.tokenize(messages, tokenizer, max_length=config.max_length) for messages in examples["messages"]]
+    whole = [template.tokenize(messages, tokenizer) for messages in examples["messages"]]
+    if not whole:
+        raise DataError(f"The {name} part has no rows.")
+    _warn_of_cuts(name, whole, config.max_length)
+    rows = [{column: values[: config.max_length] for column, values in row.items()} for row in whole]
     empty = [number for number, row in enumerate(rows, 1) if all(label == template.IGNORED for label in row["labels"])]
     if empty:
         listed = ", ".join(map(str, empty[:10])) + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
         reason = f"have no trained token: the answer lies beyond max_length={config.max_length}"
         if len(empty) == len(rows):
             raise DataError(f"All {len(rows)} {name} rows {reason}. Raise max_length.")
-        warnings.warn(f"{name} rows {listed} {reason}; they are left out. Raise max_length to keep them.", stacklevel=3)
+        warnings.warn(
+            f"{name} rows {listed} {reason}; they are left out. Raise max_length to keep them.",
+            FtkitWarning,
+            stacklevel=3,
+        )
     dropped = set(empty)
     return Dataset.from_list([row for number, row in enumerate(rows, 1) if number not in dropped])
+
+
+def _warn_of_cuts(name: str, rows: list[dict[str, list[int]]], limit: int) -> None:
+    """Name the rows whose answer loses tokens at `limit`: they also lose the stop token."""
+    lost = {n: sum(x != template.IGNORED for x in row["labels"][limit:]) for n, row in enumerate(rows, 1)}
+    if cut := [n for n, tokens in lost.items() if tokens]:
+        listed = ", ".join(map(str, cut[:10])) + (f" and {len(cut) - 10} more" if len(cut) > 10 else "")
+        message = f"{name} rows {listed} are longer than max_length={limit}: their answers lose {sum(lost.values())} tokens, the stop token too."
+        warnings.warn(message, FtkitWarning, stacklevel=4)
 
 
 def length_batches(lengths: Sequence[int], batch_size: int, seed: int) -> list[int]:
@@ -127,7 +155,10 @@ def _trainer(
         train_sampling_strategy="sequential" if config.group_by_length else "random",
     )  # fmt: skip
     # Labels are padded by position, never by token id: a pad token that equals the stop token does no harm.
-    collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=template.IGNORED)
+    # Few distinct widths on a CPU: each new one leaves compiled kernels in memory.
+    collator = DataCollatorForSeq2Seq(
+        tokenizer, label_pad_token_id=template.IGNORED, pad_to_multiple_of=16 if on_cpu else None
+    )
     trainer = SFTTrainer(model=model, args=arguments, processing_class=tokenizer, train_dataset=rows["train"],
                          eval_dataset=rows["val"], data_collator=collator, callbacks=[recorder.callback()])  # fmt: skip
     trainer.remove_callback(PrinterCallback)
@@ -139,6 +170,7 @@ def _run(trainer: Any, checkpoint: Path | None, run: Run) -> None:
 
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        models.save_adapter(trainer.model, trainer.processing_class, run / "adapter")  # before anything else can fail
         evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
         if trainer.state.global_step not in evaluated:
             trainer.evaluate()
@@ -152,8 +184,9 @@ def _run(trainer: Any, checkpoint: Path | None, run: Run) -> None:
 
 def _start_afresh(run: Run, splits: Splits, config: TrainConfig) -> None:
     """Empty what an earlier training left, so that nothing of two runs is mixed, and note what this one starts from."""
-    run.reopen("train")
-    for name in ("checkpoints", "adapter"):
+    for step in ("train", "evaluate"):
+        run.reopen(step)
+    for name in ("checkpoints", "adapter", "eval", "figures"):
         shutil.rmtree(run / name, ignore_errors=True)
     write_points(run / "history.csv", [])
     config.save(run / "config.yaml")
@@ -173,8 +206,10 @@ def _checkpoint_to_resume(run: Run, config: TrainConfig, facts: dict[str, str]) 
         changed = [n for n in config.__dataclass_fields__ if getattr(config, n) != getattr(before, n)]
         listed = ", ".join(f"{n} ({getattr(before, n)} then, {getattr(config, n)} now)" for n in changed)
         raise ConfigError(f"{newest} belongs to a run with other settings: {listed}. {other}")
-    if then["data_digest"] != facts["data_digest"]:
-        raise ConfigError(f"{newest} belongs to a run on other data. {other}")
+    for fact in ("data_digest", "base_model", "backend"):
+        if then[fact] != facts[fact]:
+            what = "other data" if fact == "data_digest" else f"another {fact} ({then[fact]} then, {facts[fact]} now)"
+            raise ConfigError(f"{newest} belongs to a run on {what}. {other}")
     return newest
 
 
@@ -192,6 +227,7 @@ class _Recorder:
             reached = int(checkpoint.name.rsplit("-", 1)[1])
             self.points = [p for p in read_points(self.path) if p.step <= reached]
             write_points(self.path, self.points)
+        self.earlier_tokens = max((p.tokens or 0 for p in self.points), default=0)
         self.earlier_s = max((p.seconds or 0.0 for p in self.points), default=0.0)
         self.started = time.monotonic()
 
@@ -199,7 +235,7 @@ class _Recorder:
         """Take in what the trainer logs: a training point, a validation point, or a closing summary (not kept)."""
         tokens = logs.get("num_tokens", logs.get("eval_num_tokens"))
         point = Point(step, logs.get("loss"), logs.get("eval_loss"), logs.get("learning_rate"), logs.get("grad_norm"),
-                      None if tokens is None else int(tokens), self.earlier_s + time.monotonic() - self.started,
+                      None if tokens is None else self.earlier_tokens + int(tokens), self.earlier_s + time.monotonic() - self.started,
                       process_memory_gib() if self.on_cpu else peak_memory_gib())  # fmt: skip
         release_memory()
         if point.loss is None and point.val_loss is None:

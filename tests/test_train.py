@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ftkit import data, models, template
-from ftkit.errors import ConfigError, DataError, StorageError
+from ftkit.errors import ConfigError, DataError, FtkitWarning
 from ftkit.history import COLUMNS, History
 from ftkit.runs import Run
 from ftkit.train import length_batches, train
@@ -110,7 +110,7 @@ def test_a_run_that_would_train_nothing_is_refused(model, tokenizer, splits, toy
 def test_training_again_starts_afresh(model, tokenizer, splits, toy_config, run):
     adapted = models.add_lora(model, toy_config)
     train(adapted, tokenizer, splits, toy_config, run)
-    history = train(adapted, tokenizer, splits, toy_config.replace(max_steps=2), run)
+    history = train(adapted, tokenizer, splits, toy_config.replace(max_steps=2), run, resume=False)
     assert (history.steps, run.facts["train"]["steps"]) == (2, 2)
 
 
@@ -222,8 +222,23 @@ def test_adapter_reloads_to_the_same_answers(model, tokenizer, splits, toy_confi
     assert torch.allclose(merged, expected, atol=1e-4)
 
 
-def test_storage_error_is_an_os_error():
-    assert issubclass(StorageError, OSError)
+def test_a_finished_run_is_not_overwritten_by_mistake(model, tokenizer, splits, toy_config, run):
+    adapted = models.add_lora(model, toy_config)
+    train(adapted, tokenizer, splits, toy_config, run)
+    with pytest.raises(ConfigError, match="finished training"):
+        train(adapted, tokenizer, splits, toy_config, run)
+
+
+def test_rows_that_lose_part_of_their_answer_are_numbered(model, tokenizer, splits, toy_config, run):
+    longest = max(len(template.tokenize(m, tokenizer)["input_ids"]) for m in splits.train["messages"])
+    with pytest.warns(FtkitWarning, match=r"train rows .* answers lose \d+ tokens, the stop token too"):
+        train(model, tokenizer, splits, toy_config.replace(max_length=longest - 4, max_steps=1), run)
+
+
+def test_packing_is_refused_before_anything_is_touched(model, tokenizer, splits, toy_config, run):
+    with pytest.raises(ConfigError, match="packing"):
+        train(model, tokenizer, splits, toy_config.replace(packing=True), run)
+    assert list(run.path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("count", "size"), [(17, 4), (16, 4), (3, 8)])
