@@ -44,7 +44,7 @@ class Shown:
                 f'<span style="{style}" title="{label if not on else "trained"}">{label if on else "·"}</span>'
             )
         body = "".join(spans)
-        return f'<div style="font-family:monospace;line-height:1.6;max-width:60em">{body}</div><p>{self._legend()}. Hover a dot to read it.</p>'
+        return f'<div style="font-family:monospace;line-height:1.6;max-width:60em;overflow-wrap:anywhere">{body}</div><p>{self._legend()}. Hover a dot to read it.</p>'
 
 
 def render(example: Mapping[str, Any] | Messages, tokenizer: Any, *, add_generation_prompt: bool = False) -> str:

@@ -88,7 +88,6 @@ def _tokenized(name: str, examples: Any, tokenizer: Any, config: TrainConfig) ->
     whole = [template.tokenize(messages, tokenizer) for messages in examples["messages"]]
     if not whole:
         raise DataError(f"The {name} part has no rows.")
-    _warn_of_cuts(name, whole, config.max_length)
     rows = [{column: values[: config.max_length] for column, values in row.items()} for row in whole]
     empty = [number for number, row in enumerate(rows, 1) if all(label == template.IGNORED for label in row["labels"])]
     if empty:
@@ -101,13 +100,18 @@ def _tokenized(name: str, examples: Any, tokenizer: Any, config: TrainConfig) ->
             FtkitWarning,
             stacklevel=3,
         )
+    _warn_of_cuts(name, whole, config.max_length)
     dropped = set(empty)
     return Dataset.from_list([row for number, row in enumerate(rows, 1) if number not in dropped])
 
 
 def _warn_of_cuts(name: str, rows: list[dict[str, list[int]]], limit: int) -> None:
     """Name the rows whose answer loses tokens at `limit`: they also lose the stop token."""
-    lost = {n: sum(x != template.IGNORED for x in row["labels"][limit:]) for n, row in enumerate(rows, 1)}
+    lost = {
+        n: sum(label != template.IGNORED for label in row["labels"][limit:])
+        for n, row in enumerate(rows, 1)
+        if any(label != template.IGNORED for label in row["labels"][:limit])
+    }
     if cut := [n for n, tokens in lost.items() if tokens]:
         listed = ", ".join(map(str, cut[:10])) + (f" and {len(cut) - 10} more" if len(cut) > 10 else "")
         message = f"{name} rows {listed} are longer than max_length={limit}: their answers lose {sum(lost.values())} tokens, the stop token too."

@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from conftest import CHATML, GEMMA, LLAMA3, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toys import CHATML, GEMMA, LLAMA3, make_tokenizer
 
 from ftkit import template
 from ftkit.errors import DataError

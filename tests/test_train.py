@@ -74,7 +74,7 @@ def test_accumulating_gradients_changes_nothing(tokenizer, rows, toy_config, tmp
     uneven = [*rows, {"messages": [rows[0]["messages"][0], {"role": "assistant", "content": "long " * 20}]}]
     losses = []
     for size, accumulated in ((4, 1), (2, 2)):
-        from conftest import make_tokenizer
+        from toys import make_tokenizer
         from transformers import LlamaConfig, LlamaForCausalLM
 
         torch.manual_seed(0)
@@ -94,6 +94,7 @@ def test_history_file_has_the_promised_columns(model, tokenizer, splits, toy_con
     assert History.load(run / "history.csv").losses == history.losses
 
 
+@pytest.mark.filterwarnings("default::ftkit.errors.FtkitWarning")
 def test_rows_whose_answer_is_cut_away_are_numbered(model, tokenizer, rows, toy_config, run):
     long = {"messages": [{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y"}]}
     parts = data.Splits(*(data.load_examples(part) for part in ([rows[0], long, rows[1]], rows[2:3], rows[3:4])))
@@ -116,7 +117,7 @@ def test_training_again_starts_afresh(model, tokenizer, splits, toy_config, run)
 
 KILLED = """
 import sys; sys.path.insert(0, {tests!r})
-from conftest import make_tokenizer
+from toys import make_tokenizer
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from ftkit import data
@@ -163,6 +164,7 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(tmp_path):
 def test_a_base_model_that_already_carries_an_adapter_is_refused(model, tokenizer, splits, toy_config, run):
     """PEFT adds its layers in place: a second adapter on the same base object would be saved as a whole model."""
     train(model, tokenizer, splits, toy_config.replace(max_steps=1), run)
+    run.reopen("train")
     with pytest.raises(ConfigError, match="already carries an adapter"):
         train(model, tokenizer, splits, toy_config, run)
 
@@ -229,6 +231,7 @@ def test_a_finished_run_is_not_overwritten_by_mistake(model, tokenizer, splits, 
         train(adapted, tokenizer, splits, toy_config, run)
 
 
+@pytest.mark.filterwarnings("default::ftkit.errors.FtkitWarning")
 def test_rows_that_lose_part_of_their_answer_are_numbered(model, tokenizer, splits, toy_config, run):
     longest = max(len(template.tokenize(m, tokenizer)["input_ids"]) for m in splits.train["messages"])
     with pytest.warns(FtkitWarning, match=r"train rows .* answers lose \d+ tokens, the stop token too"):
