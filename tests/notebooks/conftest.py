@@ -39,8 +39,10 @@ def execute(tmp_path_factory):
         assert set(headless.declared_parameters(path)) == STANDARD
         root, output = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("executed")
         arguments = [str(part) for item in {"run_root": root, **parameters}.items() for part in ("-p", *item)]
+        # the tests' own MPLBACKEND would keep figures out of the page
+        environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {"FTKIT_RUN_ROOT": str(root)}
         done = subprocess.run([sys.executable, "-m", "ftkit", "notebook", str(path), "-o", str(output), *arguments],
-                              capture_output=True, text=True, cwd=ROOT, env={**os.environ, "FTKIT_RUN_ROOT": str(root)})  # fmt: skip
+                              capture_output=True, text=True, cwd=ROOT, env=environment)  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         return Executed(name, root, output)
 
