@@ -60,7 +60,7 @@ def train(model: Any, tokenizer: Any, splits: Splits, config: TrainConfig, run: 
         "data_digest": data.digest(splits.train, splits.val), "config_digest": config.digest(),
         "base_model": _base_name(model), "backend": models.backend_of(model),
     }  # fmt: skip
-    checkpoint = _checkpoint_to_resume(run, config, facts) if resume and not run.finished("train") else None
+    checkpoint = _checkpoint_to_resume(run, config, facts) if resume else None
     recorder = _Recorder(run, checkpoint, facts)
     with storage.explained(run.path):
         trainer = _trainer(model, tokenizer, rows, config, run, recorder)
