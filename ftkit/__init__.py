@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _MODULES = (
-    "badges", "bundled", "colab", "config", "data", "errors", "evaluate", "formats", "generate", "hardware",
-    "learn", "models", "plots", "runs", "template", "train",
+    "badges", "balance", "bundled", "clean", "colab", "config", "data", "embedding", "errors", "evaluate", "export",
+    "formats", "generate", "hardware", "leakage", "learn", "models", "pii", "plots", "rater", "runs", "scale_data", "scoring",
+    "shingles", "similar", "simhash", "template", "train",
 )  # fmt: skip
 _NAMES = {"TrainConfig": "config", "Run": "runs", "FtkitError": "errors"}
 

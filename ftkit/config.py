@@ -106,13 +106,19 @@ class TrainConfig:
 
     def __new__(cls, *_: Any, **settings: Any) -> Self:
         """Refuse misspelt names with a suggestion, before the generated `__init__` would raise a bare TypeError."""
-        _refuse_unknown(settings)
+        if problems := _unknown_names(settings):
+            known = [p for s in fields(cls) if s.name in settings and (p := _problem(s, settings[s.name]))]
+            raise ConfigError("\n".join(problems + known))
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
         targets: Any = self.target_modules
         if isinstance(targets, list):  # YAML has no tuples
             object.__setattr__(self, "target_modules", tuple(targets))
+        for spec in fields(self):  # weight_decay=0 and 0.0 are one setting, with one digest
+            value: Any = getattr(self, spec.name)
+            if isinstance(spec.default, float) and isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, spec.name, float(value))
         if problems := [problem for spec in fields(self) if (problem := _problem(spec, getattr(self, spec.name)))]:
             raise ConfigError("\n".join(problems))
         if self.max_steps == 0:
@@ -132,7 +138,7 @@ class TrainConfig:
         if hardware.device == "cpu":
             sensible: dict[str, Any] = {
                 "dtype": "bf16" if hardware.bf16 else "fp32", "gradient_checkpointing": False, "optim": "adamw_torch",
-                "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_length": 512,
+                "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_length": 512,
                 "group_by_length": True, "max_eval_examples": 16,
             }  # fmt: skip
         else:
@@ -240,10 +246,9 @@ def _unknown(name: str) -> str:
     return f"{name} is no setting. {hint}"
 
 
-def _refuse_unknown(settings: dict[str, Any]) -> None:
+def _unknown_names(settings: dict[str, Any]) -> list[str]:
     known = {spec.name for spec in fields(TrainConfig)}
-    if problems := [_unknown(name) for name in settings if name not in known]:
-        raise ConfigError("\n".join(problems))
+    return [_unknown(name) for name in settings if name not in known]
 
 
 def _problem(spec: "dataclasses.Field[Any]", value: Any) -> str | None:

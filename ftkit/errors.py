@@ -10,8 +10,11 @@ FtkitError
 ├── PreflightError   (RuntimeError)       a run that cannot work
 ├── StorageError     (OSError)            a disk that is full, a folder that cannot be written
 ├── MissingArtifact  (FileNotFoundError)  a run folder lacks what an earlier step writes
-└── MissingExtra     (ImportError)        a package that is not installed
+├── MissingExtra     (ImportError)        a package that is not installed
+└── NotebookError    (RuntimeError)       a notebook that stopped (defined in `headless`, with the cell it names)
 ```
+
+`colab.ColabError` stands outside: `colab` runs before anything but the standard library is there.
 """
 
 

@@ -105,11 +105,15 @@ class Solution:
 
 
 def _agrees(answer: Any, expected: Any, tolerance: float) -> bool:
-    if isinstance(expected, Callable):  # type: ignore[arg-type]
-        return bool(expected(answer))
-    if isinstance(answer, int | float) and isinstance(expected, int | float):
-        return math.isclose(answer, expected, rel_tol=tolerance, abs_tol=tolerance)
-    return bool(answer == expected)
+    try:
+        if isinstance(expected, Callable):  # type: ignore[arg-type]
+            return bool(expected(answer))
+        if isinstance(answer, int | float) and isinstance(expected, int | float):
+            return math.isclose(answer, expected, rel_tol=tolerance, abs_tol=tolerance)
+        same = answer == expected
+        return bool(same.all() if hasattr(same, "all") else same)  # arrays and tensors compare element by element
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError):
+        return False  # an answer of another kind than the check wants is a wrong answer, not a crash
 
 
 def _short(value: float) -> str:

@@ -13,11 +13,12 @@ from typing import Any
 
 from ftkit import bundled, hub, runs, storage
 from ftkit.config import TrainConfig
-from ftkit.errors import ConfigError, FtkitWarning, MissingArtifact, MissingExtra
+from ftkit.errors import ConfigError, FtkitWarning, MissingArtifact, MissingExtra, ModelError
 from ftkit.hardware import Hardware, detect
 from ftkit.quiet import quiet
 
 BUNDLED = bundled.NAME
+_PLAIN_ATTENTION_TOKENS = 256
 SMALL_HUB_MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
 
 
@@ -54,8 +55,12 @@ def load(name: str | Path = BUNDLED, config: TrainConfig | None = None) -> tuple
     if backend == "unsloth" or ("unsloth" in backends() and "transformers" not in sys.modules):
         _import_unsloth()  # also before a plain load: later would be too late for it to patch
     source = hub.resolve(str(name))
-    with quiet(enabled=Path(source).is_dir()):  # a download keeps its progress bar
-        model, tokenizer = (_load_unsloth if backend == "unsloth" else _load_transformers)(source, config)
+    try:
+        with quiet(enabled=Path(source).is_dir()):  # a download keeps its progress bar
+            model, tokenizer = (_load_unsloth if backend == "unsloth" else _load_transformers)(source, config)
+    except OSError as error:
+        raise ModelError(f"{str(name)!r} could not be loaded: {(str(error) or type(error).__name__).splitlines()[0]} Wanted: config.json, tokenizer files "
+                         "and *.safetensors; pickled weights are not loaded, because they can run code.") from error  # fmt: skip
     _keep_linear4bit_trainable(model)
     _distinct_pad(tokenizer)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -115,6 +120,15 @@ def add_lora(model: Any, config: TrainConfig) -> Any:
         task_type="CAUSAL_LM", r=config.lora_r, target_modules=list(config.target_modules), lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout, bias="none", use_rslora=config.use_rslora, use_dora=config.use_dora,
     ))  # fmt: skip
+
+
+def suit_attention(model: Any, longest: int) -> None:
+    """On a CPU, compute attention plainly while all rows are short: torch's fused one has a slow backward there.
+
+    Plain ("eager") attention keeps longest² numbers a head and layer, so longer rows stay with the fused one.
+    """
+    if detect().device == "cpu" and longest <= _PLAIN_ATTENTION_TOKENS:
+        model.set_attn_implementation("eager")
 
 
 def save_adapter(model: Any, tokenizer: Any, path: str | Path) -> Path:

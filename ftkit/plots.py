@@ -5,6 +5,7 @@ Colours are Okabe and Ito's, told apart by colour-blind readers; every line also
 
 import base64
 import io
+import itertools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -67,7 +68,12 @@ def scores(groups: Mapping[str, Mapping[str, Any]], ax: Any = None) -> Any:
     names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
     width = 0.8 / len(names)
     for place, (name, colour, hatch) in enumerate(
-        zip(names, (GREY, BLUE, ORANGE, GREEN), ("//", "", "..", "xx"), strict=False)
+        zip(
+            names,
+            itertools.cycle((GREY, BLUE, ORANGE, GREEN)),
+            itertools.cycle(("//", "", "..", "xx", "\\\\")),
+            strict=False,
+        )
     ):
         for group, bars in enumerate(groups.values()):
             if name not in bars:
@@ -136,11 +142,14 @@ class LiveLoss:
             self._drawn_at, self._cost_s = time.monotonic(), time.monotonic() - now
 
     def finish(self, points: Sequence[Point], total: int) -> None:
-        """Draw the last state and close the bar."""
-        if self._bar is not None:
-            self._bar.close()
+        """Draw the last state."""
         if self._handle is not None:
             self._show(points, total)
+
+    def close(self) -> None:
+        """Close the bar; also after an error, or the message would stand in the middle of it."""
+        if self._bar is not None:
+            self._bar.close()
 
     def _show(self, points: Sequence[Point], total: int) -> None:
         from IPython.display import HTML

@@ -1,7 +1,10 @@
-"""Rows out of files, one at a time, each with the line or row number that a person can look up."""
+"""Rows out of files, one at a time, each with the line or row number that a person can look up.
+
+A row that is broken for itself (a line that is not JSON) comes out as a `DataError` in place of its columns, so that the
+caller decides; a file that cannot be read at all raises.
+"""
 
 import csv
-import io
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -18,8 +21,10 @@ Rows = Iterator[tuple[str, Any]]
 def read(path: Path) -> Rows:
     """Yield `(where, row)` for each row of a JSON, JSONL, CSV, TSV or Parquet file; `where` is "line 7" or "row 7".
 
+    A `row` is a dict, or what stands in its place: another JSON value, or a DataError that says why it cannot be read.
+
     Raises:
-        DataError: no such file, empty, not UTF-8, truncated, a line beyond 16 MiB, or an unknown ending.
+        DataError: no such file, empty, an unknown ending, or damaged beyond single rows.
     """
     if not path.exists():
         beside = sorted(p.name for p in path.parent.glob("*") if p.suffix in _READERS) if path.parent.is_dir() else []
@@ -36,37 +41,50 @@ def read(path: Path) -> Rows:
     return itertools.chain([first], rows)
 
 
-def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str | DataError]]:
     for number in itertools.count(1):
         raw = file.readline(MAX_LINE_BYTES + 1)
         if not raw:
             return
         if len(raw) > MAX_LINE_BYTES:
-            raise DataError(f"{path} line {number} is longer than {MAX_LINE_BYTES // 2**20} MiB: no model reads that much. "
-                            "Is it one JSON object a line? Split long documents first.")  # fmt: skip
+            while raw and not raw.endswith(b"\n"):  # what follows belongs to the same line
+                raw = file.readline(MAX_LINE_BYTES)
+            yield number, DataError(f"is longer than {MAX_LINE_BYTES // 2**20} MiB: no model reads that much. "
+                                    "Is it one JSON object a line? Split long documents first.")  # fmt: skip
+            continue
         try:
             yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(f"{path} line {number}, byte {error.start + 1}: not UTF-8 (0x{raw[error.start]:02x}). "
-                            f"Convert it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > fixed{path.suffix}") from error  # fmt: skip
+            yield number, DataError(f"is not UTF-8 at byte {error.start + 1} (0x{raw[error.start]:02x}). "
+                                    f"Convert it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > fixed{path.suffix}")  # fmt: skip
+
+
+def _text_lines(path: Path, file: BinaryIO) -> Iterator[str]:
+    """Lines of a file of which no line can be left out."""
+    for number, line in _lines(path, file):
+        if isinstance(line, DataError):
+            raise DataError(f"{path} line {number} {line}")
+        yield line
 
 
 def _jsonl(path: Path) -> Rows:
     with path.open("rb") as file:
         for number, line in _lines(path, file):
-            if number == 1 and line.lstrip().startswith("["):
+            if isinstance(line, DataError):
+                yield f"line {number}", line
+            elif number == 1 and line.lstrip().startswith("["):
                 yield from _json(path)
                 return
-            if line.strip():
-                yield f"line {number}", _parse(path, line, number)
+            elif line.strip():
+                yield f"line {number}", _parse(line)
 
 
-def _parse(path: Path, line: str, number: int) -> Any:
+def _parse(line: str) -> Any:
     try:
         return json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
         cut = " The line ends in the middle: was the file cut off?" if not line.endswith("\n") else ""
-        raise DataError(f"{path} line {number}: not JSON ({error}).{cut}") from error
+        return DataError(f"is not JSON ({error}).{cut}")
 
 
 def _json(path: Path) -> Rows:
@@ -74,9 +92,29 @@ def _json(path: Path) -> Rows:
         head = file.read(4096).decode("utf-8-sig", errors="replace").lstrip()
     if head.startswith("{") and _is_one_object_a_line(head):
         yield from _jsonl(path)
-        return
+    elif head.startswith("["):
+        yield from _json_list(path)
+    else:
+        yield from _json_document(path)
+
+
+def _json_list(path: Path) -> Rows:
+    """The elements of one long list, one at a time: the file never stands in memory as a whole."""
+    import ijson
+
+    number = 0
+    try:
+        with path.open("rb") as file:
+            for number, row in enumerate(ijson.items(file, "item", use_float=True), 1):
+                yield f"row {number}", row
+    except (ijson.JSONError, UnicodeDecodeError):
+        # the strict parser says where; should it be content with the file, it goes on where the other stopped
+        yield from itertools.islice(_json_document(path), number, None)
+
+
+def _json_document(path: Path) -> Rows:
     with path.open("rb") as file:
-        text = "".join(line for _, line in _lines(path, file))
+        text = "".join(_text_lines(path, file))
     try:
         document = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -84,16 +122,18 @@ def _json(path: Path) -> Rows:
         ended = isinstance(error, json.JSONDecodeError) and error.pos >= len(text.rstrip()) - 1
         cut = " The file ends in the middle: was it cut off?" if ended else ""
         raise DataError(f"{path} {where}: not JSON ({error}).{cut}") from error
-    if isinstance(document, dict):
-        lists = {k: v for k, v in document.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
-        document = (
-            next(iter(lists.values()))
-            if len(lists) == 1 and "messages" not in lists and "conversations" not in lists
-            else [document]
-        )
-    if not isinstance(document, list):
+    yield from ((f"row {number}", row) for number, row in enumerate(_elements(path, document), 1))
+
+
+def _elements(path: Path, document: Any) -> list[Any]:
+    """The rows of a document: itself a list, an object around one list of objects, or a single row."""
+    if isinstance(document, list):
+        return document
+    if not isinstance(document, dict):
         raise DataError(f"{path}: wanted a list of objects, found {type(document).__name__}.")
-    yield from ((f"row {number}", row) for number, row in enumerate(document, 1))
+    lists = {k: v for k, v in document.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
+    wrapped = len(lists) == 1 and not {"messages", "conversations"} & set(lists)
+    return next(iter(lists.values())) if wrapped else [document]
 
 
 def _is_one_object_a_line(head: str) -> bool:
@@ -108,23 +148,27 @@ def _is_one_object_a_line(head: str) -> bool:
 
 
 def _csv(path: Path) -> Rows:
+    limit = csv.field_size_limit(MAX_LINE_BYTES)  # the default of 128 KiB refuses long documents; put back below
     with path.open("rb") as file:
-        text = io.StringIO("".join(line for _, line in _lines(path, file)), newline="")
-    reader = csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-    try:
-        header = next(reader, [])
-        if twice := sorted({name for name in header if header.count(name) > 1}):
-            raise DataError(f"{path}: the column {', '.join(twice)} stands there more than once. Rename one.")
-        for cells in reader:
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                raise DataError(f"{path} line {reader.line_num}: {len(cells)} cells, but the header has {len(header)} "
-                                f"({', '.join(header[:6])}). Put quotes around text that holds the separator.")  # fmt: skip
-            yield f"line {reader.line_num}", dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        hint = "A quote is never closed, or a cell is longer than 128 KiB: save it as JSONL."
-        raise DataError(f"{path} line {reader.line_num}: not CSV ({error}). {hint}") from error
+        reader = csv.reader(
+            _text_lines(path, file), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
+        )
+        try:
+            header = next(reader, [])
+            if twice := sorted({name for name in header if header.count(name) > 1}):
+                raise DataError(f"{path}: the column {', '.join(twice)} stands there more than once. Rename one.")
+            for cells in reader:
+                if len(cells) == len(header):
+                    yield f"line {reader.line_num}", dict(zip(header, cells, strict=True))
+                elif cells:
+                    yield f"line {reader.line_num}", DataError(
+                        f"has {len(cells)} cells, but the header has {len(header)} ({', '.join(header[:6])}). "
+                        "Put quotes around text that holds the separator.")  # fmt: skip
+        except csv.Error as error:
+            hint = "A quote is never closed, or a cell is too long: save it as JSONL."
+            raise DataError(f"{path} line {reader.line_num}: not CSV ({error}). {hint}") from error
+        finally:
+            csv.field_size_limit(limit)
 
 
 def _parquet(path: Path) -> Rows:

@@ -53,8 +53,9 @@ def train(model: Any, tokenizer: Any, splits: Splits, config: TrainConfig, run: 
         )
     rows = {name: _tokenized(name, part, tokenizer, config) for name, part in _parts(splits, config).items()}
     model = models.add_lora(model, config)
+    lengths = [len(ids) for ids in rows["train"]["input_ids"]]
+    models.suit_attention(model, max(lengths))
     if config.group_by_length:
-        lengths = [len(ids) for ids in rows["train"]["input_ids"]]
         rows["train"] = rows["train"].select(length_batches(lengths, config.per_device_train_batch_size, config.seed))
     facts = {
         "data_digest": data.digest(splits.train, splits.val), "config_digest": config.digest(),
@@ -66,7 +67,10 @@ def train(model: Any, tokenizer: Any, splits: Splits, config: TrainConfig, run: 
         trainer = _trainer(model, tokenizer, rows, config, run, recorder)
         if checkpoint is None:
             _start_afresh(run, splits, config)
-        _run(trainer, checkpoint, run)
+        try:
+            _run(trainer, checkpoint, run)
+        finally:
+            recorder.drawing.close()
     history = History.of(read_points(run / "history.csv"), peak_memory_gib())
     plots.save(plots.loss(history, ax=plots.blank_axes()), run / "figures/loss.png")
     run.finish("train", **facts, device=str(detect()),

@@ -88,7 +88,7 @@ def test_all_bad_rows_are_listed_with_their_lines(tmp_path):
     path.write_text(
         "\n".join([good, json.dumps({"messages": WANTED[:1]}), good, json.dumps({"messages": 3}), "7"]) + "\n"
     )
-    with pytest.raises(DataError, match=r"3 of 5 rows(.|\n)*line 2 has no answer(.|\n)*line 4 (.|\n)*line 5 is int"):
+    with pytest.raises(DataError, match=r"3 of 5 rows(.|\n)*line 2: has no answer(.|\n)*line 4: (.|\n)*line 5: is int"):
         data.load_examples(path)
 
 
@@ -139,10 +139,10 @@ def test_json_files_of_every_layout(tmp_path, text):
         ("x.jsonl", b"", "empty"),
         ("x.csv", b"instruction,output\n", "holds no rows"),
         ("x.json", b"[]", "holds no rows"),
-        ("x.jsonl", b'{"prompt": "Q", "completion": "A"}\n{"prompt": "Q", "comp', r"line 2: not JSON.*cut off"),
+        ("x.jsonl", b'{"prompt": "Q", "completion": "A"}\n{"prompt": "Q", "comp', r"line 2: is not JSON.*cut off"),
         ("x.json", b'[{"prompt": "Q",\n"completion": "A"},\n{"prompt": "Q', r"line 3: not JSON"),
-        ("x.jsonl", b'{"prompt": "Q", "completion": "caf\xe9"}\n', r"line 1, byte 35: not UTF-8 \(0xe9\).*iconv"),
-        ("x.csv", b"prompt,completion\na,b,c\n", "line 2: 3 cells, but the header has 2"),
+        ("x.jsonl", b'{"prompt": "Q", "completion": "caf\xe9"}\n', r"line 1: is not UTF-8 at byte 35 \(0xe9\).*iconv"),
+        ("x.csv", b"prompt,completion\na,b,c\n", "line 2: has 3 cells, but the header has 2"),
         ("x.csv", b'prompt,completion\n"a,b\n', "not CSV"),
         ("x.csv", b"prompt,prompt\na,b\n", "more than once"),
         ("x.parquet", b"PAR1 nonsense", "not Parquet"),
@@ -162,7 +162,7 @@ def test_a_hundred_megabyte_line_is_refused_without_reading_it_all(tmp_path):
     with path.open("wb") as file:
         file.write(b'{"prompt": "Q", "completion": "A"}\n{"prompt": "')
         file.write(b"x" * 100_000_000)
-    with pytest.raises(DataError, match="line 2 is longer than 16 MiB"):
+    with pytest.raises(DataError, match="line 2: is longer than 16 MiB"):
         data.load_examples(path)
 
 

@@ -101,6 +101,7 @@ def test_live_figure_falls_back_to_a_bar_outside_a_notebook(capsys):
     for i in range(1, 11):
         live.update(CURVE[:i], 10)
     live.finish(CURVE, 10)
+    live.close()
     assert "10/10" in capsys.readouterr().err
 
 

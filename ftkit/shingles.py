@@ -1,0 +1,146 @@
+"""Texts as sets of word 5-grams: normalisation, words, 64-bit hashes of shingles, Jaccard similarity."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from typing import Any
+
+WORDS = 5
+_BATCH, _BATCH_CHARACTERS = 2_000, 4_000_000
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+_CJK = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7AF))  # no spaces: a character is a word
+_CJK_CLASS = "".join(f"{chr(low)}-{chr(high)}" for low, high in _CJK)
+_WORD = re.compile(f"[{_CJK_CLASS}]|[^\\W{_CJK_CLASS}]+")
+_MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: folds words into shingles
+_BASE = 0xD6E8FEB86659FD93  # odd; of the polynomial that hashes a word
+
+
+def normalise(text: str) -> str:
+    """Text for comparison: one Unicode form, no case, no invisible characters, single spaces."""
+    return " ".join(_plain(text).split())
+
+
+def _plain(text: str) -> str:
+    if not text.isascii():
+        text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+    return text.casefold()
+
+
+def words(text: str) -> list[str]:
+    """The words of a text without case and punctuation; in Chinese, Japanese and Korean each character is one."""
+    return _WORD.findall(normalise(text))
+
+
+def shingles(text: str) -> Any:
+    """Sorted distinct 64-bit hashes of all word 5-grams; a shorter text is one shingle, an empty one has none.
+
+    Returns:
+        An array of shape (distinct shingles,), dtype uint64. Two unequal shingles among a million share a hash about once
+        in 10^7 runs.
+    """
+    import numpy as np
+
+    return np.unique(flat_shingles([text])[0])
+
+
+def flat_shingles(texts: Sequence[str]) -> tuple[Any, Any]:
+    """The shingles of many texts in one array, unsorted, with repetitions; `offsets[i]:offsets[i + 1]` are those of text i.
+
+    Returns:
+        Arrays of shape (shingles of all texts,) and (texts + 1,), dtype uint64.
+    """
+    import numpy as np
+
+    hashes, sizes = _word_hashes(texts)
+    begins = np.cumsum(sizes) - sizes
+    grams = np.where(sizes >= WORDS, sizes - WORDS + 1, np.minimum(sizes, 1))
+    offsets = np.concatenate([[0], np.cumsum(grams)])
+    starts = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - begins, grams)
+    padded = np.concatenate([hashes, np.zeros(WORDS, dtype=np.uint64)])
+    total = padded[starts]
+    for i in range(1, WORDS):
+        total = total * np.uint64(_MULTIPLIER) + padded[starts + i]
+    for short in np.flatnonzero((sizes > 0) & (sizes < WORDS)):  # what follows a short text belongs to the next one
+        total[offsets[short]] = _fold(hashes[begins[short] : begins[short] + sizes[short]].tolist())
+    return _spread(total), offsets.astype(np.uint64)
+
+
+def _word_hashes(texts: Sequence[str]) -> tuple[Any, Any]:
+    """A 64-bit hash of every word of all texts, as `words` cuts them, and the number of words of each text.
+
+    Works on code points of all texts at once: a Python loop over words would cost ten times as much.
+    """
+    import numpy as np
+
+    joined = "\n".join(_plain(text).replace("\n", " ") for text in texts) + "\n"
+    points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    kinds = _kinds()[points]
+    inside = np.concatenate([[0], kinds])
+    starts = np.flatnonzero((kinds > 0) & ((inside[:-1] != 1) | (kinds == 2)))
+    if len(starts) == 0:
+        return np.zeros(0, dtype=np.uint64), np.zeros(len(texts), dtype=np.int64)
+    word = np.cumsum(np.bincount(starts, minlength=len(points))) - 1
+    place = (np.arange(len(points)) - starts[word]) % len(_powers())
+    values = np.where(kinds > 0, points.astype(np.uint64) + np.uint64(1), np.uint64(0)) * _powers()[place]
+    ends = np.flatnonzero(points == ord("\n"))
+    sizes = np.diff(np.searchsorted(starts, ends), prepend=0)
+    return _spread(np.add.reduceat(values, starts)), sizes
+
+
+@cache
+def _kinds() -> Any:
+    """For each code point: 0 between words, 1 in a word, 2 a word of its own (the same as `_WORD`)."""
+    import numpy as np
+
+    kinds = np.fromiter((chr(i).isalnum() or chr(i) == "_" for i in range(0x110000)), dtype=np.uint8, count=0x110000)
+    for low, high in _CJK:
+        kinds[low : high + 1] = 2
+    return kinds
+
+
+@cache
+def _powers() -> Any:
+    import numpy as np
+
+    return np.array([pow(_BASE, i, 2**64) for i in range(4096)], dtype=np.uint64)
+
+
+def _spread(values: Any) -> Any:
+    """Mix the bits of 64-bit values, one to one (the finaliser of splitmix64, Steele et al. 2014)."""
+    import numpy as np
+
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _fold(hashes: Sequence[int]) -> int:
+    total = 0
+    for value in hashes:
+        total = (total * _MULTIPLIER + value) % 2**64
+    return total
+
+
+def jaccard(a: Any, b: Any) -> float:
+    """Share of the shingles of two texts that both have, 0 to 1; two empty texts are not alike."""
+    import numpy as np
+
+    if len(a) == 0 or len(b) == 0:
+        return 0.0
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return shared / (len(a) + len(b) - shared)
+
+
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts in lists of bounded length and size."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if len(batch) == _BATCH or size > _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
