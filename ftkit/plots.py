@@ -57,6 +57,48 @@ def lengths(tokens: Sequence[int], max_length: int, ax: Any = None) -> Any:
     return ax
 
 
+def cleaned(report: Any, ax: Any = None) -> Any:
+    """What went, and why? One bar a rule, with the rows that it dropped; `report` is a `CleanReport`."""
+    ax = _axes(ax)
+    counts = [(count.name, count.dropped, count.flagged + count.changed) for count in reversed(report.counts)]
+    names, dropped, marked = zip(*counts, strict=True)
+    ax.barh(names, dropped, color=ORANGE, label="dropped")
+    if any(marked):
+        ax.barh(
+            names, marked, left=dropped, color=GREY, hatch="//", edgecolor="white", label="kept, but flagged or changed"
+        )
+        ax.legend(frameon=False, loc="lower right")
+    for place, (went, kept) in enumerate(zip(dropped, marked, strict=True)):
+        ax.annotate(
+            f"{went}" + (f" + {kept}" if kept else ""),
+            (went + kept, place),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    ax.margins(x=0.1)
+    _label(ax, "rows", "", f"Kept {len(report.kept)} of {report.total} rows: what went, and why?")
+    return ax
+
+
+def before_after(before: Sequence[float], after: Sequence[float], unit: str = "tokens", ax: Any = None) -> Any:
+    """What did cleaning change? Two histograms of lengths on a logarithmic axis, the kept rows in front."""
+    import numpy as np
+
+    ax = _axes(ax)
+    low, high = max(1, min(before)), max(before) + 1
+    bins = np.geomspace(low, high, 40)
+    ax.hist(
+        before, bins=bins, color=GREY, label=f"before, {len(before)} rows", hatch="//", edgecolor="white", linewidth=0
+    )
+    ax.hist(after, bins=bins, color=BLUE, label=f"after, {len(after)} rows", edgecolor="white", linewidth=0.5)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    ax.legend(frameon=False)
+    _label(ax, f"length of an example, {unit}", "examples", "What did cleaning change?")
+    return ax
+
+
 def scores(groups: Mapping[str, Mapping[str, Any]], ax: Any = None) -> Any:
     """Is it better? One bar a model in each group, in per cent, with 95 % intervals.
 

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 WORDS = 5
-_BATCH, _BATCH_CHARACTERS = 2_000, 4_000_000
+_BATCH, _BATCH_CHARACTERS = 2_000, 250_000  # what fits a processor's cache is quicker
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _CJK = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7AF))  # no spaces: a character is a word
 _CJK_CLASS = "".join(f"{chr(low)}-{chr(high)}" for low, high in _CJK)
@@ -69,23 +69,28 @@ def flat_shingles(texts: Sequence[str]) -> tuple[Any, Any]:
 def _word_hashes(texts: Sequence[str]) -> tuple[Any, Any]:
     """A 64-bit hash of every word of all texts, as `words` cuts them, and the number of words of each text.
 
-    Works on code points of all texts at once: a Python loop over words would cost ten times as much.
+    A word is the polynomial of its characters' values, taken at places of the whole batch and shifted back by the power of
+    its first place: a few passes over one array, where a Python loop over words would cost five times as much.
     """
     import numpy as np
 
     joined = "\n".join(_plain(text).replace("\n", " ") for text in texts) + "\n"
-    points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    if joined.isascii():
+        points = np.frombuffer(joined.encode("ascii"), dtype=np.uint8)
+    else:
+        points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     kinds = _kinds()[points]
-    inside = np.concatenate([[0], kinds])
-    starts = np.flatnonzero((kinds > 0) & ((inside[:-1] != 1) | (kinds == 2)))
-    if len(starts) == 0:
-        return np.zeros(0, dtype=np.uint64), np.zeros(len(texts), dtype=np.int64)
-    word = np.cumsum(np.bincount(starts, minlength=len(points))) - 1
-    place = (np.arange(len(points)) - starts[word]) % len(_powers())
-    values = np.where(kinds > 0, points.astype(np.uint64) + np.uint64(1), np.uint64(0)) * _powers()[place]
+    before = np.concatenate([np.zeros(1, dtype=np.uint8), kinds[:-1]])
+    starts = np.flatnonzero((kinds > before) | (kinds == 2))  # 0→1, 0→2, 1→2 and each character of kind 2
+    starts = np.union1d(starts, np.flatnonzero((kinds == 1) & (before == 2))) if kinds.max(initial=0) == 2 else starts
     ends = np.flatnonzero(points == ord("\n"))
     sizes = np.diff(np.searchsorted(starts, ends), prepend=0)
-    return _spread(np.add.reduceat(values, starts)), sizes
+    if len(starts) == 0:
+        return np.zeros(0, dtype=np.uint64), sizes
+    powers, back = _powers(1 << max(16, len(points) - 1).bit_length())
+    values = _values()[points] if points.dtype == np.uint8 else _spread(points.astype(np.uint64)) * (kinds > 0)
+    values *= powers[: len(points)]
+    return _spread(np.add.reduceat(values, starts) * back[starts]), sizes
 
 
 @cache
@@ -100,10 +105,21 @@ def _kinds() -> Any:
 
 
 @cache
-def _powers() -> Any:
+def _values() -> Any:
+    """For each ASCII character its value in a word's polynomial; 0 between words."""
     import numpy as np
 
-    return np.array([pow(_BASE, i, 2**64) for i in range(4096)], dtype=np.uint64)
+    return _spread(np.arange(128, dtype=np.uint64)) * (_kinds()[:128] > 0)
+
+
+@cache
+def _powers(size: int) -> tuple[Any, Any]:
+    """Powers of an odd base modulo 2**64, and of its inverse."""
+    import numpy as np
+
+    bases = (_BASE, pow(_BASE, -1, 2**64))
+    powers = [np.multiply.accumulate(np.full(size, base, dtype=np.uint64)) for base in bases]
+    return powers[0], powers[1]
 
 
 def _spread(values: Any) -> Any:

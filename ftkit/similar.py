@@ -5,10 +5,10 @@ an inverted index of rare shingles (few texts, nothing missed) or from MinHash b
 compared exactly, so that a sketch never decides.
 """
 
+import itertools
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from ftkit import minhash
@@ -18,6 +18,7 @@ from ftkit.shingles import batches, flat_shingles, jaccard, normalise, shingles,
 THRESHOLD = 0.8
 EXACT_TEXTS = 20_000
 METHODS = ("auto", "exact", "minhash", "datasketch")
+_CHUNK = 2_000  # buckets whose texts are fetched at once
 _COMPARED = 64  # texts of one bucket that each newcomer is compared with; more would take for ever on boilerplate
 __all__ = ["Pair", "Pairs", "flat_shingles", "jaccard", "join", "near_pairs", "normalise", "shingles", "words"]
 
@@ -81,26 +82,37 @@ def near_pairs(
     if method == "auto":
         method = "exact" if len(texts) <= EXACT_TEXTS else "minhash"
     if method == "exact":
-        known: Any = [shingles(text) for text in texts]
-        buckets = _rare_buckets(known, threshold)
-    else:
-        known = lru_cache(maxsize=4096)(lambda i: shingles(texts[i]))
-        buckets = minhash.band_buckets(minhash.signatures(map(flat_shingles, batches(texts)), method))
-    look = known.__getitem__ if method == "exact" else known
-    return _verified(buckets, look, len(texts), threshold, method, across)
+        known = _some_shingles(texts, range(len(texts)))
+        return _verified(_rare_buckets(known, threshold), lambda _: known, len(texts), threshold, method, across)
+    sketches = minhash.signatures(map(flat_shingles, batches(texts)), method)
+    return _verified(
+        minhash.band_buckets(sketches), lambda rows: _some_shingles(texts, rows), len(texts), threshold, method, across
+    )
 
 
-def _rare_buckets(rows: list[Any], threshold: float) -> Iterator[list[int]]:
+def _some_shingles(texts: Sequence[str], rows: Sequence[int]) -> dict[int, Any]:
+    """The shingle sets of a few texts, made in batches."""
+    import numpy as np
+
+    found, place = {}, iter(rows)
+    for batch in batches(texts[i] for i in rows):
+        hashes, offsets = flat_shingles(batch)
+        for start, end in itertools.pairwise(offsets.tolist()):
+            found[next(place)] = np.unique(hashes[start:end])
+    return found
+
+
+def _rare_buckets(rows: dict[int, Any], threshold: float) -> Iterator[list[int]]:
     """Texts that share one of their rarest shingles: prefix filtering, which loses no pair (Bayardo et al. 2007)."""
     import numpy as np
 
-    filled = [row for row in rows if len(row)]
+    filled = [row for row in rows.values() if len(row)]
     if not filled:
         return
     _, ids, counts = np.unique(np.concatenate(filled), return_inverse=True, return_counts=True)
-    place = np.cumsum([0, *(len(row) for row in rows)])
+    place = np.cumsum([0, *map(len, rows.values())])
     keys, owners = [], []
-    for i, row in enumerate(rows):
+    for i, row in rows.items():
         if len(row) == 0:
             continue
         own = ids[place[i] : place[i + 1]]
@@ -115,30 +127,59 @@ def _rare_buckets(rows: list[Any], threshold: float) -> Iterator[list[int]]:
 
 
 def _verified(
-    buckets: Iterable[list[int]], look: Any, texts: int, threshold: float, method: str, across: int | None
+    buckets: Iterator[list[int]],
+    fetch: Callable[[list[int]], Any],
+    texts: int,
+    threshold: float,
+    method: str,
+    across: int | None,
 ) -> Pairs:
     """Compare the texts of each bucket, those of one cluster only once."""
-    roots, pairs, seen = _Union(texts), [], set()
-    compared = skipped = 0
-    for bucket in buckets:
-        leaders: list[int] = []  # texts of this bucket that are not alike
+    search = _Search(texts, threshold, across)
+    while chunk := list(itertools.islice(buckets, _CHUNK)):
+        fresh = [bucket for bucket in chunk if search.is_open(bucket)]
+        known = fetch(sorted({i for bucket in fresh for i in bucket}))
+        for bucket in fresh:
+            search.compare(bucket, known)
+    ordered = tuple(sorted(search.pairs, key=lambda p: (p.first, p.second)))
+    return Pairs(ordered, texts, threshold, method, len(search.seen), search.skipped)
+
+
+class _Search:
+    """Pairs found so far, and the clusters that they make."""
+
+    def __init__(self, texts: int, threshold: float, across: int | None) -> None:
+        self.roots, self.threshold, self.across = _Union(texts), threshold, across
+        self.pairs: list[Pair] = []
+        self.seen: set[tuple[int, int]] = set()
+        self.skipped = 0
+
+    def wanted(self, a: int, b: int) -> bool:
+        """Whether comparing these two can tell anything new."""
+        if self.across is not None:
+            return (a < self.across) != (b < self.across) and (a, b) not in self.seen
+        return self.roots.of(a) != self.roots.of(b) and (a, b) not in self.seen
+
+    def is_open(self, bucket: list[int]) -> bool:
+        return len(bucket) > _COMPARED or any(self.wanted(a, b) for a, b in itertools.combinations(bucket, 2))
+
+    def compare(self, bucket: list[int], known: Any) -> None:
+        """Compare each text with those before it that stand for a cluster of this bucket."""
+        leaders: list[int] = []
         for i in bucket:
             for other in leaders[:_COMPARED]:
-                if across is not None and (i < across) == (other < across):
+                if not self.wanted(other, i):
                     continue
-                if (across is None and roots.of(i) == roots.of(other)) or (other, i) in seen:
-                    continue
-                seen.add((other, i))
-                compared += 1
-                similarity = _similarity(look(other), look(i), threshold)
-                if similarity >= threshold:
-                    roots.join(other, i)
-                    pairs.append(Pair(other, i, similarity))
-            skipped += max(0, len(leaders) - _COMPARED)
-            if across is not None or all(roots.of(i) != roots.of(other) for other in leaders[:_COMPARED]):
+                self.seen.add((other, i))
+                similarity = _similarity(known[other], known[i], self.threshold)
+                if similarity >= self.threshold:
+                    self.roots.join(other, i)
+                    self.pairs.append(Pair(other, i, similarity))
+            self.skipped += max(0, len(leaders) - _COMPARED)
+            if self.across is not None or all(
+                self.roots.of(i) != self.roots.of(other) for other in leaders[:_COMPARED]
+            ):
                 leaders.append(i)
-    ordered = tuple(sorted(pairs, key=lambda p: (p.first, p.second)))
-    return Pairs(ordered, texts, threshold, method, compared, skipped)
 
 
 def _similarity(a: Any, b: Any, threshold: float) -> float:

@@ -26,7 +26,8 @@ SLURM = {"time": "00:10:00", "partition": "cpu"}
 
 def chat(text, **more):
     """A text as a chat; its words stay in their order."""
-    question, answer = text[: len(text) // 2], text[len(text) // 2 :]
+    cut = text.find(" ", len(text) // 2)
+    question, answer = text[:cut], text[cut:]
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **more}
 
 
@@ -315,7 +316,7 @@ def test_a_finished_run_is_not_repeated_and_lost_output_is_made_again(tmp_path):
 @needs_datatrove
 @pytest.mark.slow
 def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path):
-    """kill -9 of the caller ends datatrove's processes too; the next call keeps what was finished."""
+    """Kill -9 of the caller ends datatrove's processes too; the next call keeps what was finished."""
     source = write(
         tmp_path / "in", [[chat(" ".join(words), n=i) for i, words in enumerate(texts(400, s))] for s in range(6)]
     )
