@@ -255,15 +255,16 @@ def listed(train: list[tuple[str, Defect]], test: list[tuple[str, Defect]], orde
     replies = sum('"task": "reply"' in line for line, _ in train)
     share = {"task": "reply", "count": replies, "share": round(replies / len(train), 3)}
     why = "One task has more lines than all others together."
-    found: list[Defect] = [{"line": None, "kind": "imbalance", "original": None, "why": why, **share}]
-    line_of = {None: None, **{entry: line for line, entry in enumerate(order, 1)}}
+    found: list[Defect] = [{"kind": "imbalance", "why": why, **share}]
+    line_of: dict[int | None, int] = {entry: line for line, entry in enumerate(order, 1)}
     for line, (_, defect) in enumerate(train, 1):
         if defect:
-            found.append({"line": line, **defect, "original": line_of[defect["original"]]})
+            found.append({"line": line, **defect, "original": line_of.get(defect["original"])})
     for line, (_, defect) in enumerate(test, 1):
         if defect:
             found.append({"line": line_of[defect["original"]], **defect, "original": None, "test_line": line})
-    return tuple({"test_line": None, "keep": defect["kind"] in ("look-alike", "decoy")} | defect for defect in found)
+    blank = {"line": None, "kind": None, "original": None, "test_line": None}
+    return tuple({**blank, "keep": defect["kind"] in ("look-alike", "decoy"), **defect} for defect in found)
 
 
 def generate(seed: int = 0) -> Messy:

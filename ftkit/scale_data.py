@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ EXECUTORS = {"local": "LocalPipelineExecutor", "slurm": "SlurmPipelineExecutor",
 _STAGES = ("signatures", "pairs", "clusters", "filter")
 _OURS = {"self", "pipeline", "tasks", "workers", "logging_dir", "depends", "skip_completed"}
 _BUFFERED = {"lines_to_buffer": 1_000}
+_TOO_FEW = "workers={} is below 1 (tasks that run at a time)."
+_MISSING = "Cleaning beyond one machine needs datatrove ({}). Run: pip install 'ftkit[scale]'"
 _DRIVER = "import json, sys; from ftkit import scale_data; scale_data._drive(json.loads(sys.argv[1]))"
 
 
@@ -87,7 +90,10 @@ def deduplicate(
 
     began = time.perf_counter()
     plan = make_plan(input_folder, output_folder, tasks, work_folder, mapping)
-    _executor_kind("local", workers, {})
+    if workers < 1:
+        raise ConfigError(_TOO_FEW.format(workers))
+    if find_spec("datatrove") is None:  # not imported here: it would take over this process's loguru
+        raise MissingExtra(_MISSING.format("it is not installed"))
     work = Path(plan.work)
     with storage.explained(work):
         work.mkdir(parents=True, exist_ok=True)
@@ -150,7 +156,7 @@ def stages(
 def _executor_kind(executor: str, workers: int, options: Mapping[str, Any]) -> Any:
     """The executor's class, once it is sure to take these options."""
     if workers < 1:
-        raise ConfigError(f"workers={workers} is below 1 (tasks that run at a time).")
+        raise ConfigError(_TOO_FEW.format(workers))
     if executor not in EXECUTORS:
         raise ConfigError(f"executor={executor!r} is not one of {', '.join(EXECUTORS)}.")
     kind = getattr(_datatrove("executor"), EXECUTORS[executor])
@@ -168,7 +174,7 @@ def _datatrove(module: str) -> Any:
     try:
         return import_module(f"datatrove.{module}")
     except ImportError as error:
-        raise MissingExtra(f"Cleaning beyond one machine needs datatrove ({error}). Run: pip install 'ftkit[scale]'") from error  # fmt: skip
+        raise MissingExtra(_MISSING.format(error)) from error
 
 
 def _pipelines(plan: Plan) -> Iterator[tuple[list[Any], int]]:

@@ -58,9 +58,10 @@ def flat_shingles(texts: Sequence[str]) -> tuple[Any, Any]:
     offsets = np.concatenate([[0], np.cumsum(grams)])
     starts = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - begins, grams)
     padded = np.concatenate([hashes, np.zeros(WORDS, dtype=np.uint64)])
-    total = padded[starts]
+    total = padded[: len(hashes)]
     for i in range(1, WORDS):
-        total = total * np.uint64(_MULTIPLIER) + padded[starts + i]
+        total = total * np.uint64(_MULTIPLIER) + padded[i : len(hashes) + i]
+    total = total[starts]
     for short in np.flatnonzero((sizes > 0) & (sizes < WORDS)):  # what follows a short text belongs to the next one
         total[offsets[short]] = _fold(hashes[begins[short] : begins[short] + sizes[short]].tolist())
     return _spread(total), offsets.astype(np.uint64)
@@ -74,23 +75,33 @@ def _word_hashes(texts: Sequence[str]) -> tuple[Any, Any]:
     """
     import numpy as np
 
-    joined = "\n".join(_plain(text).replace("\n", " ") for text in texts) + "\n"
+    plain = [_plain(text) for text in texts]
+    ends = np.cumsum([len(text) + 1 for text in plain]) - 1
+    joined = "\n".join(plain) + "\n"
     if joined.isascii():
-        points = np.frombuffer(joined.encode("ascii"), dtype=np.uint8)
+        points = np.frombuffer(joined.encode("ascii").translate(_ascii_words()), dtype=np.uint8)  # 0 between words
+        inside = points > 0
+        begins = inside.copy()
+        begins[1:] &= ~inside[:-1]
     else:
         points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    kinds = _kinds()[points]
-    before = np.concatenate([np.zeros(1, dtype=np.uint8), kinds[:-1]])
-    starts = np.flatnonzero((kinds > before) | (kinds == 2))  # 0→1, 0→2, 1→2 and each character of kind 2
-    starts = np.union1d(starts, np.flatnonzero((kinds == 1) & (before == 2))) if kinds.max(initial=0) == 2 else starts
-    ends = np.flatnonzero(points == ord("\n"))
+        kinds = _kinds()[points]
+        points = points * (kinds > 0)
+        begins = kinds > 0
+        begins[1:] &= (kinds[1:] == 2) | (kinds[:-1] != 1) | (kinds[1:] != 1)
+    starts = np.flatnonzero(begins)
     sizes = np.diff(np.searchsorted(starts, ends), prepend=0)
     if len(starts) == 0:
         return np.zeros(0, dtype=np.uint64), sizes
     powers, back = _powers(1 << max(16, len(points) - 1).bit_length())
-    values = _values()[points] if points.dtype == np.uint8 else _spread(points.astype(np.uint64)) * (kinds > 0)
-    values *= powers[: len(points)]
+    values = np.multiply(points, powers[: len(points)], dtype=np.uint64)
     return _spread(np.add.reduceat(values, starts) * back[starts]), sizes
+
+
+@cache
+def _ascii_words() -> bytes:
+    """A table that keeps the characters of words and puts 0 for all others."""
+    return bytes(i if chr(i).isalnum() or chr(i) == "_" else 0 for i in range(128)) + bytes(128)
 
 
 @cache
@@ -102,14 +113,6 @@ def _kinds() -> Any:
     for low, high in _CJK:
         kinds[low : high + 1] = 2
     return kinds
-
-
-@cache
-def _values() -> Any:
-    """For each ASCII character its value in a word's polynomial; 0 between words."""
-    import numpy as np
-
-    return _spread(np.arange(128, dtype=np.uint64)) * (_kinds()[:128] > 0)
 
 
 @cache

@@ -6,6 +6,7 @@ Tools go through the template as well; for one that does not know them, `fold_to
 
 import html
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,7 +124,8 @@ def _check_tools(chat: _Chat, tools: _Chat, tokenizer: Any) -> None:
         return item | {"function": item["function"] | {"name": mark(f"the {what} of {item['function']['name']}")}}
 
     spelt_out = "".join(m["content"] for m in chat[:1] if m["role"] == "system")
-    schemas = [t if t["function"]["name"] in spelt_out else renamed(t, "schema") for t in tools]
+    quoted = set(re.findall(r"""["'](\w[\w.-]*)["']""", spelt_out))
+    schemas = [t if t["function"]["name"] in quoted else renamed(t, "schema") for t in tools]
     marked = []
     for message in chat:
         if "tool_calls" in message:
@@ -172,15 +174,15 @@ def fold_tools(messages: Messages, tools: Any = None) -> list[dict[str, Any]]:
         examples.map(lambda row: {"messages": fold_tools(row["messages"], row["tools"]), "tools": None})
     """
     folded: _Chat = []
-    order: dict[Any, int] = {}
+    order: dict[str, int] = {}
     for is_result, run in itertools.groupby(_parts(messages)[0], key=lambda m: m["role"] == "tool"):
         if is_result:
-            results = sorted(run, key=lambda m: order.get(m.get("tool_call_id"), len(order)))
+            results = sorted(run, key=lambda m: order.get(str(m.get("tool_call_id")), len(order)))
             folded.append({"role": "user", "content": "\n".join(map(_folded_result, results))})
             continue
         for message in run:
             calls = message.pop("tool_calls", [])
-            order = {call.get("id"): number for number, call in enumerate(calls)}
+            order = {str(call.get("id")): number for number, call in enumerate(calls)}
             said = [message["content"]] if message["content"] else []
             folded.append(message | {"content": "\n".join([*said, *map(_folded_call, calls)])})
     schemas = "\n".join(as_json(schema, "tools") for schema in parse_tools(tools))

@@ -181,6 +181,7 @@ FIRST_CALL = QWEN.replace("for c in m.tool_calls", "for c in (m.tool_calls or []
         (CHATML, TOOL_CHAT, None, "the call of weather"),
         (CHATML, [{"role": "system", "content": "Call weather."}, *TOOL_CHAT], None, "the call of weather"),
         (CHATML, CHAT, TOOLS, "the schema of weather"),
+        (CHATML, [{"role": "system", "content": "You know the weather."}, *CHAT], TOOLS, "the schema of weather"),
         (NO_SCHEMAS, TOOL_CHAT, TOOLS, "the schema of weather"),
         (NO_RESULTS, TOOL_CHAT, TOOLS, "a tool's result"),
         (FIRST_CALL, [TOOL_CHAT[0], {**TOOL_CHAT[1], "tool_calls": [CALL, {"name": "zoo", "arguments": {}}]}], None, "the call of zoo"),
