@@ -83,7 +83,14 @@ def one(name: str, rows: int, words: int) -> dict[str, float]:
     true = [(a, b) for a, b in planted if jaccard(shingles(texts[a]), shingles(texts[b])) >= 0.8]
     found = sum(labels[a] == labels[b] for a, b in true)
     right = sum(jaccard(shingles(texts[a]), shingles(texts[b])) >= 0.8 for a, b in pairs)
-    return {"seconds": seconds, "peak": peak, "texts": before, "planted": len(true), "recall": found / len(true), "precision": right / len(pairs)}
+    return {
+        "seconds": seconds,
+        "peak": peak,
+        "texts": before,
+        "planted": len(true),
+        "recall": found / len(true),
+        "precision": right / len(pairs),
+    }
 
 
 def main() -> None:
@@ -97,13 +104,24 @@ def main() -> None:
     if options.one:
         print(json.dumps(one(options.one, options.rows[0], options.words)))
         return
-    print(f"{'method':>17}  {'rows':>7}  {'seconds':>8}  {'peak GiB':>8}  {'texts GiB':>9}  {'pairs >= 0.8':>12}  {'recall':>6}  {'precision':>9}")
+    print(
+        f"{'method':>17}  {'rows':>7}  {'seconds':>8}  {'peak GiB':>8}  {'texts GiB':>9}  {'pairs >= 0.8':>12}  {'recall':>6}  {'precision':>9}"
+    )
     for rows in options.rows:
         names = ["ftkit minhash"] + (["ftkit exact"] if rows <= 20_000 else [])
         names += ["datasketch 16x8", "datasketch at 0.8"] if rows <= options.datasketch else []
         took = {}
         for name in names:
-            command = [sys.executable, str(Path(__file__)), "--one", name, "--rows", str(rows), "--words", str(options.words)]
+            command = [
+                sys.executable,
+                str(Path(__file__)),
+                "--one",
+                name,
+                "--rows",
+                str(rows),
+                "--words",
+                str(options.words),
+            ]
             r = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
             took[name] = r["seconds"]
             print(f"{name:>17}  {rows:>7}  {r['seconds']:>8.1f}  {r['peak']:>8.2f}  {r['texts']:>9.2f}  {r['planted']:>12}  "

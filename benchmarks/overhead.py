@@ -27,8 +27,10 @@ def prepare(steps: int):
     )
     model, tokenizer = models.load(models.BUNDLED, config)
     splits = data.split(data.load_examples("invoices"))
+    model = models.add_lora(model, config)
+    models.suit_attention(model, 200)  # the kit's choice for short rows; by hand it would be made as well
     return (
-        models.add_lora(model, config),
+        model,
         tokenizer,
         data.Splits(splits.train, splits.val.select(range(4)), splits.test),
         config,
@@ -57,7 +59,7 @@ def by_hand(model, tokenizer, splits, config, folder: str) -> None:
         train_sampling_strategy="sequential", prediction_loss_only=True,
     )  # fmt: skip
     trainer = SFTTrainer(model=model, args=arguments, processing_class=tokenizer, train_dataset=parts[0].select(order),
-                         eval_dataset=parts[1], data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100))  # fmt: skip
+                         eval_dataset=parts[1], data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100, pad_to_multiple_of=16))  # fmt: skip
     trainer.train()
     trainer.evaluate()
     model.save_pretrained(folder)

@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "badges", "balance", "bundled", "clean", "colab", "config", "data", "embedding", "errors", "evaluate", "export",
-    "formats", "generate", "hardware", "leakage", "learn", "models", "pii", "plots", "rater", "runs", "scale_data", "scoring",
+    "formats", "generate", "hardware", "leakage", "learn", "models", "pii", "plots", "rater", "reward", "runs", "scale_data", "scoring",
     "shingles", "similar", "simhash", "template", "train",
 )  # fmt: skip
 _NAMES = {"TrainConfig": "config", "Run": "runs", "FtkitError": "errors"}

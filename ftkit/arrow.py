@@ -49,6 +49,7 @@ def aligned(parts: list[Any]) -> list[Any]:
     wanted = Features({**same, "messages": List({key: Value("string") for key in keys})})
 
     def fit(row: dict[str, Any]) -> dict[str, Any]:
+        """One row with the wanted columns and types."""
         fitted = {
             name: _as_text(row.get(name)) if wanted[name] == Value("string") else row.get(name) for name in wanted
         }

@@ -47,6 +47,7 @@ def balance(by: str, *, at_most: int | None = None, ratio: float = 1.5, seed: in
         raise ConfigError(f"at_most={at_most!r} would drop every row. Give at least 1.")
 
     def whole(examples: Any) -> Outcome:
+        """Look at all rows that are left."""
         groups = _groups(examples, by)
         sizes = sorted(map(len, groups.values()))
         limit = at_most or max(1, round(ratio * sizes[len(sizes) // 2]))

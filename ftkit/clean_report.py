@@ -77,12 +77,13 @@ class CleanReport:
         return self.show(doubtful[:n])
 
     def show(self, drops: Sequence[Drop]) -> "DropTable":
-        """These drops with the beginning of their text and of their twin's."""
+        """These drops with the text around their first difference from their twin, or with their answer."""
         place = {int(p): i for i, p in enumerate(self.positions)} if drops else {}
         texts = []
         for drop in drops:
-            own, twin = place.get(drop.row), place.get(drop.twin if drop.twin is not None else -1)
-            texts.append(tuple("" if at is None else text_of(self.source[at]["messages"]) for at in (own, twin)))
+            part = "answer" if drop.twin is None else "all"
+            rows = [place.get(row) if row is not None else None for row in (drop.row, drop.twin)]
+            texts.append(tuple("" if at is None else text_of(self.source[at]["messages"], part) for at in rows))
         return DropTable(tuple(drops), tuple(texts))
 
     def save(self, path: str | Path) -> Path:
@@ -109,7 +110,7 @@ class CleanReport:
             for c in self.counts
         )
         return (f"<p><b>Kept {len(self.kept)} of {self.total} rows</b> ({len(self.kept) / self.total:.1%})</p><table><tr><th>rule</th>"
-                "<th>what it drops</th><th>seen</th><th>dropped</th><th>flagged</th><th>changed</th><th>notes</th><th>s</th></tr>"
+                "<th style='text-align:left'>what it drops</th><th>seen</th><th>dropped</th><th>flagged</th><th>changed</th><th style='text-align:left'>notes</th><th>s</th></tr>"
                 f"{cells}</table>")  # fmt: skip
 
 
@@ -131,13 +132,20 @@ class DropTable:
         return "\n".join(blocks) or "(no drops)"
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><td>{html.escape(d.place)}</td><td>{html.escape(d.rule)}</td><td style='text-align:left'>{html.escape(d.reason)}</td>"
-            f"<td style='text-align:left;max-width:28em'>{_mark(own, twin)}</td>"
-            f"<td style='text-align:left;max-width:28em'>{html.escape(d.twin_place or '')} {_mark(twin, own)}</td></tr>"
-            for d, (own, twin) in zip(self.drops, self.texts, strict=True)
-        )
-        return f"<table><tr><th>row</th><th>rule</th><th>reason</th><th>dropped</th><th>its twin that stays</th></tr>{cells}</table>"
+        left, twins = "style='text-align:left;max-width:28em'", any(d.twin is not None for d in self.drops)
+        head = [
+            "row",
+            "rule",
+            "reason",
+            "dropped" if twins else "its answer",
+            *(["its twin that stays"] if twins else []),
+        ]
+        lines = ["<tr>" + "".join(f"<th style='text-align:left'>{name}</th>" for name in head) + "</tr>"]
+        for d, (own, twin) in zip(self.drops, self.texts, strict=True):
+            cells = [html.escape(d.place), html.escape(d.rule), html.escape(d.reason), _mark(own, twin)]
+            cells += [f"{html.escape(d.twin_place or '')} {_mark(twin, own)}"] if twins else []
+            lines.append("<tr>" + "".join(f"<td {left}>{cell}</td>" for cell in cells) + "</tr>")
+        return f"<table>{''.join(lines)}</table>"
 
 
 def _clip(text: str, twin: str = "") -> str:

@@ -10,18 +10,21 @@ import random
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ftkit import similar
 from ftkit.errors import DataError, FtkitWarning
-from ftkit.formats import Messages, detect_format, to_messages
+from ftkit.export import export
+from ftkit.formats import Messages, detect_format, plain, to_messages
 from ftkit.loading import Loaded, load_examples, read_rows, samples
+from ftkit.runs import Run
 from ftkit.template import render, show_example, tokenize, trained_share
 from ftkit.texts import Texts
 
 __all__ = [
-    "Loaded", "Splits", "detect_format", "digest", "load_examples", "prompt", "read_rows", "render", "samples",
-    "show_example", "split", "to_messages", "tokenize", "trained_share",
+    "Loaded", "Splits", "detect_format", "digest", "load_examples", "load_splits", "prompt", "read_rows", "render", "samples",
+    "save", "show_example", "split", "to_messages", "tokenize", "trained_share",
 ]  # fmt: skip
 
 
@@ -77,8 +80,8 @@ def split(
 
 
 def _twins(examples: Any, near: float | None) -> dict[str, list[int]]:
-    """Rows that must not be parted, under the prompt of their first."""
-    keys = [json.dumps(prompt(messages), sort_keys=True) for messages in examples["messages"]]
+    """Rows that must not be parted, under a digest of the first one's prompt."""
+    keys = [_key(prompt(messages)) for messages in examples["messages"]]
     first: dict[str, int] = {}
     same = [first.setdefault(key, i) for i, key in enumerate(keys)]
     labels = same
@@ -95,10 +98,35 @@ def _twins(examples: Any, near: float | None) -> dict[str, list[int]]:
     return groups
 
 
+def _key(messages: Messages) -> str:
+    text = json.dumps(messages, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
+
+
+def save(splits: Splits, run: Run) -> Path:
+    """Write `data/train.jsonl`, `val.jsonl` and `test.jsonl` into the run folder, with all their columns.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    for name in ("train", "val", "test"):
+        export(getattr(splits, name), run / f"data/{name}.jsonl", "messages")
+    return run / "data"
+
+
+def load_splits(run: Run) -> Splits:
+    """The splits that `save` or a training wrote.
+
+    Raises:
+        MissingArtifact: the run holds no data; says which step writes it.
+    """
+    return Splits(*(load_examples(run.require(f"data/{name}.jsonl")) for name in ("train", "val", "test")))
+
+
 def prompt(messages: Sequence[Mapping[str, str]]) -> Messages:
     """The turns before the last answer: what a model is asked."""
     last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
-    return [{"role": m["role"], "content": m["content"]} for m in messages[:last]]
+    return [plain(m) for m in messages[:last]]
 
 
 def digest(*parts: Any) -> str:
@@ -106,6 +134,6 @@ def digest(*parts: Any) -> str:
     running = hashlib.sha256()
     for part in parts:
         for messages in part["messages"]:
-            running.update(json.dumps(messages, sort_keys=True, ensure_ascii=False).encode())
+            running.update(json.dumps([plain(m) for m in messages], sort_keys=True, ensure_ascii=False).encode())
         running.update(b"\x00")
     return running.hexdigest()[:12]

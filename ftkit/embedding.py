@@ -14,6 +14,7 @@ def embedder(
     """
 
     def encode(texts: Sequence[str]) -> Any:
+        """One vector a text, in order."""
         import numpy as np
         import torch
 

@@ -11,6 +11,7 @@ from ftkit import storage, template
 from ftkit.data import prompt
 from ftkit.errors import DataError
 from ftkit.generate import generate
+from ftkit.likelihood import answer_nll
 from ftkit.metrics import Score, difference_interval, exact_match, exact_words, interval, squad_normalise, token_f1
 from ftkit.runs import Run
 
@@ -119,35 +120,9 @@ def perplexity(
     Raises:
         DataError: no example has an answer token.
     """
-    import torch
-
-    rows = sorted(
-        (template.tokenize(m, tokenizer, max_length=max_length) for m in examples["messages"]),
-        key=lambda r: len(r["input_ids"]),
-    )
-    total, count, was_training = 0.0, 0, model.training
-    model.eval()
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        width = max(len(r["input_ids"]) for r in batch)
-        ids = torch.tensor(
-            [r["input_ids"] + [tokenizer.pad_token_id] * (width - len(r["input_ids"])) for r in batch],
-            device=model.device,
-        )
-        labels = torch.tensor(
-            [r["labels"] + [template.IGNORED] * (width - len(r["labels"])) for r in batch], device=model.device
-        )
-        mask = torch.tensor(
-            [[1] * len(r["input_ids"]) + [0] * (width - len(r["input_ids"])) for r in batch], device=model.device
-        )
-        with torch.inference_mode():
-            logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-        wanted = labels[:, 1:] != template.IGNORED
-        total += float(
-            torch.nn.functional.cross_entropy(logits[wanted].float(), labels[:, 1:][wanted], reduction="sum")
-        )
-        count += int(wanted.sum())
-    model.train(was_training)
+    rows = [template.tokenize(row, tokenizer, max_length=max_length) for row in examples]
+    sums = answer_nll(model, rows, batch_size=batch_size)
+    total, count = sum(nll for nll, _ in sums), sum(tokens for _, tokens in sums)
     if count == 0:
         raise DataError("No example has an answer token to measure: is max_length too small?")
     return math.exp(total / count)

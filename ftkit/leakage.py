@@ -66,7 +66,7 @@ class LeakageReport:
             f"<td style='text-align:left'>{html.escape(o.test_text)}</td><td style='text-align:left'>{html.escape(o.train_text)}</td></tr>"
             for o in self.exact + self.near
         )
-        head = "<tr><th>test row</th><th>train row</th><th>in</th><th>alike</th><th>test</th><th>train</th></tr>"
+        head = "<tr><th>test row</th><th>train row</th><th>in</th><th>alike</th><th style='text-align:left'>test</th><th style='text-align:left'>train</th></tr>"
         return f"<p><b>{html.escape(str(self).splitlines()[0])}</b></p>" + (
             f"<table>{head}{cells}</table>" if cells else ""
         )

@@ -16,6 +16,7 @@ from ftkit import readers
 from ftkit.arrow import Spill, aligned, uniform
 from ftkit.errors import DataError, FtkitWarning
 from ftkit.formats import detect_format, to_messages, used_columns
+from ftkit.template import tools_text
 
 _SAMPLES = {
     "invoices": (
@@ -26,6 +27,8 @@ _SAMPLES = {
         "invoices_unseen.jsonl",
         "the same task with layouts, vendors and products that training never saw",
     ),
+    "messy": ("messy.jsonl", "a help desk's mail with planted defects, to learn cleaning on; notebook 07 lists them"),
+    "messy_test": ("messy_test.jsonl", "test rows that came with it, some of which leak"),
     "general": ("general.jsonl", "short general questions with checkable answers, to see what a model forgot"),
 }
 _BATCH = 10_000
@@ -241,9 +244,12 @@ def _convert(row: Any, format: str | None, mapping: Mapping[str, str] | None) ->
         return {}, str(row)
     if not isinstance(row, Mapping):
         return {}, f"is {type(row).__name__} ({str(row)[:40]!r}), wanted an object with columns"
+    used = set(mapping.values()) if mapping else used_columns(format or "messages")
+    own = {str(k): v for k, v in row.items() if k not in used}
     try:
         messages = to_messages(row, format, mapping)
+        if "tools" in own:
+            own["tools"] = tools_text(own["tools"])
     except DataError as error:
         return {}, str(error)
-    used = set(mapping.values()) if mapping else used_columns(format or "messages")
-    return {**{str(k): v for k, v in row.items() if k not in used}, "messages": messages}, None
+    return {**own, "messages": messages}, None

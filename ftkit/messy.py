@@ -1,8 +1,8 @@
 """A help desk's mail with planted, listed defects: the file that notebook 07 cleans.
 
 Clean rows grow from one grammar, in which `[this|that]` is a choice and `{slot}` a fact of the customer's case, so that
-the answer fits the mail. A row close to an earlier one is drawn again: a Jaccard threshold of 0.72 to 0.82 finds the
-planted copies and nothing else. Kinds `look-alike` and `decoy` are traps: they only seem wrong and should stay.
+the answer fits the mail. They have so little in common, each pair below 0.4, that a Jaccard threshold of 0.72 to 0.82
+finds the planted copies and nothing else. Kinds `look-alike` and `decoy` are traps: they only seem wrong and should stay.
 
 Shop, products and names are invented; card numbers, IBAN, phone numbers and keys are documented examples or plainly
 fake. The texts are Apache-2.0. `python -m ftkit.messy` rewrites the three files in `ftkit/samples`.
@@ -11,7 +11,7 @@ fake. The texts are Apache-2.0. `python -m ftkit.messy` rewrites the three files
 import json
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from typing import Any
 CLEAN = {"reply": 150, "extract": 90, "summarise": 90, "route": 90}
 SURPLUS = 240  # further replies: more than half of the file then asks for one task
 TEST = 10  # clean test rows a task
-FAR, LOOK_ALIKE, NEAR, SAME = 0.35, (0.55, 0.72), (0.82, 0.97), (0.8, 1.0)  # Jaccard: below, and from-to
+LOOK_ALIKE, NEAR, SAME = (0.55, 0.72), (0.82, 0.97), (0.8, 1.0)  # ranges of the Jaccard index
 JACCARD = "Shared over all 5-word shingles of two texts; words are the matches of \\w+ after NFKC and casefold; the text is instruction + '\\n\\n' + input (the prompt), with '\\n' + output after it for prompt plus answer. Near-duplicates and look-alikes keep to their range in both."
 ABOUT = "Defects of messy.jsonl. Lines count from 1; `original` is the line that a copy was made from, `test_line` a line of messy_test.jsonl; a row with `keep` only seems wrong."
 Row = dict[str, str]
@@ -64,10 +64,10 @@ GRAMMAR = """
 reply: [[Write|Draft|Compose] [[a|a short|a kind|a friendly|a helpful] reply|[an|a brief|a kind|a friendly|a polite] answer] to [this|the following] [customer's message|mail from a customer|message].] // [[Hello|Dear|Hi|Good day] {name}, [[thank you|thanks] for [telling us|your message|writing about order {order}]|we are sorry about this|sorry for the bother|I [can see|have found] order {order} here]. [We understand that {gist}.|I read that {gist}, and [I regret it|that is a pity].|It [seems|looks as if] {gist}, [which should not be|and we want to help].] {action} [[Write|Just write] [again|back] [if anything is unclear|should that not suit you].|[Kind|Warm|Friendly] regards from the help desk!|Thank you for your patience.|We hope that [helps|this settles it].|Have a [good|pleasant] [day|week]!]]
 extract: [[Extract|List|Pick out|Give] the order number, the product and the problem[, one a line,| as three lines] from [this|the following] [message|mail|customer message].] // [Order number: {order}{line}Product: {product}{line}Problem: {gist}[; the customer wants to {wish}|, and the wish is to {wish}|].]
 summarise: [[Summarise|Sum up|Condense] [this|the following] [message|mail|customer message] in [one or two sentences|two sentences at most|at most two sentences].] // [[{name}|The customer|A customer] [writes|reports|says|explains] that {gist}[ (order {order})|]. [They want|They would like|The customer asks|They hope] to {wish}.|[Order {order}|About order {order}]: {gist}[, says {name}|], [and the customer|so the customer] [wants|hopes|asks] to {wish}.|[{name}|The customer|A buyer of the {product}] [wants|hopes|asks|would like] to {wish}[, as|, because|, since] {gist}.]
-route: [[Which team should [handle|get|answer] this [message|mail]|Who should take care of this [message|mail]]? [Answer in a full sentence with the reason.|Name it in a full sentence and say why.|Reply with one sentence that gives the reason.]] // [[This|The message|This mail|{name}'s message|Order {order}] [belongs to|should go to|is a case for|goes to] the {team}, [because|since|as] {gist}[ and|, and] {job}.]
+route: [[Which team should [handle|get|answer] this [message|mail]|Who should take care of this [message|mail]]? [Answer in a full sentence with the reason.|Name it in a full sentence and say why.|Reply with one sentence that gives the reason.]] // [[This|The message|This mail|{name}'s message|Order {order}] [belongs to|should go to|is a case for|goes to] the {team}, [because|since|as] {gist}, and {job}.]
 order: [[On {day} [I|we] [ordered|bought|chose] the {product} [from your shop|on your site] for {price}[; the order number is {order}|, order {order}|, and the confirmation says {order}].|[This|My message|This mail] is about [order|order number|purchase] {order}[, the|, that is the|: one] {product}, [paid on {day} with {price}|bought on {day} for {price}|{price}, placed on {day}].|[My|Our] order {order} [of|from] {day} was [for the|a single item, the] {product} [at|for] {price}.|[Order|Reference] {order}, {day}: {product}, {price}[, paid by card|, paid at once|].|[I|We] paid {price} for the {product} on {day} and [got|received|noted] the number {order}.]]
 ask: [[I would like to|I want to|I am hoping to|All I want is to|What I ask is to|My wish is to|Ideally I would] {wish}[.|, please.|, if that is possible.|, and soon.|, nothing more.]|[Could I|Can I|May I] {wish}[?|, please?]|[Would it be possible|Is there a way|Is it too late] to {wish}?]
-aside: [[It was meant as|It is] a [gift|present|surprise] for [my aunt|a friend|my father-in-law|our neighbour][, who turns seventy on Sunday|, and the party is on Saturday|].|I have been [a customer|buying from you] [since you opened|for six years|for longer than I can say] and [never had reason to complain|usually everything goes smoothly].|[We live on a small island|Our village is far from any shop|I am not very mobile], so [going to a store|simply buying another] is [not an option|no easy matter].|[English is not my first language|I am writing this on my phone|I type with a bandaged thumb], so [please excuse the mistakes|forgive the odd phrase|sorry for the typos].|[The reviews praised your service|A colleague recommended you|My book club swears by your shop], [so I am hopeful|which is why I chose you].|[From the [twelfth|twentieth] on we are travelling|I leave for the mountains on the [ninth|sixteenth]], so [a quick word would help|after that nobody is at home].|[The cat|Our dog|The baby] [has claimed the carton|sleeps in the wrapping paper|has no opinion on this][ 😺| 😀|], [but I do|the rest of us is less relaxed].|At the café where I work [everyone|half the staff] [asks|wants to know] [how this ends|for news] – très [embarrassing|amusing].|[Money is tight this month|As a student I count every coin|I had saved for it], so [this matters to me|you can imagine my mood].|I [run|keep] a small [guesthouse|pottery|piano school], [and guests notice such things|where every day counts|so I need things in order].]
+aside: [[It was meant as|It is] a [gift|present|surprise] for [my aunt|a friend|my father-in-law|our neighbour][, who turns seventy on Sunday|, and the party is on Saturday|].|I have been [a customer|buying from you] [since you opened|for six years|for longer than I can say] and [never had reason to complain|usually everything goes smoothly].|[We live on a small island|Our village is far from any shop|I am not very mobile], so [going to a store|simply buying another] is [not an option|no easy matter].|[English is not my first language|I am writing this on my phone|I type with a bandaged thumb], so [please excuse the mistakes|forgive the odd phrase|sorry for the typos].|[The reviews praised your service|A colleague recommended you|My book club swears by your shop], [so I am hopeful|which is why I chose you].|[From the [twelfth|twentieth] on we are travelling|I leave for the mountains on the [ninth|sixteenth]], so [a quick word would help|after that nobody is at home].|[The cat|Our dog|The baby] [[has claimed the carton|sleeps in the wrapping paper][ 😺| 😀|], [but I am less relaxed|and somebody has to be happy]|has no opinion on this[ 😀|], but I do].|At the café where I work [everyone|half the staff] [asks how this ends|asks for news|wants to know more] – très [embarrassing|amusing].|[Money is tight this month|As a student I count every coin|I had saved for it], so [this matters to me|you can imagine my mood].|I [run|keep] a small [guesthouse|pottery|piano school], [and guests notice such things|where every day counts|so I need things in order].]
 remark: [[I already tried the chat|I asked in the chat first], [but it sent me in circles|where a robot called Pip thanked me four times|and waited half an hour in vain].|[Someone wrote|A yellow sticker said] '[取扱注意|ご注意|שביר|قابل للكسر]' [on the paperwork|next to my name], which [I cannot read|a friend had to translate|puzzled me].|[I attach two pictures|Two photos are attached|A screenshot is attached][, sorry for the poor light|, taken this morning|].|[I know that you are busy|It must be a busy season|I can imagine the pile on your desk], [but a line would be kind|still I need an answer].|Naïve as I am, I [thought|believed] [this would take five minutes|it would sort itself out|shopping online was the easy way].|[Your colleague|Someone at your end] called me 'Señor [Ibáñol|Tortuño]', which [made my day|made my wife laugh] [🙂|😂|and is not my name].|[To be fair|In fairness], [the driver was polite|your site is easy to use|earlier orders were perfect], [so I keep calm|and I wanted to say so].|[My husband|My flatmate|My mother] [says I worry too much|told me to let it go|would have phoned you on day one], [but here I am|and perhaps rightly so].]
 layouts: [order told aside ask|aside order told ask close|order aside told ask|open order told remark ask|order told ask remark close|open order told ask aside|order remark told aside ask|open aside order told ask close]
 names: [Tavi|Orlin|Bexa|Mirelo|Zofka|Ilvar|Sennet|Noéma|Åselle|Jorvi|Quilla|Emrik|Pernu|Wandro|Fiorel|Dastin|Ruvena|Halko|Kelwin|Marisko|Tindro|Obelin|Çelmo|Lúthe|Vesk|Yorune]
@@ -82,7 +82,7 @@ log: [Tote|Crate|Pallet|Trolley|Box] [3|7|12|18|25|31|44|58|63|79] [moved|was mo
 warm: [Hello|Hi|Dear team|Good morning|Hello everybody|Dear help desk|Good evening], // [I hope you are having a [calm|good] [day|week].|[A small|An odd] thing [happened|came up] [today|this week].|[First of all|Before anything else], [your shop is a find|I like your shop].] // [[Thank you|Many thanks] [in advance|for looking into it|for your help][!| 🙂|.]|[No hurry|Take your time], [but a short answer would be [nice|kind]|I know how it is].|[Have a lovely [day|evening].|Greetings from a rainy [coast|hill|garden].]] // [Best wishes|Kind regards|Warmly|All the best|Cheers], {name}
 cross: [To whom it may concern|Help desk|Hello|To the manager|Good day], // [I am [rather|quite|very] [disappointed|annoyed|displeased].|This is [the second|my third] [attempt|message] [to reach you|about this].|[I rarely complain|I am a patient person], but [enough is enough|now I have to|this is too much].] // [I expect [an answer|a solution|a reply] [within two days|by tomorrow|this week].|[Otherwise|If not,] [I will shop elsewhere|the review will not be kind|you lose a customer].|[Please do not|Do NOT] send me [another form|a standard text|to the chat again].] // [Regards|Waiting|Not amused|Sincerely], {name}
 brief: [Hi|Hello|Hey|Quick one|Hi there], // [I will be short.|[Quick|One] question.|[Need|I need] [a hand|some help] [here|please].] // [Thanks[!| 👍|.]|[Let me know|Tell me][, thanks|].|[That is all|Nothing else][, really|].|[Cheers|Ta].] // [Thx|Bye|Best|–] {name}
-swaps: but=yet found=discovered noticed=spotted bought=purchased ordered=requested nothing=naught now=currently although=though because=since would=could whole=full lovely=gorgeous wonderful=marvellous tried=tested told=informed small=little short=brief answer=response help=assistance believed=assumed thought=figured perfect=flawless parcel=package hoping=aiming chose=picked quick=speedy attached=enclosed missing=absent shop=store
+swaps: but=yet yet=still so=thus only=merely soon=shortly please=kindly again=anew my=our your=the never=hardly very=quite quite=rather rather=fairly sadly=alas annoyed=irritated forgive=excuse odd=strange kind=nice lost=mislaid box=carton carton=box error=fault fault=error page=site found=discovered noticed=spotted bought=purchased ordered=requested nothing=naught now=currently although=though because=since would=could whole=full lovely=gorgeous wonderful=marvellous tried=tested told=informed small=little short=brief answer=response help=assistance believed=assumed thought=figured perfect=flawless parcel=package hoping=aiming chose=picked quick=speedy attached=enclosed missing=absent shop=store
 """.strip().splitlines()
 PARTS = dict(line.split(": ", 1) for line in GRAMMAR)
 SWAPS = dict(pair.split("=") for pair in PARTS["swaps"].split())  # one word for another, for near-duplicates
@@ -110,12 +110,12 @@ outlier; A prompt of about 2,500 words: somebody forwarded a whole thread.; inpu
 pii; An e-mail address in the mail.; input; {input}{line}PS: I read tavi.orlin@example.com more often than this inbox.
 pii; An e-mail address in the answer.; output; {output} Our colleague answers directly under zofka.ilvar@example.org until Friday.
 pii; A phone number in the mail.; input; {input}{line}PS: Call me on +44 20 7946 0958 after six if that is easier.
-pii; A phone number in the answer.; output; {output} You can also ring us on (555) 010-0199 during the day.
+pii; A phone number in the answer.; output; {output} You can also ring us on (212) 555-0143 during the day.
 pii; A card number in the mail.; input; {input}{line}PS: If it helps, I paid with card 4111 1111 1111 1111. || {input}{line}PS: The card that you charged is 5555-5555-5555-4444, valid until next year.
 pii; An API key in the mail.; input; {input}{line}PS: Your shop widget printed sk-EXAMPLE0not0a0real0key0000 into my browser window. || {input}{line}PS: My stock script signs in with AKIAIOSFODNN7EXAMPLE, in case you look at the log.
 pii; An IBAN in the mail.; input; {input}{line}PS: Money can go to my account GB82 WEST 1234 5698 7654 32, as always.
-decoy; An order number of 16 digits that fails the Luhn check: keep it.; input; {input}{line}PS: The long number on the slip is 4929 1834 0072 5168.
-decoy; A version number, no IP address: keep it.; input; {input}{line}PS: The sticker underneath says firmware 10.24.118.7, should that matter.
+decoy; An order number of 16 digits that fails the Luhn check: keep it.; input; {input}{line}PS: The long number on the slip is 4929 1834 0072 5163.
+decoy; A version number, no IP address: keep it.; input; {input}{line}PS: The sticker underneath says revision 10.24.118.7, should that matter.
 decoy; A date printed like an IP address: keep it.; input; {input}{line}PS: The stamp on the seal reads 14.03.20.26, so it was packed in March.
 low-quality; The answer repeats the mail.; output; {input}
 low-quality; A refusal.; output; As an AI language model, I cannot access orders or parcels, so I am unable to help with this request. || I'm sorry, but as an AI language model I do not have the ability to reply to customers.
@@ -188,22 +188,14 @@ def write_row(task: str, seed: int, changed: Row | None = None) -> Row:
     return {"instruction": ask, "input": letter, "output": answer[0].upper() + answer[1:], "task": task}
 
 
-def draw_distinct(rng: Random, tasks: list[str]) -> list[tuple[int, Row]]:
-    """Draw a clean row for each task, with its seed; none is close to another."""
+def draw_rows(rng: Random, tasks: list[str]) -> list[tuple[int, Row]]:
+    """Draw a clean row of fitting length for each task, with its seed."""
     drawn: list[tuple[int, Row]] = []
-    sizes: list[int] = []
-    index: dict[str, list[int]] = defaultdict(list)
     while len(drawn) < len(tasks):
         seed = rng.randrange(2**32)
         row = write_row(tasks[len(drawn)], seed)
-        marks = shingles(row)
-        shared = Counter(other for mark in marks for other in index[mark])
-        far = all(count / (len(marks) + sizes[other] - count) < FAR for other, count in shared.items())
-        if far and 55 <= len(row["input"].split()) <= 110 and 12 <= len(row["output"].split()) <= 70:
-            for mark in marks:
-                index[mark].append(len(drawn))
+        if 55 <= len(row["input"].split()) <= 110 and 12 <= len(row["output"].split()) <= 70:
             drawn.append((seed, row))
-            sizes.append(len(marks))
     return drawn
 
 
@@ -213,8 +205,9 @@ def remake(rng: Random, how: str, seed: int, row: Row) -> Row:
         fresh, others = draw_facts(rng), rng.sample(("day", "price", "model"), rng.randrange(4))
         return write_row(row["task"], seed, {name: fresh[name] for name in ("name", "order", *others)})
     if how == "swapped words":
-        spots = [match.start() for match in SWAP.finditer(row["input"])]
-        chosen = rng.sample(spots, min(len(spots), rng.randint(1, 3)))
+        spots = [match.start() for match in SWAP.finditer(row["input"])] or [0]
+        first = rng.randrange(len(spots))
+        chosen = spots[first : first + min(1 + seed % 8, 3)]  # three seldom stay near, so they are tried most
         swapped = SWAP.sub(lambda word: SWAPS[word[0]] if word.start() in chosen else word[0], row["input"])
         return row | {"input": swapped}
     return row | {field: CHANGES[how](row[field]) for field in ("input", "output")}
@@ -236,8 +229,8 @@ def related(rng: Random, clean: list[tuple[int, Row]]) -> list[tuple[str, Defect
 
 def spoiled(rng: Random, rows: list[Row]) -> list[tuple[str, Defect]]:
     """Spoil a row for each text in `SPOILT`, then break the last three."""
-    pasted = {"log": "\n".join(say(rng, PARTS["log"], {}) for _ in range(220)), "line": "\n"}
-    pasted["thread"] = "\n\n".join(write_row("reply", rng.randrange(2**32))["input"] for _ in range(29))
+    pasted = {"log": "\n".join(say(rng, PARTS["log"], {}) for _ in range(235)), "line": "\n"}
+    pasted["thread"] = "\n\n".join(write_row("reply", rng.randrange(2**32))["input"] for _ in range(32))
     made: dict[str, tuple[str, str]] = {}
     for row, (kind, why, field, text) in zip(rows, SPOILT, strict=False):
         half = row["output"][: len(row["output"]) // 2].rpartition(" ")[0]
@@ -271,8 +264,9 @@ def generate(seed: int = 0) -> Messy:
     """Generate training lines, test rows and the list of defects; the same seed gives the same."""
     rng = Random(seed)
     tasks = [task for task, count in CLEAN.items() for _ in range(count)] + ["reply"] * SURPLUS
-    spare = ["reply" if field == "output" else list(CLEAN)[n % 4] for n, (_, _, field, _) in enumerate(SPOILT)]
-    drawn = draw_distinct(rng, [*tasks, *spare, *list(CLEAN)[:3], *TEST * list(CLEAN)])
+    mixed = ("input", "short-answer")
+    spare = [list(CLEAN)[n % 4] if {*cells} & {*mixed} else "reply" for n, cells in enumerate(SPOILT)]
+    drawn = draw_rows(rng, [*tasks, *spare, *list(CLEAN)[:3], *TEST * list(CLEAN)])
     lines, first = [(dump(row), Defect()) for _, row in drawn], -TEST * len(CLEAN)
     made = related(rng, drawn[: len(tasks)])
     train = lines[: len(tasks)] + [pair for pair in made if "leak" not in pair[1]["kind"]]

@@ -82,6 +82,7 @@ def _sketcher(method: str) -> Callable[[Any, Any], Any]:
         raise MissingExtra("Near-duplicates among more than 20,000 texts need rensa. Run: pip install rensa") from error
 
     def slowly(hashes: Any, offsets: Any) -> Any:
+        """Signatures by datasketch."""
         rows = [hashes[a:b].tolist() for a, b in itertools.pairwise(offsets.tolist())]
         sketches = [MinHash(num_perm=BANDS * ROWS, seed=_SEED, hashfunc=_low_bits) for _ in rows]
         for one, row in zip(sketches, rows, strict=True):

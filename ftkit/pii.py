@@ -48,6 +48,7 @@ def pii(action: str = "flag") -> Rule:
     done = {"flag": "flag", "redact": "change", "drop": "drop"}[action]
 
     def judge(at: int, row: Mapping[str, Any]) -> Finding | None:
+        """Look at one row."""
         kinds = [hit.kind for message in row["messages"] for hit in scan(text_of([message]))]
         if not kinds:
             return None

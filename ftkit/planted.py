@@ -18,7 +18,7 @@ _COPIES = ("exact-duplicate", "near-duplicate")
 
 @dataclass(frozen=True)
 class Exam:
-    """For each kind of defect how many were planted and caught, and the lines of good rows that were dropped."""
+    """For each kind of defect how many were planted and caught, and the lines of good rows that were dropped or altered."""
 
     kinds: Mapping[str, tuple[int, int]]
     lost_lines: tuple[int, ...]
@@ -26,12 +26,12 @@ class Exam:
     @property
     def caught(self) -> float:
         """Share of the planted defects that were caught, 0 to 1."""
-        planted, caught = (sum(counts) for counts in zip(*self.kinds.values(), strict=True))
-        return caught / planted
+        planted = sum(planted for planted, _ in self.kinds.values())
+        return sum(caught for _, caught in self.kinds.values()) / planted
 
     @property
     def lost(self) -> int:
-        """Good rows that were dropped, look-alikes and decoys among them."""
+        """Good rows that were dropped, and decoys that were taken for personal data."""
         return len(self.lost_lines)
 
     def missed(self, kind: str) -> int:
@@ -70,8 +70,10 @@ def mark(report: Any) -> Exam:
     marked = {_line(drop) for drop in (*report.flagged, *report.changed)}
     kinds: dict[str, tuple[int, int]] = {}
     bad: set[int] = set()
+    altered: set[int] = set()
     for defect in defects():
         kind, line = defect["kind"], defect.get("line")
+        altered |= marked & {line} if defect.get("keep") else set()
         if defect.get("keep") or line is None or kind.startswith("leak"):
             continue
         pair = {line, defect.get("original", line)}
@@ -79,7 +81,7 @@ def mark(report: Any) -> Exam:
         planted, found = kinds.get(kind, (0, 0))
         kinds[kind] = (planted + 1, found + caught)
         bad |= {line} | (pair if kind in _COPIES and len(pair & gone) == 1 else set())
-    return Exam(kinds, tuple(sorted(gone - bad)))
+    return Exam(kinds, tuple(sorted((gone - bad) | altered)))
 
 
 def _line(drop: Any) -> int:

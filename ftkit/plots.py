@@ -67,7 +67,7 @@ def cleaned(report: Any, ax: Any = None) -> Any:
         ax.barh(
             names, marked, left=dropped, color=GREY, hatch="//", edgecolor="white", label="kept, but flagged or changed"
         )
-        ax.legend(frameon=False, loc="lower right")
+        ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2)
     for place, (went, kept) in enumerate(zip(dropped, marked, strict=True)):
         ax.annotate(
             f"{went}" + (f" + {kept}" if kept else ""),
@@ -77,7 +77,7 @@ def cleaned(report: Any, ax: Any = None) -> Any:
             va="center",
         )
     ax.margins(x=0.1)
-    _label(ax, "rows", "", f"Kept {len(report.kept)} of {report.total} rows: what went, and why?")
+    _label(ax, f"rows ({len(report.kept)} of {report.total} stay)", "", "What went, and why?")
     return ax
 
 
@@ -93,9 +93,15 @@ def before_after(before: Sequence[float], after: Sequence[float], unit: str = "t
     )
     ax.hist(after, bins=bins, color=BLUE, label=f"after, {len(after)} rows", edgecolor="white", linewidth=0.5)
     ax.set_xscale("log")
+    ticks = [round(digit * 10.0**power) for power in range(7) for digit in (1, 2, 5)]
+    ax.set_xticks([tick for tick in ticks if low <= tick <= high], minor=False)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    ax.xaxis.set_minor_formatter("")
+    ax.set_yscale("log")  # a single far row is as tall as the eye needs it
+    ax.set_ylim(bottom=0.7)
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     ax.legend(frameon=False)
-    _label(ax, f"length of an example, {unit}", "examples", "What did cleaning change?")
+    _label(ax, f"length of an example, {unit} (log)", "examples (log)", "What did cleaning change?")
     return ax
 
 

@@ -4,7 +4,7 @@ A rule judges; `clean` runs it and keeps the books.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from ftkit.texts import Texts, text_of
 
 Score = Callable[[Sequence[Any]], Sequence[float | None]]
 _BATCH = 1_000
+_FAR_TIMES = 4  # among rows of nearly equal length a far score is not yet a long row
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ def exact_duplicates() -> Rule:
     """Drop rows whose turns are the same as an earlier row's, up to case, spaces, invisible characters and Unicode form."""
 
     def start() -> Callable[[int, Mapping[str, Any]], Finding | None]:
+        """A judge with a memory of its own, for one pass."""
         first: dict[bytes, int] = {}
 
         def judge(at: int, row: Mapping[str, Any]) -> Finding | None:
+            """Look at one row."""
             turns = "\x00".join(f"{m['role']}\x01{similar.normalise(text_of([m]))}" for m in row["messages"])
             twin = first.setdefault(hashlib.blake2b(turns.encode("utf-8", "replace"), digest_size=16).digest(), at)
             return None if twin == at else Finding("the same text, up to case and spaces", twin=twin)
@@ -89,6 +92,7 @@ def near_duplicates(
         raise ConfigError(f"threshold={threshold!r} is outside 0 to 1 (Jaccard similarity of word 5-grams).")
 
     def whole(examples: Any) -> Outcome:
+        """Look at all rows that are left."""
         texts = Texts(examples, on)
         found = close_pairs(texts) if method == "simhash" else similar.near_pairs(texts, threshold, method=method)
         best: dict[int, float] = {}
@@ -133,10 +137,12 @@ def length(
         max_length: longer rows would lose the end of their answer, and with it the stop token.
         min_answer_words: 1 keeps the one-word answers of a classification task.
         outlier: modified z-score of the logarithm of the length (Iglewicz and Hoaglin 1993 take 3.5 for normal data;
-            the length of text has longer tails); None keeps them.
+            the length of text has longer tails) above which a row is dropped if it is also over four times the median; None
+            keeps them.
     """
 
     def whole(examples: Any) -> Outcome:
+        """Look at all rows that are left."""
         import numpy as np
 
         unit = "tokens" if tokenizer is not None else "words"
@@ -152,8 +158,7 @@ def length(
                 findings[i] = Finding(f"the answer has {count} words: {answer[:30]!r}", count, min_answer_words)
             elif sizes[i] > max_length:
                 findings[i] = Finding(f"{sizes[i]:,.0f} {unit}, beyond max_length", float(sizes[i]), max_length)
-            elif outlier is not None and z[i] > outlier:
-                times = sizes[i] / np.exp(middle)
+            elif outlier is not None and z[i] > outlier and (times := sizes[i] / np.exp(middle)) > _FAR_TIMES:
                 findings[i] = Finding(f"{sizes[i]:,.0f} {unit}, {times:.0f} times the median", float(z[i]), outlier)
         notes = {f"median {unit}": float(np.exp(middle)), "share beyond max_length": float((sizes > max_length).mean())}
         return Outcome(findings, notes)
@@ -181,7 +186,7 @@ def quality(
 
     Args:
         score_fn: messages of many rows to one score each, higher is better, None where there is none: see `scoring`, `rater`.
-        minimum: drop scores below it; 0.5 for the heuristics.
+        minimum: drop scores below it; 0.75 for the heuristics, where one plain defect suffices.
         keep: instead, keep this share of the rows. The notes show the mean score of a random selection of the same size:
             a filter is worth its cost only if training on its choice beats training on that (`scoring.select`).
         seed: of that random selection.
@@ -189,12 +194,13 @@ def quality(
     if keep is not None and not 0 < keep <= 1:
         raise ConfigError(f"keep={keep!r} is outside 0 to 1 (share of the rows).")
     if score_fn is None and keep is None:
-        return _heuristic_quality(0.5 if minimum is None else minimum)
+        return _heuristic_quality(0.75 if minimum is None else minimum)
     if (minimum is None) == (keep is None):
         raise ConfigError("quality wants either minimum=, a score, or keep=, a share of the rows.")
 
     def whole(examples: Any) -> Outcome:
-        scores = list((score_fn or _heuristics())(list(examples["messages"])))
+        """Look at all rows that are left."""
+        scores = [s for rows in _in_turn(examples) for s in (score_fn or _heuristics())(rows)]
         known = sorted(s for s in scores if s is not None)
         if not known:
             return Outcome({}, {"rows without a score": len(scores)})
@@ -206,6 +212,11 @@ def quality(
 
     how = f"score below {minimum:g}" if minimum is not None else f"not among the best {keep:.0%} by score"
     return Rule("quality", how, whole=whole)
+
+
+def _in_turn(examples: Any, size: int = 10_000) -> Iterator[list[Any]]:
+    for start in range(0, len(examples), size):
+        yield examples[start : start + size]["messages"]
 
 
 def _against_random(scores: Sequence[float], size: int, seed: int) -> dict[str, float]:
@@ -224,6 +235,7 @@ def _heuristics() -> Score:
 
 def _heuristic_quality(minimum: float) -> Rule:
     def start() -> Callable[[int, Mapping[str, Any]], Finding | None]:
+        """A judge with a memory of its own, for one pass."""
         from ftkit.scoring import explain, heuristics
 
         def judge(at: int, row: Mapping[str, Any]) -> Finding | None:

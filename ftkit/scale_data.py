@@ -4,6 +4,7 @@ Four stages: a signature of every row; pairs that agree in a band; clusters of p
 first of their cluster. Each is cut into tasks that run on several processes, under Slurm or under Ray, and a task that was
 finished is not run again. Unlike `similar`, which compares every candidate exactly, datatrove takes agreement in one band
 for proof: of pairs at Jaccard 0.7 it joins about 61 %, at 0.8 95 %, at 0.5 6 %.
+While all texts fit one machine, `clean.near_duplicates` is faster as well as exact.
 Folders are local or shared by all machines. Needs `pip install 'ftkit[scale]'`.
 """
 
@@ -72,6 +73,7 @@ def deduplicate(
 
     Runs in a process of its own, so that it neither depends on how the caller was started (notebook, script, pytest) nor
     prints; what datatrove says goes to `work_folder/datatrove.log`. Called again after an interruption, it goes on.
+    datatrove waits for ever for a worker that the system killed for its memory: interrupt, and call with fewer workers.
 
     Args:
         input_folder: `*.jsonl` in any format that `data.load_examples` knows; read in the order of their names.

@@ -31,8 +31,7 @@ class Read:
         """Yield documents; neighbouring shards belong to one task, so that tasks keep the order of the rows."""
         from datatrove.data import Document
 
-        lines = Path(self.broken or "/") / f"{rank:05d}.txt"
-        notes = []
+        notes: list[str] = []
         for i in block(len(self.shards), rank, world_size):
             path = Path(self.shards[i])
             for place, given in readers.read(path):
@@ -43,7 +42,7 @@ class Read:
                 else:
                     yield Document(text=text_of(row["messages"]), id=f"{path.name} {place}", metadata={"row": row})
         if self.broken:
-            storage.write_text(lines, "".join(notes))
+            storage.write_text(Path(self.broken) / f"{rank:05d}.txt", "".join(notes))
 
 
 @dataclass(frozen=True)

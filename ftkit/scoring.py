@@ -13,21 +13,17 @@ import statistics
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ftkit import template
 from ftkit.errors import DataError, FtkitWarning
-from ftkit.hardware import release_memory
+from ftkit.likelihood import TokenRow, answer_nll, context_tokens
 from ftkit.template import IGNORED, Messages
 
 ScoreFn = Callable[[Sequence[Messages]], Sequence[float | None]]
-TokenRow = dict[str, list[int]]
 _T = TypeVar("_T")
-_REPEATED = (
-    0.3  # share of duplicate lines from which Gopher drops a document (Rae et al. 2021, arXiv:2112.11446, table A1)
-)
+_REPEATED = 0.3  # share of repeated lines at which Gopher drops a document (Rae et al. 2021, arXiv:2112.11446, A1)
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")  # scripts without spaces: each sign is a word
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 _ASKS_LONG = re.compile(r"(?:^|[.!?:\n])\s*(?:please )?(?:explain|describe|discuss|write|tell|compare|summari[sz]e|list)\b"
@@ -75,32 +71,13 @@ def ifd(model: Any, tokenizer: Any, batch_size: int = 8, *, limit: float = 1.0) 
     """
 
     def score(rows: Sequence[Messages]) -> list[float | None]:
+        """One score a row, in order."""
         pairs = each(rows, lambda messages: _with_and_without(messages, tokenizer, context_tokens(model)))
         sums = iter(answer_nll(model, [row for pair in pairs if pair for row in pair], batch_size=batch_size))
         ratios = [next(sums)[0] / (next(sums)[0] or math.nan) if pair else math.nan for pair in pairs]
         return [ratio if ratio <= limit else None for ratio in ratios]
 
     return score
-
-
-def answer_nll(model: Any, rows: Sequence[TokenRow], *, batch_size: int = 8) -> list[tuple[float, int]]:
-    """Summed negative log-likelihood (nats) of each row's labelled tokens, and their number, in the order given.
-
-    `rows` are as `template.tokenize` makes them; a row's first token is never predicted. Rows of like length share a batch.
-    """
-    import torch
-
-    totals = [(0.0, 0)] * len(rows)
-    with evaluating(model):
-        for picked in batches([len(row["input_ids"]) for row in rows], batch_size):
-            ids, mask = padded([rows[i]["input_ids"] for i in picked], 0, model.device)
-            labels = padded([rows[i]["labels"] for i in picked], IGNORED, model.device)[0][:, 1:]
-            logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-            wanted = labels != IGNORED
-            losses = torch.nn.functional.cross_entropy(logits[wanted].float(), labels[wanted], reduction="none")
-            for i, part in zip(picked, losses.split(wanted.sum(dim=1).tolist()), strict=True):
-                totals[i] = (float(part.sum()), len(part))
-    return totals
 
 
 @dataclass(frozen=True)
@@ -175,14 +152,19 @@ def _faults(messages: Messages) -> list[tuple[float, str]]:
     lines = [line.strip() for line in body.splitlines() if len(line.split()) > 1]
     checks = (
         (0.5, len(words) < 3 and len(answer) < 25 and not short_is_fine, "hardly an answer"),
-        (0.5, len(asked) > 2 and words[: len(asked)] == asked, "repeats the prompt"),
+        (0.5, len(asked) > 2 and (words[: len(asked)] == asked or _copied(words, asked)), "repeats the prompt"),
         (0.4, _repeated(lines, 4) > _REPEATED, "repeated lines"),
         (0.4, _repeated(list(zip(words, words[1:], words[2:], strict=False)), 10) > _REPEATED, "repeated phrases"),
         (0.3, 2 * sum(map(len, words)) < len(answer) and _few_letters(body), "few letters"),
         (0.2, _capitals(body) and not _capitals(prompt) and not _ASKS_CAPITALS.search(prompt), "shouting: capitals"),
-        (0.3, len(words) > 40 and _cut_off(answer), "ends mid-sentence"),
+        (0.3, len(words) > 15 and _cut_off(answer), "ends mid-sentence"),
     )
     return [*_found(prompt, body), *((points, name) for points, wrong, name in checks if wrong)]
+
+
+def _copied(words: list[str], asked: list[str]) -> bool:
+    """Whether the answer is a long passage of the prompt and most of it; a quotation that was asked for is shorter."""
+    return len(words) > 20 and 2 * len(words) > len(asked) and " ".join(words) in " ".join(asked)
 
 
 def _found(prompt: str, body: str) -> Iterator[tuple[float, str]]:
@@ -259,42 +241,3 @@ def each(rows: Sequence[Messages], make: Callable[[Messages], _T | None]) -> lis
     if refused:
         warnings.warn(f"{len(refused)} of {len(rows)} rows get no score. The first: {refused[0]}", FtkitWarning, stacklevel=4)  # fmt: skip
     return made
-
-
-def context_tokens(model: Any) -> int | None:
-    """How many tokens the model can read, None where its config does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Without dropout and gradients inside the block; the model's mode comes back afterwards."""
-    import torch
-
-    was_training, _ = model.training, model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
-def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices of rows in batches of like length, shortest first, with a bar on stderr for many rows."""
-    from tqdm.auto import tqdm
-
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    with tqdm(total=len(order), unit="row", disable=len(order) <= 64, leave=False) as bar:
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
-            bar.update(len(order[start : start + size]))
-            release_memory()
-
-
-def padded(rows: Sequence[Sequence[int]], filler: int, device: Any) -> tuple[Any, Any]:
-    """Rows padded on the right, and the mask of what is no padding."""
-    import torch
-
-    width = max(map(len, rows))
-    full = torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows], device=device)
-    return full, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)

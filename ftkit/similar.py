@@ -195,6 +195,7 @@ class _Union:
         self._above = array("q", range(size))
 
     def of(self, i: int) -> int:
+        """The representative of a position."""
         above = self._above
         while above[i] != i:
             above[i] = above[above[i]]

@@ -89,7 +89,9 @@ def _tokenized(name: str, examples: Any, tokenizer: Any, config: TrainConfig) ->
     """Ids and labels of each row; rows in which nothing is trained are left out with a warning that numbers them."""
     from datasets import Dataset
 
-    whole = [template.tokenize(messages, tokenizer) for messages in examples["messages"]]
+    whole = [
+        template.tokenize(row, tokenizer) for row in examples
+    ]  # whole rows: a `tools` column belongs to the prompt
     if not whole:
         raise DataError(f"The {name} part has no rows.")
     rows = [{column: values[: config.max_length] for column, values in row.items()} for row in whole]
@@ -198,8 +200,7 @@ def _start_afresh(run: Run, splits: Splits, config: TrainConfig) -> None:
         shutil.rmtree(run / name, ignore_errors=True)
     write_points(run / "history.csv", [])
     config.save(run / "config.yaml")
-    for name in ("train", "val", "test"):
-        storage.write_jsonl(run / f"data/{name}.jsonl", [{"messages": m} for m in getattr(splits, name)["messages"]])
+    data.save(splits, run)
 
 
 def _checkpoint_to_resume(run: Run, config: TrainConfig, facts: dict[str, str]) -> Path | None:

@@ -45,7 +45,9 @@ NASTY = st.one_of(
 def test_no_row_is_dropped_in_silence(rows):
     """Whatever stands in the rows: kept and dropped together are all of them, and kept rows keep their order."""
     rows = [{"prompt": "What is it?", "completion": "A thing of some kind."}, *rows]
-    report = clean(rows, [exact_duplicates(), near_duplicates(), length(max_length=1000), quality(), pii.pii()], on_error="drop")
+    report = clean(
+        rows, [exact_duplicates(), near_duplicates(), length(max_length=1000), quality(), pii.pii()], on_error="drop"
+    )
     assert len(report.kept) + len(report.dropped) == len(rows) == report.total
     assert list(report.kept_rows) == sorted(set(range(len(rows))) - {drop.row for drop in report.dropped})
     assert all(drop.reason for drop in report.dropped)
@@ -107,7 +109,9 @@ def test_rules_of_one_row_share_a_pass(monkeypatch):
     """Two such rules in a row read the data once."""
     passes = []
     kept = cleaning._Work.pass_over
-    monkeypatch.setattr(cleaning._Work, "pass_over", lambda self, rules: (passes.append(len(rules)), kept(self, rules))[1])
+    monkeypatch.setattr(
+        cleaning._Work, "pass_over", lambda self, rules: (passes.append(len(rules)), kept(self, rules))[1]
+    )
     clean(chats(4), [exact_duplicates(), quality(), near_duplicates(), pii.pii()])
     assert passes == [2, 1]
 
@@ -136,7 +140,9 @@ def test_the_report_prints_saves_and_accounts(tmp_path):
 def test_worst_shows_the_drops_nearest_to_the_limit_beside_their_twins():
     draw = random.Random(2)
     texts = [random_text(draw, 90) for _ in range(3)]
-    rows = [chat(t, "a fine answer") for t in texts] + [chat(altered(t, draw, n), "a fine answer") for t, n in zip(texts, (1, 3, 1), strict=True)]
+    rows = [chat(t, "a fine answer") for t in texts] + [
+        chat(altered(t, draw, n), "a fine answer") for t, n in zip(texts, (1, 3, 1), strict=True)
+    ]
     worst = clean(rows, [near_duplicates(0.7)]).worst(1)
     assert (worst.drops[0].row, worst.drops[0].twin) == (4, 1)
     assert "changed" in str(worst) and "<b>changed" in worst._repr_html_()
@@ -147,13 +153,23 @@ def test_worst_shows_the_drops_nearest_to_the_limit_beside_their_twins():
 
 
 def test_exact_duplicates_look_through_case_spaces_and_invisible_characters():
-    rows = [chat("What is a Café?", "A place."), chat("what is  a cafe\u0301?", "A\u200b place. "), chat("What is a Café?", "A meal.")]
+    rows = [
+        chat("What is a Café?", "A place."),
+        chat("what is  a cafe\u0301?", "A\u200b place. "),
+        chat("What is a Café?", "A meal."),
+    ]
     report = clean(rows, [exact_duplicates()])
     assert [(drop.row, drop.twin, drop.twin_place) for drop in report.dropped] == [(1, 0, "row 1")]
 
 
 def test_the_same_words_in_other_roles_are_no_duplicate():
-    a = {"messages": [{"role": "system", "content": "a b"}, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}
+    a = {
+        "messages": [
+            {"role": "system", "content": "a b"},
+            {"role": "user", "content": "c"},
+            {"role": "assistant", "content": "d"},
+        ]
+    }
     b = chat("a b\x00c", "d")
     assert len(clean([a, b], [exact_duplicates()]).kept) == 2
 
@@ -233,7 +249,12 @@ def test_wrong_settings_are_refused_before_anything_runs(make):
 def test_diversity_drops_what_adds_nothing_new():
     draw = random.Random(7)
     parts = [random_text(draw, 30) for _ in range(3)]
-    rows = [chat(parts[0], parts[1]), chat(parts[2], "an answer of its own"), chat(parts[2], parts[0]), chat(random_text(draw, 40), "new")]
+    rows = [
+        chat(parts[0], parts[1]),
+        chat(parts[2], "an answer of its own"),
+        chat(parts[2], parts[0]),
+        chat(random_text(draw, 40), "new"),
+    ]
     assert rows_of(clean(rows, [diversity()]), "diversity") == [2]
 
 
@@ -251,7 +272,9 @@ def test_k_center_keeps_one_of_each_clump():
 
 
 def labelled(sizes: dict[str, int]) -> Dataset:
-    return data.load_examples([dict(chat(f"{task} {i}", "fine then"), task=task) for task, n in sizes.items() for i in range(n)])
+    return data.load_examples(
+        [dict(chat(f"{task} {i}", "fine then"), task=task) for task, n in sizes.items() for i in range(n)]
+    )
 
 
 def test_balance_caps_the_large_label_at_random_and_keeps_the_order():

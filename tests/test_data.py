@@ -173,7 +173,7 @@ def test_missing_file_lists_its_neighbours(tmp_path):
 
 
 def test_unknown_name_lists_the_bundled_sets():
-    with pytest.raises(DataError, match="invoices, invoices_unseen, general"):
+    with pytest.raises(DataError, match="invoices, invoices_unseen, messy, messy_test, general"):
         data.load_examples("invoises")
 
 

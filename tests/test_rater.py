@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from ftkit import bundled, scoring
 from ftkit.errors import ConfigError, MissingExtra, ModelError
-from ftkit.rater import RUBRIC, llm_rater, load_reward_model, parse, reward_model
+from ftkit.rater import RUBRIC, llm_rater, parse
+from ftkit.reward import load_reward_model, reward_model
 
 openai = pytest.importorskip("openai")
 
@@ -29,6 +30,23 @@ def chat(prompt, answer):
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
+SHORT_RUBRIC = """Rate how good the last answer is, from 1 (useless) to 5 (very good). Reply with the rating alone.
+
+<example>
+[user]
+What is the capital of France?
+[assistant]
+Paris is the capital of France.
+</example>
+Rating: 5
+
+<example>
+[user]
+Name a colour.
+[assistant]
+Seven.
+</example>
+Rating: 1"""  # two examples graded: a model of 135 M parameters copies a form better than it follows one
 ROWS = [chat(f"Add {i} and 1.", f"{i + 1}.") for i in range(4)]
 
 
@@ -445,15 +463,16 @@ def wait_until_ready(process, port, log, limit_s=180):
 @pytest.mark.slow
 def test_the_bundled_model_rates_behind_a_real_server(served, tmp_path):
     """A small model is a poor judge, but a real one: it answers, what it says is kept, and nothing is asked twice."""
-    rubric = "Is the last answer right? Reply with one line and nothing else: Rating: 5 if it is right, Rating: 1 if it is wrong."
-    rows = [chat("What is the capital of Japan?", "Tokyo."), chat("What is two plus two?", "A green boat.")]
+    rows = [
+        chat("What is the capital of Japan? Answer in one sentence.", "The capital of Japan is Tokyo."),
+        chat("What is two plus two?", "A green boat."),
+    ]
     cache = tmp_path / "ratings.jsonl"
-    settings = {"rubric": rubric, "cache": cache, "timeout_s": 300}
+    settings = {"rubric": SHORT_RUBRIC, "cache": cache, "timeout_s": 300}
     ratings = llm_rater(served.url, served.model, **settings)(rows)
     texts = [json.loads(line)["text"] for line in cache.read_text().splitlines()]
     assert ratings == [parse(text) for text in texts]
-    assert all(texts)
-    assert any(rating in (1, 2, 3, 4, 5) for rating in ratings), texts
+    assert all(rating in (1, 2, 3, 4, 5) for rating in ratings), texts
     assert served.requests() == 2
     assert llm_rater(served.url, served.model, **settings)(rows) == ratings
     assert served.requests() == 2

@@ -73,7 +73,13 @@ def test_scripts_without_spaces_are_cut_into_characters():
 
 
 def test_short_texts_are_one_shingle_and_empty_ones_none():
-    assert [len(shingles.shingles(t)) for t in ("", " \n!", "one", "one two three four", "a b c d e f")] == [0, 0, 1, 1, 2]
+    assert [len(shingles.shingles(t)) for t in ("", " \n!", "one", "one two three four", "a b c d e f")] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+    ]
     assert shingles.jaccard(shingles.shingles(""), shingles.shingles("")) == 0.0
 
 
@@ -93,12 +99,15 @@ def test_hashes_are_the_same_in_every_process():
 
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 0.95, 1.0])
 def test_exact_search_finds_the_clusters_of_brute_force(threshold):
-    texts = planted(1, 60, 40, changes=(0, 6)) + ["", "", "short one", "short one"]
+    texts = [*planted(1, 60, 40, changes=(0, 6)), "", "", "short one", "short one"]
     wanted = similar.join(len(texts), true_pairs(texts, threshold))
     assert similar.near_pairs(texts, threshold, method="exact").clusters() == wanted
 
 
-@given(st.lists(st.lists(st.sampled_from("abc"), max_size=12).map(" ".join), max_size=12), st.sampled_from([0.3, 0.6, 0.8, 1.0]))
+@given(
+    st.lists(st.lists(st.sampled_from("abc"), max_size=12).map(" ".join), max_size=12),
+    st.sampled_from([0.3, 0.6, 0.8, 1.0]),
+)
 @settings(max_examples=100, deadline=None)
 def test_exact_search_agrees_with_brute_force_on_boilerplate(texts, threshold):
     wanted = similar.join(len(texts), true_pairs(texts, threshold))
@@ -181,5 +190,7 @@ def test_simhash_distance_is_symmetric_and_bounded(a, b):
 def test_simhash_close_pairs_agree_with_brute_force():
     texts = planted(7, 80, 60, changes=(0, 2))
     prints = [simhash.simhash(t) for t in texts]
-    wanted = {(i, j) for i, j in itertools.combinations(range(len(texts)), 2) if simhash.distance(prints[i], prints[j]) <= 3}
+    wanted = {
+        (i, j) for i, j in itertools.combinations(range(len(texts)), 2) if simhash.distance(prints[i], prints[j]) <= 3
+    }
     assert {(p.first, p.second) for p in simhash.close_pairs(texts).pairs} == wanted

@@ -29,21 +29,34 @@ HEAVY = (
 LAYERS = [
     {"errors", "colab"},
     {"storage", "hardware", "quiet", "learn", "minhash", "shingles"},
-    {"config", "runs", "bundled", "formats", "readers", "template", "badges", "invoices", "messy", "history", "metrics"},
+    {
+        "config",
+        "runs",
+        "bundled",
+        "formats",
+        "readers",
+        "template",
+        "badges",
+        "invoices",
+        "messy",
+        "history",
+        "metrics",
+    },
     {"arrow", "texts", "similar", "hub", "export"},
-    {"loading", "simhash", "generate"},
+    {"loading", "simhash", "generate", "likelihood"},
     {"data", "plots"},
     {"models", "evaluate", "embedding"},
-    {"scoring", "rater"},
+    {"scoring"},
+    {"rater", "reward"},
     {"rules"},
-    {"pii", "balance", "leakage", "clean_report"},
-    {"train", "headless", "clean", "scale_data"},
+    {"pii", "balance", "leakage", "clean_report", "scale_steps", "scale_shards"},
+    {"train", "headless", "clean", "scale_data", "planted"},
     {"__main__"},
 ]
 # Parts of others, reached through those: not attributes of the package.
 INNER = {
-    "__main__", "arrow", "clean_report", "headless", "history", "hub", "invoices", "loading", "messy", "metrics", "minhash",
-    "quiet", "readers", "rules", "storage", "texts",
+    "__main__", "arrow", "clean_report", "headless", "history", "hub", "invoices", "likelihood", "loading", "messy", "metrics", "minhash",
+    "planted", "quiet", "readers", "rules", "scale_shards", "scale_steps", "storage", "texts",
 }  # fmt: skip
 
 

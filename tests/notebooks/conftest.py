@@ -19,7 +19,7 @@ class Executed:
     """A notebook after its run: the folder it left, and what its cells printed."""
 
     def __init__(self, name: str, root: Path, output: Path) -> None:
-        self.run = Run.open(root / "quickstart") if name == "00_quickstart" else None
+        self.run = Run.open(root / name.split("_", 1)[1])  # a notebook's run folder bears its name without the number
         self.root, self.page = root, output / f"{name}.html"
         self.cells = json.loads((output / f"{name}.ipynb").read_text())["cells"]
 

@@ -1,0 +1,90 @@
+"""The data notebook finds every planted defect, loses no good row, and leaves splits that do not leak."""
+
+import json
+
+import pytest
+
+from ftkit import clean, data, planted
+from ftkit.learn import check
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def book(execute):
+    return execute("07_data")
+
+
+@pytest.fixture(scope="module")
+def saved(book):
+    return json.loads(book.run.require("data/report.json").read_text())
+
+
+def test_every_row_of_the_file_is_accounted_for(saved):
+    assert saved["kept"] + len(saved["dropped"]) == saved["total"] == 733
+
+
+def test_no_check_of_the_notebook_failed(book):
+    """Among them: every planted defect was caught, and no good row was lost."""
+    assert [line for line in book.text.splitlines() if line.startswith("✗ ") and "overlaps" not in line] == []
+    assert "✓ planted defects that were caught, share: 1" in book.text
+    assert "✓ good rows that were dropped or altered: 0" in book.text
+
+
+def test_the_leak_in_the_given_test_file_is_refused(book):
+    assert "2 of 43 test rows stand in the training set" in book.text
+
+
+def test_the_splits_that_it_leaves_do_not_leak(book):
+    splits = data.load_splits(book.run)
+    for a, b in ((splits.train, splits.test), (splits.train, splits.val), (splits.val, splits.test)):
+        assert clean.leakage(a, b).leaked_rows == ()
+    assert book.run.facts["data"]["data_digest"] == data.digest(splits.train, splits.val)
+
+
+def test_no_personal_data_is_left(book):
+    from ftkit import pii
+
+    rows = data.load_splits(book.run)
+    texts = [m["content"] for part in (rows.train, rows.val, rows.test) for turns in part["messages"] for m in turns]
+    assert [t for t in texts if pii.scan(t)] == []
+    assert any("[EMAIL]" in t or "[CARD]" in t or "[PHONE]" in t for t in texts)
+
+
+def test_general_rows_are_mixed_in_and_no_task_is_half_of_the_rest(book):
+    train = data.load_splits(book.run).train
+    assert 0.07 < train["source"][:].count("general") / len(train) < 0.09
+    drops = json.loads(book.run.require("data/report_balance.json").read_text())["dropped"]
+    assert {drop["rule"] for drop in drops} == {"balance"}
+
+
+def test_a_threshold_that_is_too_strict_costs_the_look_alikes(book):
+    assert "6 rows that should have stayed are gone" in book.text
+
+
+def test_figures_are_left_and_shown(book):
+    book.run.require("figures/cleaned.png")
+    book.run.require("figures/lengths.png")
+    assert book.page.read_text().count("data:image/png;base64") >= 2
+
+
+def test_no_warning_reaches_the_reader(book):
+    assert "Warning" not in book.text
+
+
+SOLUTIONS = {
+    "likeness = ...": "likeness = 40 / 50",
+    "threshold = ...": "threshold = 0.78",
+    "    return ...": "    return 'photo' in answer",
+}
+
+
+def test_exercises_are_solved_by_the_hidden_solutions(book, capsys):
+    """Each `...` of the notebook is replaced by its solution; every check must then say ✓."""
+    report = clean.clean("messy", on_error="drop")
+    names = {"clean": clean, "planted": planted, "report": report, "check": check}
+    sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
+    for blank, solution in SOLUTIONS.items():
+        exercise = next(source for source in sources if blank in source)
+        exec(exercise.replace(blank, solution), names)
+    assert capsys.readouterr().out.count("✓") == len(SOLUTIONS)
