@@ -18,11 +18,15 @@ help:
 quickstart: install
 	@$(BIN)/python -m ftkit quickstart
 
+# The fast tests share the cores; those that train or serve a model have both to themselves.
+FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
+
 test: install
-	@$(BIN)/python -m pytest
+	@$(FAST)
+	@$(BIN)/python -m pytest -m slow
 
 test-fast: install
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(FAST)
 
 lab: install
 	@$(BIN)/jupyter lab notebooks
@@ -31,7 +35,7 @@ check: install
 	@$(BIN)/ruff format --check ftkit tests benchmarks
 	@$(BIN)/ruff check ftkit tests benchmarks
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(FAST)
 
 badges: install
 	@$(BIN)/python -m ftkit.badges

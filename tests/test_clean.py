@@ -334,6 +334,7 @@ def test_clean_parts_pass():
     assert (report.exact, report.near) == ((), ())
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000))
 @settings(max_examples=15, deadline=None)
 def test_twins_never_straddle_a_split(seed):
@@ -378,6 +379,7 @@ def test_scanning_any_text_ends_and_redacting_leaves_nothing(text):
     assert pii.redact("") == "" and (bool(hits) or pii.redact(text) == text)
 
 
+@pytest.mark.slow
 def test_scanning_a_megabyte_of_digits_is_quick():
     import time
 

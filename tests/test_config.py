@@ -63,6 +63,7 @@ def test_given_settings_win_over_the_hardware():
     assert TrainConfig.for_hardware(T4, dtype="fp32").dtype == "fp32"
 
 
+@pytest.mark.slow
 @given(
     learning_rate=st.floats(1e-6, 1e-2),
     lora_r=st.integers(1, 256),

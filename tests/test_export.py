@@ -77,6 +77,7 @@ def holds_markers(chat):
     return any(mark in m["content"] for m in chat for mark in ("<|im_start|>", "<|im_end|>"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 @settings(max_examples=100, deadline=None)
 @given(st.data())
@@ -88,6 +89,7 @@ def test_a_chat_survives_every_format_that_can_hold_it(format, data):
     assert to_messages(json.loads(json.dumps(row)), format) == chat
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("ending", ENDINGS)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -240,6 +242,7 @@ def test_an_older_file_stays_whole_when_writing_fails(tmp_path, ending, monkeypa
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_rows_are_never_held_as_a_whole(tmp_path, ending, monkeypatch):
     """Python objects beside a Dataset of 12 MB of text stay at a few batches."""

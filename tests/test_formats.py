@@ -192,6 +192,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(json_values, st.lists(st.fixed_dictionaries(
     {}, optional={"id": json_values, "name": json_values, "arguments": json_values, "function": json_values})), st.text()))  # fmt: skip

@@ -22,6 +22,7 @@ def base_folder(model, tokenizer, tmp_path):
     return tmp_path / "base"
 
 
+@pytest.mark.slow
 def test_local_folder_loads(base_folder, toy_config):
     model, tokenizer = models.load(base_folder, toy_config)
     assert models.parameters(model)[1] > 0
@@ -143,6 +144,7 @@ def test_a_backend_that_is_not_installed_names_the_command(monkeypatch):
         models.choose_backend(TrainConfig(backend="unsloth"))
 
 
+@pytest.mark.slow
 def test_unsloth_imported_late_warns():
     script = "import transformers, warnings; warnings.simplefilter('error', UserWarning)\nfrom ftkit import models\nmodels._import_unsloth()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

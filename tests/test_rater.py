@@ -246,6 +246,7 @@ llm_rater(sys.argv[1], "tiny", cache=sys.argv[2])(rows)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")
 def test_a_killed_run_goes_on_where_it_stopped(judge, tmp_path):
     """Kill -9 while the third reply is under way: two are kept, and only the other two are asked afterwards."""
@@ -296,6 +297,7 @@ def test_what_the_server_refuses_is_explained_and_earlier_replies_stay(judge, tm
     assert llm_rater(judge.url, "tiny", cache=cache)(ROWS) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_is_explained():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -306,6 +308,7 @@ def test_a_server_that_is_not_there_is_explained():
         llm_rater(f"http://127.0.0.1:{port}/v1", "tiny")(ROWS)
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_explained(judge):
     judge.reply = lambda body: (time.sleep(1.5), (200, "Rating: 4"))[1]
     with pytest.raises(ModelError, match=r"gave no answer within 0.3 s, three times. Raise timeout_s"):

@@ -132,6 +132,7 @@ def test_across_compares_only_the_two_parts_and_lists_every_pair():
     assert all(p.first < 30 <= p.second for p in pairs)
 
 
+@pytest.mark.slow
 def test_texts_full_of_boilerplate_end_in_reasonable_time():
     """A thousand texts that share 85 % of their words fall into the same buckets; what is left out is counted."""
     draw = random.Random(4)
@@ -170,6 +171,7 @@ def test_signatures_of_empty_texts_resemble_nothing():
     assert not (matrix[0] == matrix[1]).any()
 
 
+@pytest.mark.slow
 def test_simhash_finds_fewer_of_the_same_pairs():
     """The lesson of notebook 07: at 3 bits SimHash misses most pairs that MinHash finds."""
     texts = planted(6, 300, 200)

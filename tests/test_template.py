@@ -277,6 +277,7 @@ calls = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(text, calls, text, text), min_size=1, max_size=2))
 def test_folded_calls_can_be_read_back_and_masks_stay_right(rounds):

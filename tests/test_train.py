@@ -41,6 +41,7 @@ def test_it_learns(model, tokenizer, splits, toy_config, run):
     assert len(history.val_losses) == 1
 
 
+@pytest.mark.slow
 def test_only_the_adapter_moves(model, tokenizer, splits, toy_config, run):
     before = {n: p.clone() for n, p in model.named_parameters()}
     train(model, tokenizer, splits, toy_config, run)
@@ -50,6 +51,7 @@ def test_only_the_adapter_moves(model, tokenizer, splits, toy_config, run):
     assert any(p.abs().max() > 0 for n, p in after.items() if "lora_B" in n)
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_that_of_the_answer_tokens_alone(model, tokenizer, splits, toy_config, run):
     """With B = 0 the adapter changes nothing: the first loss is the base model's mean over answer tokens."""
     everything = toy_config.replace(
@@ -69,6 +71,7 @@ def test_the_first_loss_is_that_of_the_answer_tokens_alone(model, tokenizer, spl
     assert history.losses[0][1] == pytest.approx(total / count, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_accumulating_gradients_changes_nothing(tokenizer, rows, toy_config, tmp_path):
     """Four at once and two times two give the same loss on rows of uneven length."""
     uneven = [*rows, {"messages": [rows[0]["messages"][0], {"role": "assistant", "content": "long " * 20}]}]
@@ -88,12 +91,14 @@ def test_accumulating_gradients_changes_nothing(tokenizer, rows, toy_config, tmp
     assert [loss for _, loss in losses[0]] == pytest.approx([loss for _, loss in losses[1]], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_history_file_has_the_promised_columns(model, tokenizer, splits, toy_config, run):
     history = train(model, tokenizer, splits, toy_config, run)
     assert run.require("history.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
     assert History.load(run / "history.csv").losses == history.losses
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default::ftkit.errors.FtkitWarning")
 def test_rows_whose_answer_is_cut_away_are_numbered(model, tokenizer, rows, toy_config, run):
     long = {"messages": [{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y"}]}
@@ -108,6 +113,7 @@ def test_a_run_that_would_train_nothing_is_refused(model, tokenizer, splits, toy
     assert not run.finished("train")
 
 
+@pytest.mark.slow
 def test_training_again_starts_afresh(model, tokenizer, splits, toy_config, run):
     adapted = models.add_lora(model, toy_config)
     train(adapted, tokenizer, splits, toy_config, run)
@@ -161,6 +167,7 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(tmp_path):
     assert max(float((ours[k] - theirs[k]).abs().max()) for k in theirs) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_base_model_that_already_carries_an_adapter_is_refused(model, tokenizer, splits, toy_config, run):
     """PEFT adds its layers in place: a second adapter on the same base object would be saved as a whole model."""
     train(model, tokenizer, splits, toy_config.replace(max_steps=1), run)
@@ -177,18 +184,21 @@ def interrupted(run, model, tokenizer, splits, config):
     return adapted
 
 
+@pytest.mark.slow
 def test_resume_refuses_other_settings_and_names_them(model, tokenizer, splits, toy_config, run):
     model = interrupted(run, model, tokenizer, splits, toy_config)
     with pytest.raises(ConfigError, match=r"learning_rate \(0\.01 then, 0\.005 now\)"):
         train(model, tokenizer, splits, toy_config.replace(learning_rate=5e-3), run)
 
 
+@pytest.mark.slow
 def test_resume_refuses_other_data(model, tokenizer, splits, toy_config, run):
     model = interrupted(run, model, tokenizer, splits, toy_config)
     with pytest.raises(ConfigError, match="other data"):
         train(model, tokenizer, data.Splits(splits.test, splits.val, splits.train), toy_config, run)
 
 
+@pytest.mark.slow
 def test_resume_false_starts_afresh(model, tokenizer, splits, toy_config, run):
     model = interrupted(run, model, tokenizer, splits, toy_config)
     assert train(model, tokenizer, splits, toy_config.replace(max_steps=1), run, resume=False).steps == 1
@@ -206,6 +216,7 @@ def test_a_full_disk_is_explained_and_leaves_no_half_adapter(tokenizer, tmp_path
     assert not run.finished("train")
 
 
+@pytest.mark.slow
 def test_adapter_reloads_to_the_same_answers(model, tokenizer, splits, toy_config, run, tmp_path):
     """A saved adapter on its base gives the logits of the model that was trained; merged, the same again."""
     model.save_pretrained(tmp_path / "base")
@@ -224,6 +235,7 @@ def test_adapter_reloads_to_the_same_answers(model, tokenizer, splits, toy_confi
     assert torch.allclose(merged, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_overwritten_by_mistake(model, tokenizer, splits, toy_config, run):
     adapted = models.add_lora(model, toy_config)
     train(adapted, tokenizer, splits, toy_config, run)
