@@ -3,10 +3,13 @@
 import atexit
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ftkit import storage
+
+_INT64 = 2**63
 
 
 class Spill:
@@ -38,13 +41,18 @@ def aligned(parts: list[Any]) -> list[Any]:
     """Give all parts the same columns and types: turns get every key, a column of several types becomes text."""
     from datasets import Features, List, Value
 
+    if len({str(part.features) for part in parts}) == 1:
+        return parts
+
     keys = dict.fromkeys(key for part in parts for key in part.features["messages"].feature)
     types: dict[str, list[Any]] = {}
     for part in parts:
         for name, feature in part.features.items():
-            types.setdefault(name, []).append(feature)
+            known = types.setdefault(name, [])
+            known += [] if feature == Value("null") else [feature]  # a column that is empty so far has no type yet
     same = {
-        name: kinds[0] if all(kind == kinds[0] for kind in kinds) else Value("string") for name, kinds in types.items()
+        name: kinds[0] if kinds and all(kind == kinds[0] for kind in kinds) else Value("string")
+        for name, kinds in types.items()
     }
     wanted = Features({**same, "messages": List({key: Value("string") for key in keys})})
 
@@ -65,12 +73,28 @@ def _as_text(value: Any) -> str | None:
 
 
 def uniform(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Make extra columns fit one Arrow type: a column of mixed or nested values becomes JSON text."""
+    """Make extra columns fit one Arrow type: whole numbers beside others become floats, any other mixture JSON text."""
     for column in {name for row in rows for name in row if name != "messages"}:
         values = [row[column] for row in rows if row.get(column) is not None]
-        words = all(isinstance(v, list) and all(isinstance(w, str) for w in v) for v in values)
-        plain = words or (len(kinds := {type(v) for v in values}) == 1 and kinds <= {str, int, float, bool})
+        convert = _conversion(values)
         for row in rows:
             value = row.get(column)
-            row[column] = value if plain else _as_text(value)
+            row[column] = None if value is None else convert(value)
     return rows
+
+
+def _conversion(values: list[Any]) -> Callable[[Any], Any]:
+    kinds = {type(value) for value in values}
+    if kinds in ({str}, {bool}, {float}, set()) or all(_is_words(value) for value in values):
+        return _as_it_is
+    if kinds <= {int, float} and all(-_INT64 <= value < _INT64 for value in values):
+        return _as_it_is if kinds == {int} else float
+    return _as_text
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value

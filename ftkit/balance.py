@@ -1,13 +1,14 @@
 """Which rows a dataset should hold more or fewer of: balance of labels, diversity, and a share of general examples."""
 
 import random
+import statistics
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ftkit import similar
+from ftkit.arrow import aligned
 from ftkit.errors import ConfigError, DataError, FtkitWarning
 from ftkit.rules import Finding, Outcome, Rule
 from ftkit.texts import Texts
@@ -49,13 +50,14 @@ def balance(by: str, *, at_most: int | None = None, ratio: float = 1.5, seed: in
     def whole(examples: Any) -> Outcome:
         """Look at all rows that are left."""
         groups = _groups(examples, by)
-        sizes = sorted(map(len, groups.values()))
-        limit = at_most or max(1, round(ratio * sizes[len(sizes) // 2]))
+        unlabelled = len(groups.pop(None, []))  # nobody knows what they are: they stay
+        limit = at_most or max(1, round(ratio * statistics.median_low(map(len, groups.values()) if groups else [1])))
         draw, findings = random.Random(seed), {}
         for label, rows in groups.items():
             for i in draw.sample(rows, len(rows) - limit) if len(rows) > limit else ():
                 findings[i] = Finding(f"{by} {label!r} has {len(rows)} rows, {limit} stay", len(rows), limit)
-        return Outcome(findings, {"cap": limit, **{f"{label} before": len(rows) for label, rows in groups.items()}})
+        notes = {"cap": limit, **{f"{label} before": len(rows) for label, rows in groups.items()}}
+        return Outcome(findings, notes | ({"rows without a label": unlabelled} if unlabelled else {}))
 
     cap = f"{at_most} rows" if at_most else f"{ratio:g} times the median"
     return Rule("balance", f"rows of a {by} beyond {cap}, chosen at random", whole=whole)
@@ -96,9 +98,13 @@ def mix(task: Any, general: Any, share: float = 0.08, *, seed: int = 0) -> Mixtu
         warnings.warn(f"share={share:g} of {len(task)} task rows wants {wanted} general rows; there are {len(general)}, all are taken.",
                       FtkitWarning, stacklevel=2)  # fmt: skip
     rows = sorted(random.Random(seed).sample(range(len(general)), min(wanted, len(general))))
+    if not len(task):
+        raise DataError("There are no task rows to mix general ones into. Was every row dropped?")
     parts = {"task": task, "general": general.select(rows)}
     named = [_plain(part).add_column("source", [name] * len(part)) for name, part in parts.items() if len(part)]
-    return Mixture(concatenate_datasets(named).shuffle(seed=seed), {name: len(part) for name, part in parts.items()})
+    return Mixture(
+        concatenate_datasets(aligned(named)).shuffle(seed=seed), {name: len(part) for name, part in parts.items()}
+    )
 
 
 def diversity(keep: float | None = None, *, min_new: float = 0.1, embed: Embed | None = None) -> Rule:
@@ -157,8 +163,13 @@ def _k_center(texts: Texts, keep: float, embed: Embed) -> Outcome:
     points /= np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-9)
     nearest = points @ points[(chosen := [int(np.argmax(points @ points.mean(axis=0)))])[0]]
     center = np.full(len(points), chosen[0])
+    if not np.isfinite(points).all():
+        raise DataError("The embedder gave values that are no numbers (NaN or infinite).")
+    free = np.ones(len(points), dtype=bool)
+    free[chosen] = False
     while len(chosen) < round(keep * len(points)):
-        chosen.append(int(np.argmin(nearest)))
+        chosen.append(int(np.argmin(np.where(free, nearest, np.inf))))
+        free[chosen[-1]] = False
         likeness = points @ points[chosen[-1]]
         center = np.where(likeness > nearest, chosen[-1], center)
         nearest = np.maximum(nearest, likeness)
@@ -176,9 +187,11 @@ def _grams(text: str, n: int) -> list[int]:
 def _groups(examples: Any, by: str) -> dict[Any, list[int]]:
     if by not in examples.column_names:
         raise DataError(f"There is no column {by!r} to balance; there are: {', '.join(examples.column_names)}.")
-    groups: dict[Any, list[int]] = {label: [] for label in Counter(examples[by])}
+    groups: dict[Any, list[int]] = {}
     for i, label in enumerate(examples[by]):
-        groups[label].append(i)
+        if isinstance(label, list | dict):
+            raise DataError(f"The column {by!r} holds {type(label).__name__}s; balancing wants one label a row.")
+        groups.setdefault(label, []).append(i)
     return groups
 
 

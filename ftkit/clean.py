@@ -31,8 +31,11 @@ _PASS_ROWS = 1_000
 
 
 def default_rules(tokenizer: Any = None, max_length: int = 2048) -> list[Rule]:
-    """What every dataset wants: exact and near-duplicates, length, obvious quality defects, and a report of PII."""
-    return [exact_duplicates(), near_duplicates(), length(tokenizer, max_length=max_length), quality(), pii()]
+    """What every dataset wants: exact duplicates, length, plain defects, near-duplicates, and a report of personal data.
+
+    Near-duplicates come late, so that a good row is never dropped for a twin that goes afterwards.
+    """
+    return [exact_duplicates(), length(tokenizer, max_length=max_length), quality(), near_duplicates(), pii()]
 
 
 def clean(
@@ -60,7 +63,7 @@ def clean(
     began = time.perf_counter()
     loaded = data.read_rows(examples, mapping=mapping)
     if on_error == "raise":
-        loaded.refuse_broken()
+        loaded.refuse_broken("on_error='drop'")
     work = _Work(loaded)
     work.broken(time.perf_counter() - began)
     rules = default_rules() if rules is None else list(rules)
@@ -107,11 +110,14 @@ class _Work:
             for offset, values in enumerate(zip(*columns.values(), strict=True)):
                 at = self.left[start + offset]
                 row = dict(zip(names, values, strict=True))
+                row["messages"] = self.changes.get(at, row["messages"])
                 for i, judge in enumerate(judges):
                     seen[i] += 1
                     finding = judge(at, row)
                     if finding is not None:
                         findings[i].append((at, finding))
+                        if finding.messages is not None:
+                            row["messages"] = self.changes[at] = finding.messages
                         if finding.action == "drop":
                             gone.add(at)
                             break
@@ -125,7 +131,7 @@ class _Work:
         began = time.perf_counter()
         assert rule.whole is not None
         seen = len(self.left)
-        outcome = rule.whole(self.dataset.select(self.left)) if self.left else Outcome({})
+        outcome = rule.whole(self.current()) if self.left else Outcome({})
         found = {}
         for at, finding in sorted(outcome.findings.items()):
             twin = None if finding.twin is None else self.left[finding.twin]
@@ -138,8 +144,6 @@ class _Work:
         lists: dict[str, list[Drop]] = {"drop": self.drops, "flag": self.flags, "change": self.changed}
         for at, finding in found.items():
             lists[finding.action].append(self._drop(rule.name, at, finding))
-            if finding.action == "change":
-                self.changes[at] = finding.messages or []
         dropped, flagged, changed = (sum(f.action == a for f in found.values()) for a in ("drop", "flag", "change"))
         self.counts.append(RuleCount(rule.name, rule.about, seen, dropped, flagged, changed, seconds, notes))
 
@@ -149,12 +153,18 @@ class _Work:
         twin_place = None if f.twin is None else self.loaded.place(f.twin)
         return Drop(row, place, rule, f.reason, f.score, f.limit, twin, twin_place)
 
+    def current(self) -> Any:
+        """The rows that are left, as rules have changed them."""
+        left = self.dataset.select(self.left)
+        redo = {i: self.changes[at] for i, at in enumerate(self.left) if at in self.changes}
+        if not redo:
+            return left
+        return left.map(lambda row, i: {"messages": redo[i]} if i in redo else {"messages": row["messages"]}, with_indices=True,
+                        features=left.features, load_from_cache_file=False)  # fmt: skip
+
     def report(self) -> CleanReport:
         """Close the books: every row is either kept or dropped."""
-        kept = self.dataset.select(self.left)
-        if redo := {i: self.changes[at] for i, at in enumerate(self.left) if at in self.changes}:
-            kept = kept.map(lambda row, i: {"messages": redo[i]} if i in redo else row, with_indices=True, features=kept.features,
-                            load_from_cache_file=False)  # fmt: skip
+        kept = self.current()
         dropped = tuple(sorted(self.drops, key=lambda d: d.row))
         if len(kept) + len(dropped) != self.loaded.total:
             raise DataError(

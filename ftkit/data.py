@@ -8,6 +8,7 @@ import hashlib
 import json
 import random
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,10 @@ def split(
     """
     if {"train", "val", "test"} <= (set(examples["split"]) if "split" in examples.column_names else set()):
         named = {n: [i for i, s in enumerate(examples["split"]) if s == n] for n in ("train", "val", "test")}
+        if left := len(examples) - sum(map(len, named.values())):
+            warnings.warn(
+                f"{left} rows have another name in their split column and are left out.", FtkitWarning, stacklevel=2
+            )
         return Splits(*(examples.select(named[n]) for n in ("train", "val", "test")))
     if not (0 < val < 1 and 0 < test < 1 and val + test < 1):
         raise DataError(f"val={val}, test={test}: each wants a share between 0 and 1, together below 1.")
@@ -73,10 +78,26 @@ def split(
         )
     order = sorted(groups)
     random.Random(seed).shuffle(order)
-    n_test, n_val = max(1, round(test * len(order))), max(1, round(val * len(order)))
-    n_val = min(n_val, len(order) - n_test - 1)
-    parts = (order[n_test + n_val :], order[n_test : n_test + n_val], order[:n_test])
+    parts = _filled(order, {key: len(rows) for key, rows in groups.items()}, val, test)
     return Splits(*(examples.select(sorted(i for key in part for i in groups[key])) for part in parts))
+
+
+def _filled(order: list[str], sizes: Mapping[str, int], val: float, test: float) -> tuple[list[str], ...]:
+    """Groups for train, val and test, by rows; a group that is larger than what a part still wants goes to train."""
+    rows = sum(sizes.values())
+    wanted = {"test": max(1, round(test * rows)), "val": max(1, round(val * rows))}
+    wanted["val"] = max(1, min(wanted["val"], rows - wanted["test"] - 1))
+    parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for key in order:
+        part = next((name for name in wanted if sizes[key] <= wanted[name]), "train")
+        parts[part].append(key)
+        if part != "train":
+            wanted[part] -= sizes[key]
+    for name in ("test", "val"):
+        if not parts[name]:  # every group is too large: the smallest must do
+            parts[name].append(min(parts["train"], key=lambda key: sizes[key]))
+            parts["train"].remove(parts[name][0])
+    return parts["train"], parts["val"], parts["test"]
 
 
 def _twins(examples: Any, near: float | None) -> dict[str, list[int]]:
@@ -88,9 +109,10 @@ def _twins(examples: Any, near: float | None) -> dict[str, list[int]]:
     if near is not None:
         links = [p for on in ("prompt", "all") for p in similar.near_pairs(Texts(examples, on), near).pairs]
         labels = similar.join(len(keys), [*enumerate(same), *((p.first, p.second) for p in links)])
-        if len(set(labels)) < 3 <= len(first):
-            warnings.warn(f"Nearly all prompts are at least {near:.0%} alike (a long instruction that all share?), so only rows with equal "
-                          "prompts are kept together.", FtkitWarning, stacklevel=3)  # fmt: skip
+        largest = Counter(labels).most_common(1)[0][1] if labels else 0
+        if largest > 0.5 * len(keys) and len(set(labels)) < 0.5 * len(first):
+            warnings.warn(f"{largest} of {len(keys)} rows are linked as at least {near:.0%} alike (a long instruction that all share?), so "
+                          "only rows with equal prompts are kept together.", FtkitWarning, stacklevel=3)  # fmt: skip
             labels = same
     groups: dict[str, list[int]] = {}
     for i, label in enumerate(labels):

@@ -1,8 +1,7 @@
 """One row of any known format to `messages`.
 
-A format is told by its columns. Nothing is guessed: a row that does not fit raises with what is wrong with it.
-A message is text by text, as one Arrow type needs it: `role`, `content` and, where there are any, `tool_calls` (JSON text
-of a list in OpenAI's shape, arguments as an object), `name` and `tool_call_id`.
+A format is told by its columns; a row that does not fit raises with what is wrong with it. A message is text by text: `role`,
+`content` and, where there are any, `tool_calls` (JSON text in OpenAI's shape), `name` and `tool_call_id`.
 """
 
 import difflib
@@ -142,7 +141,7 @@ def as_json(value: Any, what: str) -> str:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"has {what} that JSON cannot hold ({error})") from error
-    return _text(text, what)
+    return as_text(text, what)
 
 
 def from_json(value: Any, what: str) -> Any:
@@ -161,7 +160,8 @@ def items(value: Any, what: str) -> list[Any]:
     return list(found) if isinstance(found, list | tuple) else [] if found is None else [found]
 
 
-def _text(value: Any, what: str) -> str:
+def as_text(value: Any, what: str) -> str:
+    """The value, which must be whole text, else a DataError that names `what` it is."""
     if not isinstance(value, str):
         raise DataError(f"has {what} of type {type(value).__name__} ({str(value)[:40]!r}), wanted text")
     try:
@@ -180,7 +180,7 @@ def _turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, str]
         calls = (turn.get("tool_calls") or turn.get("function_call")) if isinstance(turn, Mapping) else None
         if not isinstance(turn, Mapping) or role_key not in turn or (content_key not in turn and not calls):
             raise DataError(f"has a turn {number} without {role_key} and {content_key}: {str(turn)[:60]}")
-        role = _text(turn[role_key], f"a role in turn {number}")
+        role = as_text(turn[role_key], f"a role in turn {number}")
         turns.append(_turn(turn, f"turn {number}", roles.get(role, role), turn.get(content_key), calls))
     return turns
 
@@ -188,14 +188,14 @@ def _turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, str]
 def _turn(turn: Mapping[str, Any], where: str, role: str, content: Any, raw_calls: Any) -> dict[str, str]:
     """One message: what a turn says, calls, and answers to; its other keys are left out."""
     if role == "function_call":
-        role, content, raw_calls = "assistant", "", _text(content, where) or '""'
+        role, content, raw_calls = "assistant", "", as_text(content, where) or '""'
     calls = parse_calls(raw_calls, where)
     if calls and role != "assistant":
         raise DataError(f"has tool calls in {where}, a {role} turn; only an assistant turn calls tools")
-    message = {"role": role, "content": _text("" if content is None and calls else content, where)}
+    message = {"role": role, "content": as_text("" if content is None and calls else content, where)}
     if calls:
         message["tool_calls"] = as_json(calls, f"tool calls in {where}")
-    return message | {k: _text(turn[k], f"{k} in {where}") for k in ("name", "tool_call_id") if turn.get(k)}
+    return message | {k: as_text(turn[k], f"{k} in {where}") for k in ("name", "tool_call_id") if turn.get(k)}
 
 
 def _opened(value: Any) -> Any:
@@ -221,12 +221,12 @@ def _from_sharegpt(row: Mapping[str, Any]) -> Messages:
             turns[-1] |= {"tool_calls": as_json(calls, "tool calls")}  # what it says and all that it calls are one turn
         else:
             turns.append(turn)
-    return [{"role": "system", "content": _text(system, "a system prompt")}, *turns] if system else turns
+    return [{"role": "system", "content": as_text(system, "a system prompt")}, *turns] if system else turns
 
 
 def _from_alpaca(row: Mapping[str, Any]) -> Messages:
-    prompt, extra = _text(row["instruction"], "an instruction"), row.get("input")
-    if extra is not None and _text(extra, "an input").strip():
+    prompt, extra = as_text(row["instruction"], "an instruction"), row.get("input")
+    if extra is not None and as_text(extra, "an input").strip():
         prompt = f"{prompt}\n\n{extra}"
     return _pair(prompt, row["output"], row.get("system"))
 
@@ -234,12 +234,12 @@ def _from_alpaca(row: Mapping[str, Any]) -> Messages:
 def _from_prompt_completion(row: Mapping[str, Any]) -> Messages:
     prompt, completion = _opened(row["prompt"]), _opened(row["completion"])
     if isinstance(prompt, str) or (isinstance(row["prompt"], str) and isinstance(completion, str)):
-        return _pair(_text(row["prompt"], "a prompt"), row["completion"], row.get("system"))
+        return _pair(as_text(row["prompt"], "a prompt"), row["completion"], row.get("system"))
     return [turn for part in (prompt, completion) for turn in _turns(part, "role", "content", _OPENAI_ROLES)]
 
 
 def _from_chatml(row: Mapping[str, Any]) -> Messages:
-    text = _text(row["text"], "a text")
+    text = as_text(row["text"], "a text")
     turns = _CHATML_TURN.findall(text)
     if not turns:
         raise DataError("has a text without <|im_start|>role … <|im_end|> turns, so no answer can be told from it")
@@ -250,20 +250,27 @@ def _from_chatml(row: Mapping[str, Any]) -> Messages:
     return [{"role": role, "content": content} for role, content in turns]
 
 
-def _from_mapping(row: Mapping[str, Any], mapping: Mapping[str, str]) -> Messages:
+def check_mapping(mapping: Mapping[str, str]) -> None:
+    """Refuse a mapping that lacks the prompt or the answer, or names something else, with a DataError."""
     if unknown := set(mapping) - {"prompt", "answer", "system"} or {"prompt", "answer"} - set(mapping):
         wrong = ", ".join(sorted(unknown))
         raise DataError(f"mapping wants 'prompt' and 'answer', optionally 'system'; {wrong} is wrong.")
+
+
+def _from_mapping(row: Mapping[str, Any], mapping: Mapping[str, str]) -> Messages:
+    check_mapping(mapping)
     if missing := [column for column in mapping.values() if column not in row]:
         raise DataError(f"lacks {', '.join(missing)}; its columns are {', '.join(row)}")
-    return _pair(_text(row[mapping["prompt"]], "a prompt"), row[mapping["answer"]], row.get(mapping.get("system", "")))
+    return _pair(
+        as_text(row[mapping["prompt"]], "a prompt"), row[mapping["answer"]], row.get(mapping.get("system", ""))
+    )
 
 
 def _pair(prompt: str, answer: Any, system: Any = None) -> Messages:
     if answer is None:
         raise DataError("has no answer")
-    head = [{"role": "system", "content": _text(system, "a system prompt")}] if system else []
-    return [*head, {"role": "user", "content": prompt}, {"role": "assistant", "content": _text(answer, "an answer")}]
+    head = [{"role": "system", "content": as_text(system, "a system prompt")}] if system else []
+    return [*head, {"role": "user", "content": prompt}, {"role": "assistant", "content": as_text(answer, "an answer")}]
 
 
 def _closest(known: Sequence[str], there: Sequence[str]) -> str | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftkit import similar
+from ftkit.arrow import aligned
 from ftkit.errors import DataError
 from ftkit.texts import Texts
 
@@ -33,11 +34,17 @@ class LeakageReport:
     train_rows: int
     test_rows: int
     threshold: float
+    skipped: int = 0  # comparisons left out among rows full of boilerplate; 0: nothing was left out
 
     @property
     def leaked_rows(self) -> tuple[int, ...]:
         """Test rows, counted from 1, with an exact or near twin in training."""
         return tuple(sorted({o.test for o in self.exact + self.near}))
+
+    def without_leaks(self, test: Any) -> Any:
+        """The test rows that have no twin in training, in their order."""
+        leaked = set(self.leaked_rows)
+        return test.select([i for i in range(len(test)) if i + 1 not in leaked])
 
     def refuse_exact(self) -> None:
         """Stop here if the test set holds rows that training has seen.
@@ -54,8 +61,10 @@ class LeakageReport:
                             "Split with data.split, which keeps twins together, or take these rows out of one of the two.")  # fmt: skip
 
     def __str__(self) -> str:
-        lines = [f"{'✗' if self.exact else '✓'} {len(self.exact)} exact and {len(self.near)} near overlaps "
+        lines = [f"{'✗' if self.exact else '○' if self.near else '✓'} {len(self.exact)} exact and {len(self.near)} near overlaps "
                  f"between {self.train_rows} train and {self.test_rows} test rows"]  # fmt: skip
+        if self.skipped:
+            lines[0] = f"○{lines[0][1:]} ({self.skipped} comparisons left out among rows full of boilerplate)"
         lines += [f"  test row {o.test} ~ train row {o.train}: {_named(o.on)}, {o.similarity:.0%} alike"
                   for o in (self.exact + self.near)[:_SHOWN]]  # fmt: skip
         return "\n".join(lines)
@@ -86,8 +95,8 @@ def leakage(train: Any, test: Any, *, threshold: float = similar.THRESHOLD, meth
     """
     from datasets import concatenate_datasets
 
-    messages = [part.select_columns(["messages"]) for part in (train, test)]
-    both, cut = concatenate_datasets(messages), len(train)
+    both, cut = concatenate_datasets(aligned([part.select_columns(["messages"]) for part in (train, test)])), len(train)
+    skipped = 0
     exact: dict[tuple[int, int], Overlap] = {}
     near: dict[tuple[int, int], Overlap] = {}
     for on in ("all", "prompt"):
@@ -95,12 +104,14 @@ def leakage(train: Any, test: Any, *, threshold: float = similar.THRESHOLD, meth
         for first, second in _equal(texts, cut):
             if (first, second) not in exact:
                 exact[first, second] = _overlap(texts, first, second, cut, on, 1.0)
-        for pair in similar.near_pairs(texts, threshold, method=method, across=cut).pairs:
+        found = similar.near_pairs(texts, threshold, method=method, across=cut)
+        skipped += found.skipped
+        for pair in found.pairs:
             key = (pair.first, pair.second)
             if key not in exact and key not in near:
                 near[key] = _overlap(texts, *key, cut, on, pair.similarity)
     near = {key: overlap for key, overlap in near.items() if key not in exact}
-    return LeakageReport(_sorted(exact.values()), _sorted(near.values()), len(train), len(test), threshold)
+    return LeakageReport(_sorted(exact.values()), _sorted(near.values()), len(train), len(test), threshold, skipped)
 
 
 def _equal(texts: Texts, cut: int) -> list[tuple[int, int]]:

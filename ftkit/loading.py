@@ -15,7 +15,7 @@ from typing import Any
 from ftkit import readers
 from ftkit.arrow import Spill, aligned, uniform
 from ftkit.errors import DataError, FtkitWarning
-from ftkit.formats import detect_format, to_messages, used_columns
+from ftkit.formats import as_text, check_mapping, detect_format, to_messages, used_columns
 from ftkit.template import tools_text
 
 _SAMPLES = {
@@ -71,14 +71,14 @@ class Loaded:
         """Where a person finds row `i` of `examples`, such as "line 7"."""
         return f"{self.unit} {self.numbers[i]}"
 
-    def refuse_broken(self) -> None:
-        """Stop here if a row could not be read.
+    def refuse_broken(self, way_out: str = "on_error='skip'") -> None:
+        """Stop here if a row could not be read; `way_out` is how the caller may leave such rows out.
 
         Raises:
             DataError: numbers the rows, each with its reason.
         """
         if self.broken:
-            way = "Mend them, or leave them out with on_error='skip'." if self.positions else "No row can be used."
+            way = f"Mend them, or leave them out with {way_out}." if self.positions else "No row can be used."
             raise DataError(
                 f"{self.name}: {len(self.broken)} of {self.total} rows cannot be used:\n  {self._listed()}\n{way}"
             )
@@ -151,6 +151,10 @@ def read_rows(source: Any, *, mapping: Mapping[str, str] | None = None) -> Loade
 def _open(source: Any, split: str | None) -> tuple[str, readers.Rows, str | None]:
     """Name, numbered rows, and the split that is still to be picked out."""
     if not isinstance(source, str | Path):
+        if isinstance(source, Mapping) or hasattr(source, "columns"):
+            named = ", ".join(map(str, source)) if isinstance(source, Mapping) else "DataFrame"
+            raise DataError(f"{type(source).__name__} ({named[:80]}) is no list of rows. Pick a part, such as source['train'], or give "
+                            "frame.to_dict('records').")  # fmt: skip
         if not isinstance(source, Iterable):
             raise DataError(
                 f"{type(source).__name__} is no dataset: give a path, a Hub id, a list of dicts or a Dataset."
@@ -191,6 +195,8 @@ def _collect(name: str, rows: readers.Rows, mapping: Mapping[str, str] | None) -
     """Convert in batches; beyond the first they go to a file that is memory-mapped, so a large source never stands in memory."""
     from datasets import Dataset, concatenate_datasets
 
+    if mapping is not None:
+        check_mapping(mapping)
     parts: list[Any] = []
     broken: list[Broken] = []
     positions, numbers, unit = array("q"), array("q"), "row"
@@ -212,8 +218,7 @@ def _collect(name: str, rows: readers.Rows, mapping: Mapping[str, str] | None) -
             parts.append(spill.dataset(uniform(good)))
     if not (positions or broken):
         raise DataError(f"{name} holds no rows.")
-    if len({str(part.features) for part in parts}) > 1:  # columns changed their type from one batch to the next
-        parts = aligned(parts)
+    parts = aligned(parts)  # columns may have changed their type from one batch to the next
     parts = parts or [Dataset.from_dict({"messages": []})]
     examples = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
     return Loaded(name, examples, tuple(broken), positions, numbers, unit)
@@ -248,6 +253,9 @@ def _convert(row: Any, format: str | None, mapping: Mapping[str, str] | None) ->
     own = {str(k): v for k, v in row.items() if k not in used}
     try:
         messages = to_messages(row, format, mapping)
+        for name, value in own.items():
+            if isinstance(value, str):
+                as_text(value, f"a column {name}")
         if "tools" in own:
             own["tools"] = tools_text(own["tools"])
     except DataError as error:

@@ -37,15 +37,19 @@ def signatures(batches: Iterable[tuple[Any, Any]], method: str = "minhash") -> A
     return np.concatenate(parts) if parts else np.zeros((0, BANDS * ROWS), dtype=np.uint64)
 
 
-def band_buckets(matrix: Any) -> Iterator[list[int]]:
-    """Positions of texts that agree in all 8 hashes of a band, for each of 16 bands (locality-sensitive hashing)."""
+def rows_for(threshold: float) -> int:
+    """Hashes a band, fewer for a lower threshold: 8 from 0.8 on, 4 from 0.55 (finds 93 % there), else 2."""
+    return ROWS if threshold >= 0.8 else 4 if threshold >= 0.55 else 2
+
+
+def band_buckets(matrix: Any, rows: int = ROWS) -> Iterator[list[int]]:
+    """Positions of texts that agree in all `rows` hashes of a band, for each band (locality-sensitive hashing)."""
     import numpy as np
 
-    for band in range(BANDS):
-        part = matrix[:, band * ROWS : (band + 1) * ROWS]
-        key = np.zeros(len(part), dtype=np.uint64)
-        for column in range(ROWS):
-            key = (key ^ part[:, column].astype(np.uint64)) * np.uint64(MULTIPLIER)
+    for start in range(0, matrix.shape[1], rows):
+        key = np.zeros(len(matrix), dtype=np.uint64)
+        for column in range(start, start + rows):
+            key = (key ^ matrix[:, column]) * np.uint64(MULTIPLIER)
             key ^= key >> np.uint64(29)
         yield from equal_groups(key)
 

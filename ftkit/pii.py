@@ -3,6 +3,7 @@
 A scan for obvious cases, not a guarantee: names and postal addresses have no shape that a pattern could tell.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,9 +30,15 @@ def scan(text: str) -> list[Hit]:
     hits: list[Hit] = []
     for kind, pattern, valid in _KINDS:
         for match in pattern.finditer(text):
-            if valid(match.group()) and not any(h.start < match.end() and match.start() < h.end for h in hits):
-                hits.append(Hit(kind, match.start(), match.end()))
+            end = next((match.start() + len(form) for form in _forms(kind, match.group()) if valid(form)), None)
+            if end is not None and not any(h.start < end and match.start() < h.end for h in hits):
+                hits.append(Hit(kind, match.start(), end))
     return sorted(hits, key=lambda h: h.start)
+
+
+def _forms(kind: str, found: str) -> tuple[str, ...]:
+    """What was found, and for an account number the same without a last group that may be the next word."""
+    return (found, found.rsplit(" ", 1)[0]) if kind == "iban" and " " in found else (found,)
 
 
 def redact(text: str) -> str:
@@ -39,6 +46,24 @@ def redact(text: str) -> str:
     for hit in reversed(scan(text)):
         text = f"{text[: hit.start]}[{hit.kind.upper()}]{text[hit.end :]}"
     return text
+
+
+def _redacted(key: str, text: str) -> str:
+    if key == "content":
+        return redact(text)
+    return json.dumps(_inside(json.loads(text)), ensure_ascii=False) if key == "tool_calls" else text
+
+
+def _inside(value: Any) -> Any:
+    """A JSON value with every text and number in it redacted: the text of the JSON itself would not stay JSON."""
+    if isinstance(value, dict):
+        return {name: _inside(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_inside(part) for part in value]
+    if isinstance(value, str):
+        return redact(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and scan(str(value))
+    return redact(str(value)) if number else value
 
 
 def pii(action: str = "flag") -> Rule:
@@ -53,9 +78,7 @@ def pii(action: str = "flag") -> Rule:
         if not kinds:
             return None
         named = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
-        turns = [
-            {k: redact(v) if k in ("content", "tool_calls") and v else v for k, v in m.items()} for m in row["messages"]
-        ]
+        turns = [{k: _redacted(k, v) if v else v for k, v in m.items()} for m in row["messages"]]
         return Finding(named, float(len(kinds)), action=done, messages=turns if action == "redact" else None)
 
     about = {"flag": "reported", "redact": "replaced by their kind", "drop": "rows with them dropped"}[action]

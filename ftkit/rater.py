@@ -17,6 +17,7 @@ from ftkit import storage
 from ftkit.errors import ConfigError, MissingExtra, ModelError
 from ftkit.scoring import ScoreFn, answer_of
 from ftkit.template import Messages
+from ftkit.texts import text_of
 
 if TYPE_CHECKING:
     import openai
@@ -166,13 +167,13 @@ def _run_all(rate: Callable[[str], None], keys: Sequence[str], concurrency: int)
 
 def _key(model: str, rubric: str, messages: Messages) -> str:
     """A digest of everything that the reply depends on but the server."""
-    turns = [[m["role"], m["content"]] for m in messages]
+    turns = [[m["role"], text_of([m])] for m in messages]
     return hashlib.sha256(json.dumps([model, rubric, turns]).encode()).hexdigest()
 
 
 def _shown(messages: Messages) -> str:
     """The example as the judge reads it; half a surrogate pair, which cannot be sent, becomes a question mark."""
-    turns = "\n".join(f"[{m['role']}]\n{m['content']}" for m in messages)
+    turns = "\n".join(f"[{m['role']}]\n{text_of([m])}" for m in messages)
     whole = f"<example>\n{turns}\n</example>\n\nNow grade the last answer. End with the line Rating: N, where N is 1, 2, 3, 4 or 5.\n"
     return whole.encode("utf-8", "replace").decode()
 

@@ -148,20 +148,22 @@ def _is_one_object_a_line(head: str) -> bool:
 
 
 def _csv(path: Path) -> Rows:
-    limit = csv.field_size_limit(MAX_LINE_BYTES)  # the default of 128 KiB refuses long documents; put back below
     with path.open("rb") as file:
-        reader = csv.reader(
-            _text_lines(path, file), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
-        )
+        lines = _text_lines(path, file)
+        head = next(lines, "")
+        reader = csv.reader(itertools.chain([head], lines), delimiter=_delimiter(path, head), strict=True)
+        limit = csv.field_size_limit(MAX_LINE_BYTES)  # the default of 128 KiB refuses long documents; put back below
         try:
             header = next(reader, [])
             if twice := sorted({name for name in header if header.count(name) > 1}):
                 raise DataError(f"{path}: the column {', '.join(twice)} stands there more than once. Rename one.")
-            for cells in reader:
+            for begin, cells in iter(lambda: (reader.line_num + 1, next(reader, None)), None):
+                if cells is None:
+                    return
                 if len(cells) == len(header):
-                    yield f"line {reader.line_num}", dict(zip(header, cells, strict=True))
+                    yield f"line {begin}", dict(zip(header, cells, strict=True))
                 elif cells:
-                    yield f"line {reader.line_num}", DataError(
+                    yield f"line {begin}", DataError(
                         f"has {len(cells)} cells, but the header has {len(header)} ({', '.join(header[:6])}). "
                         "Put quotes around text that holds the separator.")  # fmt: skip
         except csv.Error as error:
@@ -169,6 +171,13 @@ def _csv(path: Path) -> Rows:
             raise DataError(f"{path} line {reader.line_num}: not CSV ({error}). {hint}") from error
         finally:
             csv.field_size_limit(limit)
+
+
+def _delimiter(path: Path, head: str) -> str:
+    """A tab in a .tsv; else the comma, or the semicolon that spreadsheets write where the comma is a decimal sign."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    return ";" if ";" in head and "," not in head else ","
 
 
 def _parquet(path: Path) -> Rows:

@@ -4,17 +4,20 @@ A rule judges; `clean` runs it and keeps the books.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ftkit import similar
-from ftkit.errors import ConfigError
+from ftkit.errors import ConfigError, DataError
+from ftkit.shingles import jaccard, shingles
 from ftkit.simhash import close_pairs
 from ftkit.texts import Texts, text_of
 
 Score = Callable[[Sequence[Any]], Sequence[float | None]]
 _BATCH = 1_000
+_COMPARED = {"all": "prompt and answer", "prompt": "prompt", "answer": "answer"}
 _FAR_TIMES = 4  # among rows of nearly equal length a far score is not yet a long row
 
 
@@ -61,7 +64,8 @@ def exact_duplicates() -> Rule:
 
         def judge(at: int, row: Mapping[str, Any]) -> Finding | None:
             """Look at one row."""
-            turns = "\x00".join(f"{m['role']}\x01{similar.normalise(text_of([m]))}" for m in row["messages"])
+            tools = str(row.get("tools") or "")
+            turns = tools + "\x00".join(f"{m['role']}\x01{similar.normalise(text_of([m]))}" for m in row["messages"])
             twin = first.setdefault(hashlib.blake2b(turns.encode("utf-8", "replace"), digest_size=16).digest(), at)
             return None if twin == at else Finding("the same text, up to case and spaces", twin=twin)
 
@@ -95,22 +99,23 @@ def near_duplicates(
         """Look at all rows that are left."""
         texts = Texts(examples, on)
         found = close_pairs(texts) if method == "simhash" else similar.near_pairs(texts, threshold, method=method)
-        best: dict[int, float] = {}
         direct = {(p.first, p.second): p.similarity for p in found.pairs}
-        for p in found.pairs:
-            for i in (p.first, p.second):
-                best[i] = max(best.get(i, 0.0), p.similarity)
-        stays = _representatives(found.clusters(), sorted(best), keep, examples)
+        linked = sorted({i for p in found.pairs for i in (p.first, p.second)})
         findings = {}
-        for i, twin in stays.items():
+        for i, twin in _representatives(found.clusters(), linked, keep, examples).items():
             if i != twin:
-                own = direct.get((min(i, twin), max(i, twin)))
-                reason = f"{best[i]:.0%} alike" if own is not None else f"{best[i]:.0%} alike to a twin of that row"
-                findings[i] = Finding(reason, best[i], found.threshold, twin)
+                alike = direct.get((min(i, twin), max(i, twin)))
+                chained = "" if alike is not None else ", linked through others"
+                alike = jaccard(shingles(texts[i]), shingles(texts[twin])) if alike is None else alike
+                findings[i] = Finding(f"{alike:.0%} alike{chained}", alike, found.threshold, twin)
         notes: dict[str, Any] = {"method": found.method, "pairs compared": found.compared}
         return Outcome(findings, notes | ({"comparisons skipped": found.skipped} if found.skipped else {}))
 
-    return Rule("near-duplicates", f"at least {threshold:.0%} of the word 5-grams of another row ({on})", whole=whole)
+    return Rule(
+        "near-duplicates",
+        f"word 5-grams overlap with another row's by {threshold:.0%} or more (Jaccard; {_COMPARED[on]})",
+        whole=whole,
+    )
 
 
 def _representatives(labels: Sequence[int], linked: Sequence[int], keep: str, examples: Any) -> dict[int, int]:
@@ -153,7 +158,7 @@ def length(
         z = 0.6745 * (logs - middle) / spread
         findings: dict[int, Finding] = {}
         for i, answer in enumerate(Texts(examples, "answer")):
-            count = len(similar.words(answer)) if len(answer) < 200 else min_answer_words
+            count = len(similar.words(answer)) if len(answer) < 40 * min_answer_words else min_answer_words
             if count < min_answer_words:
                 findings[i] = Finding(f"the answer has {count} words: {answer[:30]!r}", count, min_answer_words)
             elif sizes[i] > max_length:
@@ -169,12 +174,17 @@ def length(
 
 def _sizes(examples: Any, tokenizer: Any) -> list[int]:
     if tokenizer is None:
-        return [len(text.split()) for text in Texts(examples)]
+        return [len(similar.words(text)) for text in Texts(examples)]
     from ftkit.template import render
 
     sizes: list[int] = []
     for start in range(0, len(examples), _BATCH):
-        texts = [render(row, tokenizer) for row in examples.select(range(start, min(start + _BATCH, len(examples))))]
+        texts = []
+        for number, row in enumerate(examples.select(range(start, min(start + _BATCH, len(examples)))), start + 1):
+            try:
+                texts.append(render(row, tokenizer))
+            except DataError as error:
+                raise DataError(f"Row {number} of those that are left: {error}") from error
         sizes += map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
     return sizes
 
@@ -187,7 +197,7 @@ def quality(
     Args:
         score_fn: messages of many rows to one score each, higher is better, None where there is none: see `scoring`, `rater`.
         minimum: drop scores below it; 0.75 for the heuristics, where one plain defect suffices.
-        keep: instead, keep this share of the rows. The notes show the mean score of a random selection of the same size:
+        keep: instead, keep this share of the scored rows (more where scores tie; rows without a score stay). The notes show the mean score of a random selection of the same size:
             a filter is worth its cost only if training on its choice beats training on that (`scoring.select`).
         seed: of that random selection.
     """
@@ -200,7 +210,7 @@ def quality(
 
     def whole(examples: Any) -> Outcome:
         """Look at all rows that are left."""
-        scores = [s for rows in _in_turn(examples) for s in (score_fn or _heuristics())(rows)]
+        scores = [s for rows in _in_turn(examples) for s in _scored(score_fn or _heuristics(), rows)]
         known = sorted(s for s in scores if s is not None)
         if not known:
             return Outcome({}, {"rows without a score": len(scores)})
@@ -212,6 +222,15 @@ def quality(
 
     how = f"score below {minimum:g}" if minimum is not None else f"not among the best {keep:.0%} by score"
     return Rule("quality", how, whole=whole)
+
+
+def _scored(score_fn: Score, rows: list[Any]) -> list[float | None]:
+    scores = list(score_fn(rows))
+    if len(scores) != len(rows):
+        raise DataError(
+            f"The score function gave {len(scores)} scores for {len(rows)} rows; wanted is one a row, None where there is none."
+        )
+    return [None if s is None or not math.isfinite(s) else float(s) for s in scores]
 
 
 def _in_turn(examples: Any, size: int = 10_000) -> Iterator[list[Any]]:

@@ -145,7 +145,7 @@ def _faults(messages: Messages) -> list[tuple[float, str]]:
     """Points and names of what is wrong with the last answer; what already stands in the question is no fault."""
     answer = answer_of(messages)
     if not answer:
-        return [(1.0, "empty answer")]
+        return [] if messages and messages[-1].get("tool_calls") else [(1.0, "empty answer")]
     prompt = next((m["content"] or "" for m in reversed(messages) if m["role"] == "user"), "")
     body, words, asked = _CODE.sub(" ", answer), _WORD.findall(answer.casefold()), _WORD.findall(prompt.casefold())
     short_is_fine = _ASKS_SHORT.search(prompt) and not _ASKS_LONG.search(prompt)

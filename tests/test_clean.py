@@ -182,7 +182,7 @@ def test_of_a_chain_of_near_duplicates_one_row_stays():
     c = altered(b, draw, 2)
     report = clean([chat(t, "a fine answer") for t in (a, b, c)], [near_duplicates(0.8)])
     assert [(d.row, d.twin) for d in report.dropped] == [(1, 0), (2, 0)]
-    assert "a twin of that row" in report.dropped[1].reason
+    assert "linked through others" in report.dropped[1].reason
 
 
 def test_the_longest_answer_of_a_cluster_can_stay():
@@ -268,6 +268,73 @@ def test_k_center_keeps_one_of_each_clump():
     assert all(drop.twin is not None and drop.twin // 3 == drop.row // 3 for drop in report.dropped)
 
 
+def test_a_good_row_is_not_dropped_for_a_twin_that_goes_afterwards():
+    """The default order drops bad rows first."""
+    text = random_text(random.Random(21), 80)
+    report = clean([chat(text, "no"), chat(text, "a real answer of some words")])
+    assert list(report.kept_rows) == [1]
+
+
+def test_the_score_of_a_chained_twin_is_its_likeness_to_the_row_that_stays():
+    draw = random.Random(3)
+    a = random_text(draw, 100)
+    b = altered(a, draw, 2)
+    report = clean([chat(t, "a fine answer") for t in (a, b, altered(b, draw, 2))], [near_duplicates(0.8)])
+    assert report.dropped[1].score < 0.8 <= report.dropped[0].score
+
+
+def test_a_second_change_sees_the_first():
+    """A rule of one's own after redaction works on the redacted text."""
+
+    def louder(at, row):
+        turns = [m | {"content": m["content"].upper()} for m in row["messages"]]
+        return cleaning.Finding("louder", action="change", messages=turns)
+
+    rule = cleaning.Rule("louder", "capitals", row=lambda: louder)
+    rows = [chat("mail me: ana@shop.example", "We will do that soon.")]
+    for rules in ([pii.pii("redact"), rule], [pii.pii("redact"), near_duplicates(), rule]):
+        assert clean(rows, rules).kept["messages"][0][0]["content"] == "MAIL ME: [EMAIL]"
+
+
+@pytest.mark.parametrize("scores", [[0.5], [0.5] * 5])
+def test_a_score_function_that_miscounts_is_refused(scores):
+    with pytest.raises(DataError, match="scores for 4 rows"):
+        clean(chats(4), [quality(lambda rows: scores, minimum=0.1)])
+
+
+def test_a_score_that_is_no_number_counts_as_none():
+    report = clean(chats(3), [quality(lambda rows: [float("nan"), 0.9, 0.1], minimum=0.5)])
+    assert list(report.kept_rows) == [0, 1]
+
+
+def test_calls_are_answers_and_schemas_tell_rows_apart():
+    call = json.dumps([{"type": "function", "function": {"name": "look", "arguments": {"city": "Oslo"}}}])
+    turns = [{"role": "user", "content": "Weather in Oslo?"}, {"role": "assistant", "content": "", "tool_calls": call}]
+    rows = [
+        {"messages": turns, "tools": json.dumps([{"type": "function", "function": {"name": n, "parameters": {}}}])}
+        for n in ("look", "ask")
+    ]
+    assert len(clean(rows, [exact_duplicates(), quality()]).kept) == 2
+
+
+@pytest.mark.parametrize("source", [{"train": [1]}, {"messages": []}])
+def test_a_dictionary_of_parts_is_no_list_of_rows(source):
+    with pytest.raises(DataError, match="is no list of rows"):
+        clean(source, [])
+
+
+def test_a_misspelt_mapping_is_refused_at_once():
+    with pytest.raises(DataError, match="mapping wants"):
+        clean([{"q": "a", "a": "b"}], [], mapping={"promt": "q", "answer": "a"}, on_error="drop")
+
+
+def test_own_columns_of_any_kind_come_along():
+    rows = [dict(row, big=2**63 + i, mixed=1 if i else 0.5) for i, row in enumerate(chats(2))]
+    kept = clean(rows, []).kept
+    assert kept["big"][:] == [str(2**63), str(2**63 + 1)] and kept["mixed"][:] == [0.5, 1.0]
+    assert len(clean([dict(chats(1)[0], note="\ud83d"), *chats(1)], [], on_error="drop").dropped) == 1
+
+
 # ---- balance
 
 
@@ -288,6 +355,14 @@ def test_balance_caps_the_large_label_at_random_and_keeps_the_order():
 def test_balance_names_the_columns_that_are_there():
     with pytest.raises(DataError, match=r"no column 'topic'.*task"):
         clean(labelled({"a": 3}), [balancing.balance("topic")])
+
+
+def test_two_labels_are_balanced_and_rows_without_one_stay():
+    rows = labelled({"a": 10, "b": 100}).to_list() + [
+        dict(chat(f"none {i}", "fine then"), task=None) for i in range(30)
+    ]
+    kept = clean(rows, [balancing.balance("task")]).kept["task"][:]
+    assert [kept.count(label) for label in ("a", "b", None)] == [10, 15, 30]
 
 
 @pytest.mark.parametrize(("power", "wanted"), [(1.0, [40, 10]), (0.0, [25, 25])])
@@ -328,6 +403,30 @@ def test_leakage_finds_copies_and_near_copies_on_prompt_and_on_both():
     assert "3" in report._repr_html_()
 
 
+def test_parts_with_and_without_calls_can_be_compared_and_mixed():
+    call = json.dumps([{"type": "function", "function": {"name": "look", "arguments": {}}}])
+    with_calls = data.load_examples([{"messages": [{"role": "user", "content": f"look {i}"}, {"role": "assistant", "content": "", "tool_calls": call}]}
+                                     for i in range(20)])  # fmt: skip
+    assert leakage(with_calls, data.load_examples(chats(3))).exact == ()
+    assert len(balancing.mix(with_calls, data.load_examples("general"), share=0.2).examples) == 25
+
+
+def test_test_rows_without_leaks_are_picked_out():
+    train = data.load_examples(chats(10, seed=1))
+    test = data.load_examples([{"messages": train["messages"][0]}, *chats(2, seed=5)])
+    rest = leakage(train, test).without_leaks(test)
+    assert len(rest) == 2 and leakage(train, rest).leaked_rows == ()
+
+
+def test_one_huge_cluster_does_not_fill_the_test_part():
+    """Rows that share a long instruction are split by their prompts, with a warning."""
+    instruction = random_text(random.Random(9), 200)
+    rows = [chat(f"{instruction} item{i}", f"answer number {i}") for i in range(97)] + chats(3)
+    with pytest.warns(FtkitWarning, match="97 of 100 rows are linked"):
+        splits = data.split(data.load_examples(rows))
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [80, 10, 10]
+
+
 def test_clean_parts_pass():
     report = leakage(data.load_examples(chats(20, seed=1)), data.load_examples(chats(9, seed=2)))
     report.refuse_exact()
@@ -351,7 +450,7 @@ def test_twins_never_straddle_a_split(seed):
 def test_prompts_that_share_a_long_instruction_are_still_split():
     instruction = random_text(random.Random(9), 200)
     rows = [chat(f"{instruction} item{i}", f"answer number {i}") for i in range(20)]
-    with pytest.warns(FtkitWarning, match="Nearly all prompts"):
+    with pytest.warns(FtkitWarning, match="20 of 20 rows are linked"):
         splits = data.split(data.load_examples(rows))
     assert len(splits.train) == 16
 
@@ -365,7 +464,7 @@ def test_prompts_that_share_a_long_instruction_are_still_split():
     ("key sk-abcdEFGH1234567890abcd", ["key"]), ("AKIAIOSFODNN7EXAMPLE", ["key"]), ("-----BEGIN RSA PRIVATE KEY-----", ["key"]),
     ("ghp_" + "a1" * 18, ["key"]), ("order 4111 1111 1111 1112", []), ("version 10.0.19045.3803", []), ("on 2024-05-17 10:30", []),
     ("17.05.2024", []), ("it costs 1 299 999 now", []), ("a @ b", []), ("GB82 WEST 1234 5698 7654 33", []), ("1234567890123456", []),
-    ("a@b.example and +1 202 555 0143", ["email", "phone"]),
+    ("IBAN ES91 2100 0418 4502 0005 1332 BIC ABCD", ["iban"]), ("a@b.example and +1 202 555 0143", ["email", "phone"]),
 ])  # fmt: skip
 def test_personal_data_is_told_from_what_looks_like_it(text, kinds):
     assert [hit.kind for hit in pii.scan(text)] == kinds
@@ -397,6 +496,22 @@ def test_pii_reports_redacts_or_drops():
     assert redacted.kept["messages"][0][1]["content"] == "We wrote to [EMAIL], done."
     assert (len(redacted.kept), [d.row for d in redacted.changed]) == (3, [0])
     assert rows_of(clean(rows, [pii.pii("drop")]), "personal data") == [0]
+
+
+def test_redaction_keeps_calls_valid_json():
+    call = json.dumps(
+        [
+            {
+                "type": "function",
+                "function": {"name": "pay", "arguments": {"card": 4111111111111111, "to": "a@b.example"}},
+            }
+        ]
+    )
+    row = {
+        "messages": [{"role": "user", "content": "Pay it"}, {"role": "assistant", "content": "", "tool_calls": call}]
+    }
+    kept = clean([row], [pii.pii("redact")]).kept["messages"][0][1]["tool_calls"]
+    assert json.loads(kept)[0]["function"]["arguments"] == {"card": "[CARD]", "to": "[EMAIL]"}
 
 
 # ---- scale

@@ -1,5 +1,6 @@
 """From any table to messages: formats, broken files with the number of the row, splits."""
 
+import contextlib
 import csv
 import json
 
@@ -155,6 +156,24 @@ def test_broken_files_name_the_place_and_the_cure(tmp_path, name, content, messa
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         data.load_examples(path)
+
+
+def test_a_spreadsheets_semicolons_are_understood(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text('prompt;completion\n"What; and why?";"1,5 metres"\n')
+    assert data.load_examples(path)["messages"][0][1]["content"] == "1,5 metres"
+
+
+@pytest.mark.parametrize("content", [b"\xff\n", b"a,b\n\xff,c\n", b'a,b\n"c', b"prompt,completion\nq,a\n"])
+def test_reading_csv_leaves_the_cell_limit_as_it_was(tmp_path, content):
+    """The limit is one for the whole process: other readers rely on it."""
+    import csv
+
+    before, path = csv.field_size_limit(), tmp_path / "x.csv"
+    path.write_bytes(content)
+    with contextlib.suppress(DataError):
+        data.load_examples(path)
+    assert csv.field_size_limit() == before
 
 
 def test_a_hundred_megabyte_line_is_refused_without_reading_it_all(tmp_path):

@@ -124,6 +124,34 @@ def test_minhash_finds_nearly_all_and_nothing_false(method):
     assert len(found) >= 0.98 * len(truth) > 150
 
 
+@pytest.mark.parametrize("method", ["exact", "minhash"])
+def test_a_chain_is_followed_past_the_member_that_came_first(method):
+    """A ~ B ~ C with A and C unlike, where every shared rare shingle of B and C stands in A as well."""
+    draw = random.Random(11)
+    core, one, two = random_text(draw, 74), random_text(draw, 15), random_text(draw, 15)
+    texts = [f"{core} {one} {two}", f"{core} {one}", core, *(f"{random_text(draw, 200)} {one} {two}" for _ in range(3))]
+    assert true_pairs(texts, 0.8) == {(0, 1), (1, 2)}
+    assert similar.near_pairs(texts, 0.8, method=method).clusters() == [0, 0, 0, 3, 4, 5]
+
+
+def test_across_meets_every_text_of_a_large_bucket():
+    """Sixty-six texts share the rare end; the twin of the last one is still found."""
+    draw = random.Random(12)
+    end = random_text(draw, 20)
+    train = [f"{random_text(draw, 60)} {end}" for _ in range(66)]
+    pairs = similar.near_pairs([*train, altered(train[-1], draw, 1)], 0.8, across=66).pairs
+    assert [(p.first, p.second) for p in pairs] == [(65, 66)]
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.6, 0.7])
+def test_minhash_bands_follow_the_threshold(threshold):
+    """Below 0.8 the bands are wider, so that at least nine in ten pairs are found."""
+    texts = planted(13, 300, 250, changes=(1, 5))
+    truth = true_pairs(texts, threshold)
+    found = {(p.first, p.second) for p in similar.near_pairs(texts, threshold, method="minhash").pairs}
+    assert found <= truth and len(found) >= 0.9 * len(truth) > 80
+
+
 def test_across_compares_only_the_two_parts_and_lists_every_pair():
     texts = planted(3, 30, 20, changes=(1, 1))
     both = [*texts[:30], texts[0], *texts[30:]]

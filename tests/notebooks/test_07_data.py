@@ -74,7 +74,7 @@ def test_no_warning_reaches_the_reader(book):
 
 SOLUTIONS = {
     "likeness = ...": "likeness = 40 / 50",
-    "threshold = ...": "threshold = 0.78",
+    "threshold = ...": "threshold = 0.75",
     "    return ...": "    return 'photo' in answer",
 }
 
