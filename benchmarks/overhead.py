@@ -4,7 +4,7 @@
 
 Both runs tokenise the same rows in the same order, train the same steps and save the adapter, each in a process of its
 own, in turn. Loading the model is outside the clock. Beside the wall times stands what the kit's own calls took inside
-the training loop: that figure does not drown in the machine's noise.
+the training loop, and the processor seconds of both: those figures do not drown in the noise of a shared machine.
 """
 
 import argparse
@@ -86,9 +86,9 @@ def with_kit(model, tokenizer, splits, config, folder: str) -> float:
 def one(kind: str, steps: int) -> None:
     prepared = prepare(steps)
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         inside = (by_hand if kind == "hand" else with_kit)(*prepared, folder)
-        print(json.dumps({"seconds": time.perf_counter() - began, "inside": inside}))
+        print(json.dumps({"seconds": time.perf_counter() - began, "cpu": time.process_time() - busy, "inside": inside}))
 
 
 def main() -> None:
@@ -101,6 +101,7 @@ def main() -> None:
         one(options.one, options.steps)
         return
     seconds: dict[str, list[float]] = {"hand": [], "kit": []}
+    cpu: dict[str, list[float]] = {"hand": [], "kit": []}
     inside = []
     for _ in range(options.repeats):
         for kind in seconds:
@@ -109,14 +110,16 @@ def main() -> None:
                 subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
             )
             seconds[kind].append(result["seconds"])
+            cpu[kind].append(result["cpu"])
             if kind == "kit":
                 inside.append(result["inside"])
-            print(f"{kind:>5}  {result['seconds']:7.1f} s", flush=True)
+            print(f"{kind:>5}  {result['seconds']:7.1f} s, {result['cpu']:7.1f} processor s", flush=True)
     from ftkit import hardware
 
     hand, kit = statistics.median(seconds["hand"]), statistics.median(seconds["kit"])
+    busy = statistics.median(cpu["kit"]) / statistics.median(cpu["hand"]) - 1
     print(f"\n{hardware.detect()}\n{options.steps} steps, medians of {options.repeats}: by hand {hand:.1f} s, ftkit {kit:.1f} s: "
-          f"{100 * (kit / hand - 1):+.1f} %\ninside ftkit's recorder: {statistics.median(inside):.2f} s, "
+          f"{100 * (kit / hand - 1):+.1f} % of wall time, {100 * busy:+.1f} % of processor time\ninside ftkit's recorder: {statistics.median(inside):.2f} s, "
           f"{100 * statistics.median(inside) / kit:.2f} % of the run")  # fmt: skip
 
 

@@ -62,15 +62,26 @@ def peak_memory_gib() -> float:
     return _peak_resident_bytes() / GIB
 
 
-def release_memory() -> None:
-    """Give freed memory back to the system; does nothing where the C library has no `malloc_trim`.
+_SLACK_GIB = 1.0
+_after_release = {"gib": 0.0}
 
-    glibc would keep it, and a process that sees tensors of ever new sizes would only grow.
+
+def release_memory() -> None:
+    """Give freed memory back to the system once a GiB has gathered; does nothing where glibc is absent.
+
+    glibc would keep it, and a process that sees tensors of ever new sizes would only grow. Released at every step the
+    pages would be fetched anew at every step, which costs more than the rest of the bookkeeping.
     """
     import ctypes
 
-    if platform.system() == "Linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+    if platform.system() != "Linux" or not hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        return
+    now = process_memory_gib()
+    if now > _after_release["gib"] + _SLACK_GIB:
         libc.malloc_trim(0)
+        now = process_memory_gib()
+        _after_release["gib"] = now
+    _after_release["gib"] = min(_after_release["gib"], now)
 
 
 def _peak_resident_bytes() -> float:
