@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,28 @@ def you_should_see(what: str, value: float, low: float, high: float) -> bool:
             f"✗ {what}: {_short(value)}, but {_short(low)} to {_short(high)} is normal. Look at the cells above before you go on."
         )
     return seen
+
+
+def explore(draw: Callable[..., Any], **choices: tuple[Sequence[Any], Any]) -> Any:
+    """Draw a figure that follows sliders; without a person before the kernel, draw it once with the defaults.
+
+    Args:
+        draw: takes each name of `choices` as an argument.
+        choices: for each slider the values that it offers, and the one that it starts at.
+
+    Returns:
+        The sliders with their figure, which it has displayed, or what `draw` returned.
+    """
+    if not _front_end():
+        return draw(**{name: default for name, (_, default) in choices.items()})
+    import ipywidgets
+    from IPython.display import display
+
+    sliders = {name: ipywidgets.SelectionSlider(options=values, value=default, description=name, continuous_update=False)
+               for name, (values, default) in choices.items()}  # fmt: skip
+    box = ipywidgets.interactive(draw, **sliders)
+    display(box)
+    return box
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,9 @@ def _word_hashes(texts: Sequence[str]) -> tuple[Any, Any]:
         return np.zeros(0, dtype=np.uint64), sizes
     powers, back = _powers(1 << max(16, len(points) - 1).bit_length())
     values = np.multiply(points, powers[: len(points)], dtype=np.uint64)
-    return _spread(np.add.reduceat(values, starts) * back[starts]), sizes
+    until = np.cumsum(values)  # what lies between two words is 0: a word is the growth up to the next one's start
+    sums = np.diff(until[starts[1:] - 1], prepend=np.uint64(0), append=until[-1:])
+    return _spread(sums * back[starts]), sizes
 
 
 @cache

@@ -136,3 +136,20 @@ def test_check_says_whether_an_exercise_is_solved(capsys, answer, expected, righ
 def test_you_should_see_never_stops_the_notebook(capsys, value, seen):
     assert learn.you_should_see("loss", value, 0, 0.2) is seen
     assert "loss" in capsys.readouterr().out
+
+
+def test_explore_draws_once_with_the_defaults_without_a_person():
+    drawn = []
+    assert learn.explore(lambda r, kind: drawn.append((r, kind)) or "figure", r=([1, 2], 2), kind=(["a", "b"], "a")) == "figure"
+    assert drawn == [(2, "a")]
+
+
+def test_explore_redraws_when_a_slider_moves(monkeypatch):
+    """In a kernel with a front end each choice is a slider over its values."""
+    monkeypatch.setattr(learn, "_front_end", lambda: True)
+    drawn = []
+    box = learn.explore(lambda r: drawn.append(r), r=([1, 2, 4], 2))
+    slider = box.children[0]
+    assert (slider.value, list(slider.options)) == (2, [1, 2, 4])
+    slider.value = 4
+    assert drawn[-1] == 4
