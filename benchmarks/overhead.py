@@ -43,8 +43,8 @@ def by_hand(model, tokenizer, splits, config, folder: str) -> None:
     from transformers import DataCollatorForSeq2Seq
     from trl import SFTConfig, SFTTrainer
 
+    from ftkit.rows import length_batches
     from ftkit.template import tokenize  # the mask is the task, not overhead: both use the same
-    from ftkit.train import length_batches
 
     parts = [
         Dataset.from_list([tokenize(m, tokenizer) for m in part["messages"]]) for part in (splits.train, splits.val)
@@ -68,17 +68,18 @@ def by_hand(model, tokenizer, splits, config, folder: str) -> None:
 
 def with_kit(model, tokenizer, splits, config, folder: str) -> float:
     """The same through `ftkit.train`; returns the seconds spent in its recorder."""
+    from ftkit.recorder import Recorder
     from ftkit.runs import Run
-    from ftkit.train import _Recorder, train
+    from ftkit.train import train
 
-    spent, add = [0.0], _Recorder.add
+    spent, add = [0.0], Recorder.add
 
     def timed(self, *arguments):
         began = time.perf_counter()
         add(self, *arguments)
         spent[0] += time.perf_counter() - began
 
-    _Recorder.add = timed
+    Recorder.add = timed
     train(model, tokenizer, splits, config, Run.create("benchmark", folder))
     return spent[0]
 

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _MODULES = (
-    "badges", "balance", "bundled", "clean", "colab", "config", "data", "embedding", "errors", "evaluate", "export",
-    "formats", "generate", "hardware", "leakage", "learn", "models", "pii", "plots", "rater", "reward", "runs", "scale_data", "scoring",
-    "shingles", "similar", "simhash", "template", "train",
+    "badges", "balance", "bundled", "calibrate", "claims", "clean", "colab", "config", "data", "diagnosis",
+    "embedding", "errors", "evaluate", "export", "formats", "generate", "hardware", "lab", "leakage", "learn",
+    "lesson_plots", "lora", "measured", "memory", "memory_plots", "models", "patches", "pii", "plots", "preflight",
+    "presets", "quantization", "rater", "rates", "reward", "runs", "scale_data", "scoring", "shingles", "sidebyside",
+    "simhash", "similar", "sweep", "sweep_plots", "template", "train", "turns", "widgets",
 )  # fmt: skip
 _NAMES = {"TrainConfig": "config", "Run": "runs", "FtkitError": "errors"}
 

@@ -48,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
         help="name of the run folder (default: the config's name); an interrupted one is resumed",
     )
     train.add_argument("--root", default=None, help="where run folders go (default: runs)")
+    train.add_argument(
+        "--mirror", default=None, help="a folder, such as one on a drive, that gets a copy of every checkpoint"
+    )
+    train.add_argument(
+        "--no-preflight", dest="preflight", action="store_false", help="train although the check finds errors"
+    )
     train.set_defaults(run=_train)
     commands.add_parser("doctor", help="what this machine is and what is missing").set_defaults(run=_doctor)
     return parser
@@ -83,6 +89,7 @@ def _notebook(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from ftkit import data, models
     from ftkit.config import TrainConfig
+    from ftkit.diagnosis import diagnose
     from ftkit.runs import Run
     from ftkit.train import train
 
@@ -90,10 +97,10 @@ def _train(options: argparse.Namespace) -> int:
     splits = data.split(data.load_examples(options.data), seed=config.seed)
     run = Run.create(options.name or Path(options.config).stem, options.root)
     model, tokenizer = models.load(options.model or models.default_model(), config)
-    print(f"{splits}; effective batch size {config.effective_batch_size}")
-    history = train(model, tokenizer, splits, config, run)
-    print(f"{history}\n{'run folder':>16}  {run.path}")
-    return 0
+    print(f"{splits}; effective batch size {config.effective_batch_size}", flush=True)
+    history = train(model, tokenizer, splits, config, run, preflight=options.preflight, mirror=options.mirror)
+    print(f"{history}\n{'run folder':>16}  {run.path}\n\n{diagnose(history, config)}")
+    return 130 if history.stopped else 0
 
 
 def _doctor(_: argparse.Namespace) -> int:

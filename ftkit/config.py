@@ -99,6 +99,8 @@ class TrainConfig:
                            low=0, high=100_000)
     max_eval_examples: int = knob(200, "validation rows measured each time; more is steadier and slower", group="records",
                                   low=1, high=1_000_000)
+    early_stopping_patience: int = knob(0, "validation losses in a row without a new best after which training ends, with the adapter of "
+                                        "the best one; 0 trains to the end", group="records", low=0, high=1000)
     save_steps: int = knob(50, "updates between two checkpoints; 0 writes none", group="records", low=0, high=100_000)
     save_total_limit: int = knob(2, "checkpoints kept", group="records", low=1, high=100)
     report_to: str = knob("none", "where else metrics go", group="records", choices=("none", "tensorboard", "trackio", "wandb"))
@@ -123,6 +125,9 @@ class TrainConfig:
             raise ConfigError("\n".join(problems))
         if self.max_steps == 0:
             raise ConfigError("max_steps=0 would train nothing. Give at least 1, or -1 to let num_train_epochs decide.")
+        if self.early_stopping_patience and not self.eval_steps:
+            raise ConfigError(f"early_stopping_patience={self.early_stopping_patience} with eval_steps=0: validation would be measured only at "
+                              "the end. Set eval_steps, such as 20.")  # fmt: skip
 
     @property
     def effective_batch_size(self) -> int:

@@ -8,6 +8,7 @@ FtkitError
 ├── DataError        (ValueError)         rows, files, formats, templates
 ├── ModelError       (OSError)            a base model or adapter that cannot be had
 ├── PreflightError   (RuntimeError)       a run that cannot work
+├── TrainingError    (RuntimeError)       a run that ended and trained nothing
 ├── StorageError     (OSError)            a disk that is full, a folder that cannot be written
 ├── MissingArtifact  (FileNotFoundError)  a run folder lacks what an earlier step writes
 ├── MissingExtra     (ImportError)        a package that is not installed
@@ -40,6 +41,10 @@ class ModelError(FtkitError, OSError):
 
 class PreflightError(FtkitError, RuntimeError):
     """A run that would cost time and cannot work."""
+
+
+class TrainingError(FtkitError, RuntimeError):
+    """A run that went to its end and changed no weight."""
 
 
 class StorageError(FtkitError, OSError):

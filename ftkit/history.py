@@ -6,13 +6,17 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from ftkit.diagnosis import Diagnosis, diagnose
 from ftkit.errors import DataError, MissingArtifact
 from ftkit.storage import write_text
 
 
 @dataclass(frozen=True)
 class Point:
-    """One row of `history.csv`. A point of training has `loss`, a point of validation has `val_loss`."""
+    """One row of `history.csv`. A point of training has `loss`, a point of validation has `val_loss`.
+
+    `applied` counts the updates so far that changed the weights: in fp16 a step whose gradient overflows is skipped.
+    """
 
     step: int
     loss: float | None = None
@@ -22,20 +26,26 @@ class Point:
     tokens: int | None = None
     seconds: float | None = None
     memory_gib: float | None = None
+    applied: int | None = None
 
 
 COLUMNS = tuple(spec.name for spec in fields(Point))
-_WHOLE = {"step", "tokens"}
+_FIRST_FORMAT = 8  # columns that a history had before `applied` was counted
+_WHOLE = {"step", "tokens", "applied"}
 
 
 @dataclass(frozen=True)
 class History:
-    """The curve of one run and its cost: seconds of training, peak GiB, tokens read by the model."""
+    """The curve of one run and its cost: seconds of training, peak GiB, tokens read by the model.
+
+    `stopped` is true where the run was interrupted on request and waits to go on.
+    """
 
     points: tuple[Point, ...] = field(repr=False)
     seconds: float
     peak_memory_gib: float
     tokens: int
+    stopped: bool = False
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -52,11 +62,11 @@ class History:
         return cls.of(points)
 
     @classmethod
-    def of(cls, points: list[Point], peak_memory_gib: float | None = None) -> Self:
+    def of(cls, points: list[Point], peak_memory_gib: float | None = None, *, stopped: bool = False) -> Self:
         """Sum up points; the peak is the highest that any of them saw, unless it was measured better."""
         peak = max((p.memory_gib or 0.0 for p in points), default=0.0)
         seconds, tokens = (max((getattr(p, n) or 0 for p in points), default=0) for n in ("seconds", "tokens"))
-        return cls(tuple(points), float(seconds), peak_memory_gib or peak, int(tokens))
+        return cls(tuple(points), float(seconds), peak_memory_gib or peak, int(tokens), stopped)
 
     @property
     def losses(self) -> list[tuple[int, float]]:
@@ -74,6 +84,16 @@ class History:
         return max((p.step for p in self.points), default=0)
 
     @property
+    def applied_updates(self) -> int | None:
+        """Updates that changed the weights; None for a history that did not count them."""
+        return max((p.applied for p in self.points if p.applied is not None), default=None)
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """What the curve says, with evidence and what to try; `diagnosis.diagnose(history, config)` also names settings."""
+        return diagnose(self)
+
+    @property
     def final_loss(self) -> float:
         """Mean training loss of the last five points: one alone is noise."""
         last = [loss for _, loss in self.losses[-5:]]
@@ -86,14 +106,18 @@ class History:
 
     def _facts(self) -> dict[str, str]:
         first = self.losses[0][1] if self.losses else float("nan")
+        applied = self.applied_updates
+        skipped = f", {self.steps - applied} of them skipped" if applied is not None and applied < self.steps else ""
+        waiting = "; stopped on request, the same call goes on from here" if self.stopped else ""
         facts = {
-            "updates": f"{self.steps}",
+            "updates": f"{self.steps}{skipped}{waiting}",
             "training loss": f"{first:.3f} → {self.final_loss:.3f} nats a token",
             "time": f"{self.seconds:.0f} s ({self.tokens_per_s:.0f} tokens/s)",
             "peak memory": f"{self.peak_memory_gib:.2f} GiB",
         }
         if self.val_losses:
             facts["validation loss"] = f"{self.val_losses[-1][1]:.3f} nats a token"
+        facts["reading"] = "; ".join(reading.title for reading in self.diagnosis.readings)
         return facts
 
     def __str__(self) -> str:
@@ -107,10 +131,11 @@ class History:
 def read_points(path: Path) -> list[Point]:
     """Rows of a history file; a last line that was cut by a kill is left out."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if not lines or lines[0].strip().split(",") != list(COLUMNS):
+    columns = lines[0].strip().split(",") if lines else []
+    if tuple(columns) != COLUMNS[: max(len(columns), _FIRST_FORMAT)]:
         raise DataError(f"{path} line 1: wanted the columns {','.join(COLUMNS)}.")
     whole = [line for line in lines[1:] if line.endswith("\n")]
-    return [_point(path, number, cells) for number, cells in enumerate(csv.reader(whole), 2)]
+    return [_point(path, number, columns, cells) for number, cells in enumerate(csv.reader(whole), 2)]
 
 
 def write_points(path: Path, points: list[Point]) -> None:
@@ -128,10 +153,10 @@ def as_line(point: Point) -> str:
     )
 
 
-def _point(path: Path, number: int, cells: list[str]) -> Point:
+def _point(path: Path, number: int, columns: list[str], cells: list[str]) -> Point:
     try:
         values: dict[str, Any] = {
-            n: (int if n in _WHOLE else float)(c) for n, c in zip(COLUMNS, cells, strict=True) if c
+            n: (int if n in _WHOLE else float)(c) for n, c in zip(columns, cells, strict=True) if c
         }
         return Point(**values)
     except (ValueError, TypeError) as error:

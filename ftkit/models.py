@@ -61,7 +61,7 @@ def load(name: str | Path = BUNDLED, config: TrainConfig | None = None) -> tuple
     except OSError as error:
         raise ModelError(f"{str(name)!r} could not be loaded: {(str(error) or type(error).__name__).splitlines()[0]} Wanted: config.json, tokenizer files "
                          "and *.safetensors; pickled weights are not loaded, because they can run code.") from error  # fmt: skip
-    _keep_linear4bit_trainable(model)
+    keep_trainable(model)
     _distinct_pad(tokenizer)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
@@ -257,7 +257,7 @@ def _is_unsloth(model: Any) -> bool:
     return "unsloth" in sys.modules and hasattr(model, "for_training")
 
 
-def _keep_linear4bit_trainable(model: Any) -> None:
+def keep_trainable(model: Any) -> None:
     """Stop bitsandbytes repacking 4-bit weights for inference on a CPU: the repacked layout has no right backward."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -38,14 +38,14 @@ def save(ax: Any, path: str | Path) -> Path:
 
 def loss(history: History, ax: Any = None) -> Any:
     """Is it learning? Training loss raw and smoothed, validation loss, in nats a trained token."""
-    ax = _axes(ax)
+    ax = axes(ax)
     _draw_loss(ax, history.points)
     return ax
 
 
 def lengths(tokens: Sequence[int], max_length: int, ax: Any = None) -> Any:
     """How long are the examples, and which would be cut? A histogram with the limit drawn in."""
-    ax = _axes(ax)
+    ax = axes(ax)
     cut = sum(n > max_length for n in tokens)
     ax.hist(tokens, bins=min(40, max(5, len(set(tokens)))), color=BLUE, edgecolor="white", linewidth=0.5)
     if max_length <= 3 * max(tokens):
@@ -53,13 +53,13 @@ def lengths(tokens: Sequence[int], max_length: int, ax: Any = None) -> Any:
             max_length, color=RED, linestyle="--", label=f"max_length {max_length}: {cut} of {len(tokens)} rows cut"
         )
         ax.legend(frameon=False)
-    _label(ax, "length of an example, tokens", "examples", "How long are the examples?")
+    label(ax, "length of an example, tokens", "examples", "How long are the examples?")
     return ax
 
 
 def cleaned(report: Any, ax: Any = None) -> Any:
     """What went, and why? One bar a rule, with the rows that it dropped; `report` is a `CleanReport`."""
-    ax = _axes(ax)
+    ax = axes(ax)
     counts = [(count.name, count.dropped, count.flagged + count.changed) for count in reversed(report.counts)]
     names, dropped, marked = zip(*counts, strict=True)
     ax.barh(names, dropped, color=ORANGE, label="dropped")
@@ -67,7 +67,7 @@ def cleaned(report: Any, ax: Any = None) -> Any:
         ax.barh(
             names, marked, left=dropped, color=GREY, hatch="//", edgecolor="white", label="kept, but flagged or changed"
         )
-        ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2)
+        ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     for place, (went, kept) in enumerate(zip(dropped, marked, strict=True)):
         ax.annotate(
             f"{went}" + (f" + {kept}" if kept else ""),
@@ -77,7 +77,7 @@ def cleaned(report: Any, ax: Any = None) -> Any:
             va="center",
         )
     ax.margins(x=0.1)
-    _label(ax, f"rows ({len(report.kept)} of {report.total} stay)", "", "What went, and why?")
+    label(ax, f"rows ({len(report.kept)} of {report.total} stay)", "", "What went, and why?")
     return ax
 
 
@@ -85,7 +85,7 @@ def before_after(before: Sequence[float], after: Sequence[float], unit: str = "t
     """What did cleaning change? Two histograms of lengths on a logarithmic axis, the kept rows in front."""
     import numpy as np
 
-    ax = _axes(ax)
+    ax = axes(ax)
     low, high = max(1, min(before)), max(before) + 1
     bins = np.geomspace(low, high, 40)
     ax.hist(
@@ -101,7 +101,7 @@ def before_after(before: Sequence[float], after: Sequence[float], unit: str = "t
     ax.set_ylim(bottom=0.7)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     ax.legend(frameon=False)
-    _label(ax, f"length of an example, {unit} (log)", "examples (log)", "What did cleaning change?")
+    label(ax, f"length of an example, {unit} (log)", "examples (log)", "What did cleaning change?")
     return ax
 
 
@@ -112,7 +112,7 @@ def scores(groups: Mapping[str, Mapping[str, Any]], ax: Any = None) -> Any:
         groups: `{group: {model: score}}`; a score has `value`, `low` and `high` between 0 and 1.
         ax: where to draw.
     """
-    ax = _axes(ax)
+    ax = axes(ax)
     names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
     width = 0.8 / len(names)
     for place, (name, colour, hatch) in enumerate(
@@ -145,7 +145,7 @@ def scores(groups: Mapping[str, Mapping[str, Any]], ax: Any = None) -> Any:
     ax.set_ylim(0, 118)
     ax.set_yticks(range(0, 101, 20))
     ax.legend(frameon=False, ncols=len(names), loc="upper left")
-    _label(ax, "", "score, % (thin line: 95 % interval)", "Is it better?")
+    label(ax, "", "score, % (thin line: 95 % interval)", "Is it better?")
     return ax
 
 
@@ -240,7 +240,7 @@ def _draw_loss(ax: Any, points: Sequence[Point]) -> None:
     if trained or measured:
         ax.legend(frameon=False)
     ax.set_ylim(bottom=0)
-    _label(ax, "weight updates", "loss, nats a trained token", "Is it learning?")
+    label(ax, "weight updates", "loss, nats a trained token", "Is it learning?")
 
 
 def smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:
@@ -261,7 +261,8 @@ def _clock(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def _axes(ax: Any) -> Any:
+def axes(ax: Any) -> Any:
+    """`ax` itself, or a new one where there is none."""
     if ax is not None:
         return ax
     from matplotlib import pyplot
@@ -269,7 +270,8 @@ def _axes(ax: Any) -> Any:
     return pyplot.subplots(figsize=(7.0, 3.6), layout="constrained")[1]
 
 
-def _label(ax: Any, x: str, y: str, title: str) -> None:
+def label(ax: Any, x: str, y: str, title: str) -> None:
+    """Name both axes with their units and ask the figure's question."""
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.set_title(title, loc="left")

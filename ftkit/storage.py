@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,15 @@ def write_json(path: str | Path, value: Any) -> Path:
 def write_jsonl(path: str | Path, rows: list[dict[str, Any]]) -> Path:
     """Write one JSON object a line, atomically."""
     return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def sweep(path: Path, names: Iterable[str]) -> None:
+    """Remove temporary files and folders that a killed write of one of `names` left in the folder `path`."""
+    for leftover in [found for name in names for found in path.glob(f".{name}.*")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 @contextmanager

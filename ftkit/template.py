@@ -93,11 +93,11 @@ def _render(chat: _Chat, tools: _Chat, tokenizer: Any, add_generation_prompt: bo
         text = tokenizer.apply_chat_template(
             chat, tools=tools or None, tokenize=False, add_generation_prompt=add_generation_prompt
         )
-    except (TemplateError, TypeError, KeyError) as error:
-        roles = " → ".join(m["role"] for m in chat)
+    except (TemplateError, TypeError, KeyError, ValueError) as error:  # a chat that begins with its answer: no turns at all
+        roles = " → ".join(m["role"] for m in chat) or "a chat that begins with an answer"
         fold = "write tools into the text with fold_tools, " if _has_tools(chat, tools) else ""
         raise DataError(
-            f"The chat template refuses {roles}: {error}. Fold a system turn into the first user turn, {fold}or mend the order."
+            f"The chat template refuses {roles}: {error}. Fold a system turn into the first user turn (turns.fold_system), {fold}or mend the order."
         ) from error
     bos = tokenizer.bos_token
     if bos and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] and not text.startswith(bos):
@@ -216,7 +216,7 @@ def tokenize(
         DataError: a template whose answers cannot be told from the rest.
     """
     text = render(example, tokenizer)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, labels = list(encoded["input_ids"]), [IGNORED] * len(encoded["input_ids"])
     for start, end in answer_spans(example, tokenizer, text):
         inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a < end and b > start]

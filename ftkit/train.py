@@ -1,83 +1,107 @@
 """One training run: answer tokens only, through TRL's SFTTrainer, with a record that survives a kill.
 
-Adds to TRL what a learner and a practitioner miss: a mask that comes from the tokenizer, a live curve, and a run folder.
+Adds to TRL what a learner and a practitioner miss: a mask that comes from the tokenizer, checks before anything is
+spent, a live curve, a stop that loses nothing, and a run folder from which the same call goes on.
 """
 
-import json
-import random
 import shutil
-import time
+import threading
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ftkit import data, models, plots, storage, template
+from ftkit import checkpoints, data, lock, models, plots, probe, stopping, storage, trainer
+from ftkit import preflight as checks
 from ftkit.config import TrainConfig
 from ftkit.data import Splits
-from ftkit.errors import ConfigError, DataError, FtkitWarning, StorageError
-from ftkit.hardware import detect, peak_memory_gib, process_memory_gib, release_memory
-from ftkit.history import History, Point, as_line, read_points, write_points
+from ftkit.errors import ConfigError, FtkitWarning, StorageError, TrainingError
+from ftkit.findings import PreflightReport
+from ftkit.hardware import detect, peak_memory_gib
+from ftkit.history import History, read_points, write_points
+from ftkit.mirror import Mirror
+from ftkit.recorder import Recorder, Watch
+from ftkit.rows import cut, length_batches, read
 from ftkit.runs import Run
 
-_MARK = "ftkit.json"  # written into a checkpoint after everything else: without it a checkpoint does not count
+_WRITE_FAILED = ("No space left", "File too large", "inline_container", "iostream error", "PytorchStreamWriter")
 
 
-def train(model: Any, tokenizer: Any, splits: Splits, config: TrainConfig, run: Run, resume: bool = True) -> History:
+def train(
+    model: Any, tokenizer: Any, splits: Splits, config: TrainConfig, run: Run, resume: bool = True, *,
+    preflight: bool = True, mirror: str | Path | None = None, stop: threading.Event | None = None, watch: Watch | None = None,
+) -> History:  # fmt: skip
     """Train `model` on the answers in `splits.train` and leave adapter, curve, config and data in `run`.
 
     A model without an adapter gets one (`models.add_lora`). While it runs, `history.csv` grows and a figure is drawn;
-    `run.json` names the step "train" only when all is written.
+    `run.json` names the step "train" only when all is written. Ctrl+C (or the notebook's stop button) finishes the
+    step, saves a checkpoint and gives back a history whose `stopped` is true: the same call goes on from there.
 
     Args:
         model: from `models.load`.
         tokenizer: its tokenizer.
         splits: from `data.split`; `splits.val` is measured every `config.eval_steps` updates and at the end.
         config: the settings.
-        run: where everything goes.
+        run: where everything goes; one process at a time may train in it.
         resume: go on from the newest complete checkpoint of an interrupted run with the same model, settings and data;
             False starts afresh and replaces what an earlier training left.
+        preflight: refuse a run that cannot work (`preflight.check`); False goes on, and warns of what it passed over.
+        mirror: a folder that gets a verified copy of every checkpoint, and from which a lost run folder is restored.
+        stop: when set by another thread, the same happens as after Ctrl+C.
+        watch: called as `watch(points, total_steps)` after each new point, in place of the figure.
 
     Raises:
         DataError: no row has a trained token.
+        PreflightError: an error in the check, or out of memory on the longest micro-batch.
         ConfigError: the run is finished already, or was interrupted with other settings or data (names them).
-        StorageError: the disk is full or the folder cannot be written.
+        StorageError: the disk is full, the folder cannot be written, or another process trains in it.
+        TrainingError: the loop ended and no weight was changed.
     """
+    _refuse(run, config, resume)
+    whole = {name: read(name, part, tokenizer) for name, part in _parts(splits, config).items()}
+    rows = {name: cut(name, part, config.max_length) for name, part in whole.items()}
+    report = checks.check(model, tokenizer, splits, config, run=run, tokenized={"train": whole["train"]})
+    _obey(report, refuse=preflight)
+    with lock.held(run.path), stopping.interruptible(stop) as asked:
+        _sweep(run)
+        copy = Mirror.open(mirror, run) if mirror is not None else None
+        if copy is not None and resume and copy.restore(run):
+            _refuse(run, config, resume)
+        model, lengths = _adapted(model, rows, config)
+        facts = {
+            "data_digest": data.digest(splits.train, splits.val), "config_digest": config.digest(),
+            "base_model": _base_name(model), "backend": models.backend_of(model),
+        }  # fmt: skip
+        checkpoint = _to_resume(run, config, facts) if resume else None
+        recorder = Recorder(run, config, facts, checkpoint=checkpoint, stop=asked, watch=watch, mirror=copy)
+        with storage.explained(run.path):
+            loop = trainer.build(model, tokenizer, rows, config, run, [recorder.callback()])
+            if checkpoint is None:
+                probe.run(loop, config, lengths)
+                _start_afresh(run, splits, config, copy)
+            try:
+                _train(loop, checkpoint, recorder, max(lengths))
+            finally:
+                recorder.close()
+        return _finish(recorder, loop, {**facts, "preflight": [finding.id for finding in report.findings]})
+
+
+def _sweep(run: Run) -> None:
+    """Remove what a kill left half-written."""
+    checkpoints.sweep(run / "checkpoints")
+    storage.sweep(run.path, ("adapter", "history.csv", "config.yaml"))
+
+
+def _refuse(run: Run, config: TrainConfig, resume: bool) -> None:
+    """What can be said before anything is loaded or tokenised."""
     if resume and run.finished("train"):
         raise ConfigError(
             f"{run.path} holds a finished training. Choose another run name, or pass resume=False to replace it."
         )
+    trainer.check_reporter(config)
     if config.packing:
         raise ConfigError(
             "packing=True is not supported yet: packed examples would see each other. Use group_by_length=True."
         )
-    rows = {name: _tokenized(name, part, tokenizer, config) for name, part in _parts(splits, config).items()}
-    model = models.add_lora(model, config)
-    lengths = [len(ids) for ids in rows["train"]["input_ids"]]
-    models.suit_attention(model, max(lengths))
-    if config.group_by_length:
-        rows["train"] = rows["train"].select(length_batches(lengths, config.per_device_train_batch_size, config.seed))
-    facts = {
-        "data_digest": data.digest(splits.train, splits.val), "config_digest": config.digest(),
-        "base_model": _base_name(model), "backend": models.backend_of(model),
-    }  # fmt: skip
-    checkpoint = _checkpoint_to_resume(run, config, facts) if resume else None
-    recorder = _Recorder(run, checkpoint, facts)
-    with storage.explained(run.path):
-        trainer = _trainer(model, tokenizer, rows, config, run, recorder)
-        if checkpoint is None:
-            _start_afresh(run, splits, config)
-        try:
-            _run(trainer, checkpoint, run)
-        finally:
-            recorder.drawing.close()
-    history = History.of(read_points(run / "history.csv"), peak_memory_gib())
-    plots.save(plots.loss(history, ax=plots.blank_axes()), run / "figures/loss.png")
-    run.finish("train", **facts, device=str(detect()),
-               seed=config.seed, steps=history.steps, seconds=round(history.seconds, 1), tokens=history.tokens,
-               tokens_per_s=round(history.tokens_per_s, 1), peak_memory_gib=round(history.peak_memory_gib, 3),
-               trainable_parameters=models.parameters(model)[0])  # fmt: skip
-    return history
 
 
 def _parts(splits: Splits, config: TrainConfig) -> dict[str, Any]:
@@ -85,105 +109,67 @@ def _parts(splits: Splits, config: TrainConfig) -> dict[str, Any]:
     return {"train": splits.train, "val": val}
 
 
-def _tokenized(name: str, examples: Any, tokenizer: Any, config: TrainConfig) -> Any:
-    """Ids and labels of each row; rows in which nothing is trained are left out with a warning that numbers them."""
-    from datasets import Dataset
-
-    whole = [
-        template.tokenize(row, tokenizer) for row in examples
-    ]  # whole rows: a `tools` column belongs to the prompt
-    if not whole:
-        raise DataError(f"The {name} part has no rows.")
-    rows = [{column: values[: config.max_length] for column, values in row.items()} for row in whole]
-    empty = [number for number, row in enumerate(rows, 1) if all(label == template.IGNORED for label in row["labels"])]
-    if empty:
-        listed = ", ".join(map(str, empty[:10])) + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
-        reason = f"have no trained token: the answer lies beyond max_length={config.max_length}"
-        if len(empty) == len(rows):
-            raise DataError(f"All {len(rows)} {name} rows {reason}. Raise max_length.")
-        warnings.warn(
-            f"{name} rows {listed} {reason}; they are left out. Raise max_length to keep them.",
-            FtkitWarning,
-            stacklevel=3,
-        )
-    _warn_of_cuts(name, whole, config.max_length)
-    dropped = set(empty)
-    return Dataset.from_list([row for number, row in enumerate(rows, 1) if number not in dropped])
+def _obey(report: PreflightReport, *, refuse: bool) -> None:
+    """Errors end the run here, or are named in one warning where they are passed over."""
+    if refuse:
+        report.refuse()
+    elif report.errors:
+        passed = " ".join(f"{finding.title} ({finding.id})" for finding in report.errors)
+        warnings.warn(f"preflight=False: training goes on in spite of this: {passed}", FtkitWarning, stacklevel=3)
 
 
-def _warn_of_cuts(name: str, rows: list[dict[str, list[int]]], limit: int) -> None:
-    """Name the rows whose answer loses tokens at `limit`: they also lose the stop token."""
-    lost = {
-        n: sum(label != template.IGNORED for label in row["labels"][limit:])
-        for n, row in enumerate(rows, 1)
-        if any(label != template.IGNORED for label in row["labels"][:limit])
-    }
-    if cut := [n for n, tokens in lost.items() if tokens]:
-        listed = ", ".join(map(str, cut[:10])) + (f" and {len(cut) - 10} more" if len(cut) > 10 else "")
-        message = f"{name} rows {listed} are longer than max_length={limit}: their answers lose {sum(lost.values())} tokens, the stop token too."
-        warnings.warn(message, FtkitWarning, stacklevel=4)
+def _adapted(model: Any, rows: dict[str, Any], config: TrainConfig) -> tuple[Any, list[int]]:
+    """The model with an adapter and the rows' lengths, after putting the training rows into the order in which they will be read."""
+    model = models.add_lora(model, config)
+    lengths = [len(ids) for ids in rows["train"]["input_ids"]]
+    models.suit_attention(model, max(lengths))
+    if config.group_by_length:
+        order = length_batches(lengths, config.per_device_train_batch_size, config.seed)
+        rows["train"], lengths = rows["train"].select(order), [lengths[i] for i in order]
+    return model, lengths
 
 
-def length_batches(lengths: Sequence[int], batch_size: int, seed: int) -> list[int]:
-    """An order of rows in which each `batch_size` neighbours are of like length, and the batches come shuffled.
-
-    Transformers' own grouping puts the longest rows of 50 batches first: a run of 40 steps would never see a short one.
-    """
-    draw = random.Random(seed)
-    order = list(range(len(lengths)))
-    draw.shuffle(order)  # ties in length, and which rows a short run sees, are up to the seed
-    order.sort(key=lambda i: lengths[i])
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    draw.shuffle(batches)
-    batches.sort(key=len, reverse=True)  # the one that is not full comes last, or all others would be cut differently
-    return [i for batch in batches for i in batch]
+def _to_resume(run: Run, config: TrainConfig, facts: dict[str, str]) -> Path | None:
+    """The newest whole checkpoint, after a look at whether it belongs to this run; what lies beyond it is removed."""
+    folder = run / "checkpoints"
+    checkpoint = checkpoints.newest(folder)
+    if checkpoint is not None:
+        checkpoints.refuse_other(checkpoint, config, facts, run / "config.yaml")
+        for damaged in checkpoints.all_in(folder):
+            if checkpoints.step_of(damaged) > checkpoints.step_of(checkpoint):
+                checkpoints.remove(damaged)
+    return checkpoint
 
 
-def _trainer(
-    model: Any, tokenizer: Any, rows: dict[str, Any], config: TrainConfig, run: Run, recorder: "_Recorder"
-) -> Any:
-    from transformers import DataCollatorForSeq2Seq, PrinterCallback
-    from trl import SFTConfig, SFTTrainer
-
-    on_cpu = detect().device == "cpu"
-    arguments = SFTConfig(
-        output_dir=str(run / "checkpoints"), seed=config.seed, data_seed=config.seed,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        per_device_eval_batch_size=config.per_device_train_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        num_train_epochs=config.num_train_epochs, max_steps=config.max_steps,
-        learning_rate=config.learning_rate, lr_scheduler_type=config.lr_scheduler_type, warmup_steps=config.warmup_steps,
-        optim="adamw_torch" if on_cpu and "8bit" in config.optim else config.optim,
-        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
-        bf16=config.dtype == "bf16", fp16=config.dtype == "fp16", use_cpu=on_cpu, dataloader_pin_memory=not on_cpu,
-        gradient_checkpointing=config.gradient_checkpointing, max_length=config.max_length, packing=config.packing,
-        dataset_kwargs={"skip_prepare_dataset": True}, prediction_loss_only=True,
-        eval_strategy="steps" if config.eval_steps else "no", eval_steps=config.eval_steps or None,
-        save_strategy="steps" if config.save_steps else "no", save_steps=config.save_steps or 500,
-        save_total_limit=config.save_total_limit, logging_steps=config.logging_steps, logging_first_step=True,
-        report_to=config.report_to, disable_tqdm=True,
-        train_sampling_strategy="sequential" if config.group_by_length else "random",
-    )  # fmt: skip
-    # Labels are padded by position, never by token id: a pad token that equals the stop token does no harm.
-    # Few distinct widths on a CPU: each new one leaves compiled kernels in memory.
-    collator = DataCollatorForSeq2Seq(
-        tokenizer, label_pad_token_id=template.IGNORED, pad_to_multiple_of=16 if on_cpu else None
-    )
-    trainer = SFTTrainer(model=model, args=arguments, processing_class=tokenizer, train_dataset=rows["train"],
-                         eval_dataset=rows["val"], data_collator=collator, callbacks=[recorder.callback()])  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+def _start_afresh(run: Run, splits: Splits, config: TrainConfig, mirror: Mirror | None) -> None:
+    """Empty what an earlier training left, so that nothing of two runs is mixed, and note what this one starts from."""
+    for step in ("train", "evaluate"):
+        run.reopen(step)
+    for place in checkpoints.all_in(run / "checkpoints"):
+        checkpoints.remove(place)
+    for name in ("checkpoints/best", "adapter", "eval", "figures", "tensorboard"):
+        shutil.rmtree(run / name, ignore_errors=True)
+    write_points(run / "history.csv", [])
+    config.save(run / "config.yaml")
+    data.save(splits, run)
+    if mirror is not None:
+        mirror.clear()
 
 
-def _run(trainer: Any, checkpoint: Path | None, run: Run) -> None:
+def _train(loop: Any, checkpoint: Path | None, recorder: Recorder, longest: int) -> None:
     from safetensors import SafetensorError
 
+    run, config = recorder.run, recorder.config
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        models.save_adapter(trainer.model, trainer.processing_class, run / "adapter")  # before anything else can fail
-        evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
-        if trainer.state.global_step not in evaluated:
-            trainer.evaluate()
+        with probe.explained(config, longest, loop.model):
+            loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if not recorder.stopped:
+            _refuse_unmoved(recorder, loop.state.global_step)
+            if config.early_stopping_patience:
+                _measure(loop)
+                _take_best(loop, recorder)
+            models.save_adapter(loop.model, loop.processing_class, run / "adapter")  # before anything else can fail
+            _measure(loop)
     except (SafetensorError, RuntimeError) as error:
         # torch and safetensors raise their own classes when a checkpoint does not fit on the disk
         if shutil.disk_usage(run.path).free < 2**20 or any(sign in str(error) for sign in _WRITE_FAILED):
@@ -192,89 +178,47 @@ def _run(trainer: Any, checkpoint: Path | None, run: Run) -> None:
         raise
 
 
-def _start_afresh(run: Run, splits: Splits, config: TrainConfig) -> None:
-    """Empty what an earlier training left, so that nothing of two runs is mixed, and note what this one starts from."""
-    for step in ("train", "evaluate"):
-        run.reopen(step)
-    for name in ("checkpoints", "adapter", "eval", "figures"):
-        shutil.rmtree(run / name, ignore_errors=True)
-    write_points(run / "history.csv", [])
-    config.save(run / "config.yaml")
-    data.save(splits, run)
+def _refuse_unmoved(recorder: Recorder, steps: int) -> None:
+    if recorder.applied == 0:
+        raise TrainingError(f"None of {steps} weight updates was applied: in {recorder.config.dtype} every gradient overflowed, so the adapter "
+                            "is what it was at the start. Use dtype='bf16' or 'fp32', a lower learning_rate, or more steps: "
+                            "fp16 needs the first few to find its scale.")  # fmt: skip
 
 
-def _checkpoint_to_resume(run: Run, config: TrainConfig, facts: dict[str, str]) -> Path | None:
-    complete = [p for p in (run / "checkpoints").glob("checkpoint-*") if (p / _MARK).exists()]
-    if not complete:
-        return None
-    newest = max(complete, key=lambda p: int(p.name.rsplit("-", 1)[1]))
-    then = json.loads((newest / _MARK).read_text(encoding="utf-8"))
-    other = "Go on with the same, start another run, or pass resume=False to start this one afresh."
-    if then["config_digest"] != facts["config_digest"]:
-        before = TrainConfig.load(run / "config.yaml")
-        changed = [n for n in config.__dataclass_fields__ if getattr(config, n) != getattr(before, n)]
-        listed = ", ".join(f"{n} ({getattr(before, n)} then, {getattr(config, n)} now)" for n in changed)
-        raise ConfigError(f"{newest} belongs to a run with other settings: {listed}. {other}")
-    for fact in ("data_digest", "base_model", "backend"):
-        if then[fact] != facts[fact]:
-            what = "other data" if fact == "data_digest" else f"another {fact} ({then[fact]} then, {facts[fact]} now)"
-            raise ConfigError(f"{newest} belongs to a run on {what}. {other}")
-    return newest
+def _measure(loop: Any) -> None:
+    """Validation loss at the last step, where it has not been measured there."""
+    if loop.state.global_step not in [entry["step"] for entry in loop.state.log_history if "eval_loss" in entry]:
+        loop.evaluate()
 
 
-_WRITE_FAILED = ("No space left", "File too large", "inline_container", "iostream error", "PytorchStreamWriter")
+def _take_best(loop: Any, recorder: Recorder) -> None:
+    """Put the adapter with the lowest validation loss back into the model, where that was not the last one."""
+    place = recorder.run / "checkpoints" / "best"
+    if recorder.best.step == loop.state.global_step:
+        return
+    if (why := checkpoints.problem(place)) is None and checkpoints.mark(place)["step"] == recorder.best.step:
+        trainer.put_back(loop.model, place)
+    else:
+        warnings.warn(f"The adapter of step {recorder.best.step}, the best on validation, is lost ({why or 'another one is there'}): "
+                      f"that of step {loop.state.global_step} is kept.", FtkitWarning, stacklevel=2)  # fmt: skip
 
 
-class _Recorder:
-    """Writes `history.csv` as training goes, draws the curve, and marks checkpoints as complete."""
-
-    def __init__(self, run: Run, checkpoint: Path | None, facts: dict[str, str]) -> None:
-        self.path, self.facts, self.drawing = run / "history.csv", facts, plots.live_loss()
-        self.points: list[Point] = []
-        self.on_cpu = detect().device == "cpu"
-        if checkpoint is not None:
-            reached = int(checkpoint.name.rsplit("-", 1)[1])
-            self.points = [p for p in read_points(self.path) if p.step <= reached]
-            write_points(self.path, self.points)
-        self.earlier_tokens = max((p.tokens or 0 for p in self.points), default=0)
-        self.earlier_s = max((p.seconds or 0.0 for p in self.points), default=0.0)
-        self.started = time.monotonic()
-
-    def add(self, step: int, logs: dict[str, float], total: int) -> None:
-        """Take in what the trainer logs: a training point, a validation point, or a closing summary (not kept)."""
-        tokens = logs.get("num_tokens", logs.get("eval_num_tokens"))
-        point = Point(step, logs.get("loss"), logs.get("eval_loss"), logs.get("learning_rate"), logs.get("grad_norm"),
-                      None if tokens is None else self.earlier_tokens + int(tokens), self.earlier_s + time.monotonic() - self.started,
-                      process_memory_gib() if self.on_cpu else peak_memory_gib())  # fmt: skip
-        release_memory()
-        if point.loss is None and point.val_loss is None:
-            return
-        self.points.append(point)
-        with storage.explained(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(as_line(point))
-        self.drawing.update(self.points, total)
-
-    def callback(self) -> Any:
-        """A `TrainerCallback` that calls back into this recorder."""
-        from transformers import TrainerCallback
-
-        recorder = self
-
-        class Callback(TrainerCallback):  # type: ignore[misc]
-            def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                recorder.started = time.monotonic()
-                recorder.drawing.start(state.max_steps)
-
-            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-                recorder.add(state.global_step, logs or {}, state.max_steps)
-
-            def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                storage.write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARK, recorder.facts)
-
-            def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                recorder.drawing.finish(recorder.points, state.max_steps)
-
-        return Callback()
+def _finish(recorder: Recorder, loop: Any, facts: dict[str, Any]) -> History:
+    """Sum up; a run that was not stopped is marked as done, and copied to its mirror once more."""
+    run, config = recorder.run, recorder.config
+    history = History.of(read_points(run / "history.csv"), peak_memory_gib(), stopped=recorder.stopped)
+    plots.save(plots.loss(history, ax=plots.blank_axes()), run / "figures/loss.png")
+    checkpoints.sweep(run / "checkpoints")
+    if not recorder.stopped:
+        if config.early_stopping_patience:
+            facts |= {"best_step": recorder.best.step, "stopped_early": recorder.stopped_early}
+        run.finish("train", **facts, device=str(detect()),
+                   seed=config.seed, steps=history.steps, applied_updates=recorder.applied, seconds=round(history.seconds, 1),
+                   tokens=history.tokens, tokens_per_s=round(history.tokens_per_s, 1),
+                   peak_memory_gib=round(history.peak_memory_gib, 3), trainable_parameters=models.parameters(loop.model)[0])  # fmt: skip
+    if recorder.mirror is not None:
+        recorder.mirror.push(run)
+    return history
 
 
 def _base_name(model: Any) -> str:

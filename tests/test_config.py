@@ -124,3 +124,9 @@ def test_every_knob_has_help_and_a_group():
     for spec in dataclasses.fields(TrainConfig):
         assert spec.metadata["help"]
         assert spec.metadata["group"]
+
+
+def test_early_stopping_without_validation_is_refused():
+    """It would wait for losses that are never measured."""
+    with pytest.raises(ConfigError, match=r"early_stopping_patience=2 with eval_steps=0"):
+        TrainConfig(early_stopping_patience=2, eval_steps=0)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ftkit import evaluate, learn, plots
 from ftkit.errors import DataError, MissingArtifact
-from ftkit.history import History, Point, as_line, read_points, write_points
+from ftkit.history import COLUMNS, History, Point, as_line, read_points, write_points
 
 CURVE = [
     Point(i, loss=2.0 / i, learning_rate=1e-4, tokens=100 * i, seconds=2.0 * i, memory_gib=1.0) for i in range(1, 11)
@@ -140,7 +140,10 @@ def test_you_should_see_never_stops_the_notebook(capsys, value, seen):
 
 def test_explore_draws_once_with_the_defaults_without_a_person():
     drawn = []
-    assert learn.explore(lambda r, kind: drawn.append((r, kind)) or "figure", r=([1, 2], 2), kind=(["a", "b"], "a")) == "figure"
+    assert (
+        learn.explore(lambda r, kind: drawn.append((r, kind)) or "figure", r=([1, 2], 2), kind=(["a", "b"], "a"))
+        == "figure"
+    )
     assert drawn == [(2, "a")]
 
 
@@ -153,3 +156,17 @@ def test_explore_redraws_when_a_slider_moves(monkeypatch):
     assert (slider.value, list(slider.options)) == (2, [1, 2, 4])
     slider.value = 4
     assert drawn[-1] == 4
+
+
+def test_a_history_from_before_updates_were_counted_is_read(tmp_path):
+    (tmp_path / "h.csv").write_text(
+        "step,loss,val_loss,learning_rate,grad_norm,tokens,seconds,memory_gib\n1,2.5,,0,1,9,1,1\n"
+    )
+    history = History.load(tmp_path / "h.csv")
+    assert (history.losses, history.applied_updates) == ([(1, 2.5)], None)
+
+
+def test_columns_that_are_not_known_are_refused(tmp_path):
+    (tmp_path / "h.csv").write_text(",".join([*COLUMNS, "more"]) + "\n")
+    with pytest.raises(DataError, match="line 1: wanted the columns"):
+        History.load(tmp_path / "h.csv")

@@ -124,6 +124,29 @@ def test_newer_run_folder_is_refused(tmp_path):
         _ = run.facts
 
 
+def test_older_run_folder_is_readable(tmp_path):
+    """Before formats were counted `run.json` named none."""
+    run = Run.create("x", tmp_path)
+    (run / "run.json").write_text(json.dumps({"finished": ["train"], "train": {"steps": 3}}))
+    assert run.finished("train")
+
+
+def test_sweep_removes_what_a_killed_write_left_and_nothing_else(tmp_path):
+    for name in (".adapter.x1", ".history.csv.x2", ".other.x3", "adapter"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".history.csv.x4").touch()
+    storage.sweep(tmp_path, ("adapter", "history.csv"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.x3", "adapter"]
+
+
+def test_hidden_files_are_not_listed(tmp_path):
+    run = Run.create("x", tmp_path)
+    (run / ".lock").touch()
+    (run / "history.csv").touch()
+    assert ".lock" not in run._repr_html_()
+    assert "history.csv" in run._repr_html_()
+
+
 def test_compare_lists_only_what_differs(tmp_path):
     a, b = Run.create("a", tmp_path), Run.create("b", tmp_path)
     TrainConfig(lora_r=8).save(a / "config.yaml")

@@ -1,6 +1,7 @@
 """How the package hangs together: light import, one-way dependencies, README and Makefile in step."""
 
 import ast
+import graphlib
 import json
 import re
 import subprocess
@@ -26,37 +27,12 @@ HEAVY = (
     "numpy",
     "yaml",
 )
-LAYERS = [
-    {"errors", "colab"},
-    {"storage", "hardware", "quiet", "learn", "minhash", "shingles"},
-    {
-        "config",
-        "runs",
-        "bundled",
-        "formats",
-        "readers",
-        "template",
-        "badges",
-        "invoices",
-        "messy",
-        "history",
-        "metrics",
-    },
-    {"arrow", "texts", "similar", "hub", "export"},
-    {"loading", "simhash", "generate", "likelihood"},
-    {"data", "plots"},
-    {"models", "evaluate", "embedding"},
-    {"scoring"},
-    {"rater", "reward"},
-    {"rules"},
-    {"pii", "balance", "leakage", "clean_report", "scale_steps", "scale_shards"},
-    {"train", "headless", "clean", "scale_data", "planted"},
-    {"__main__"},
-]
-# Parts of others, reached through those: not attributes of the package.
-INNER = {
-    "__main__", "arrow", "clean_report", "headless", "history", "hub", "invoices", "likelihood", "loading", "messy", "metrics", "minhash",
-    "planted", "quiet", "readers", "rules", "scale_shards", "scale_steps", "storage", "texts",
+# The foundation, lowest first: each knows at most those before it.
+FOUNDATION = ("errors", "quiet", "hardware", "storage", "config", "runs")
+# Names that other people's code relies on.
+PROMISED = {
+    "clean", "colab", "config", "data", "diagnosis", "errors", "evaluate", "generate", "hardware", "learn", "memory", "models",
+    "plots", "preflight", "runs", "sweep", "train", "widgets",
 }  # fmt: skip
 
 
@@ -81,23 +57,26 @@ def test_import_is_silent_and_light():
 
 
 def test_every_public_module_is_reachable_from_the_package():
-    assert set(MODULES) - INNER == set(ftkit._MODULES)
+    assert PROMISED <= set(ftkit._MODULES) <= set(MODULES)
+    assert list(ftkit._MODULES) == sorted(ftkit._MODULES)
     with pytest.raises(AttributeError, match="nothing"):
         _ = ftkit.nothing
 
 
-def test_layers_name_every_module():
-    assert set().union(*LAYERS) == set(MODULES)
+def test_dependencies_point_one_way():
+    """No module imports one that imports it again, over however many others."""
+    list(graphlib.TopologicalSorter({name: imports_of(path) for name, path in MODULES.items()}).static_order())
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_dependencies_point_one_way(name):
-    """A module imports only from layers below its own, or lighter peers in its own layer that import nothing back."""
-    layer = next(i for i, names in enumerate(LAYERS) if name in names)
-    above = {n for names in LAYERS[layer + 1 :] for n in names}
-    assert not imports_of(MODULES[name]) & above
-    for peer in imports_of(MODULES[name]) & LAYERS[layer]:
-        assert name not in imports_of(MODULES[peer])
+@pytest.mark.parametrize("name", FOUNDATION)
+def test_the_foundation_knows_nobody_above_it(name):
+    assert imports_of(MODULES[name]) <= set(FOUNDATION[: FOUNDATION.index(name)])
+
+
+def test_nothing_stands_on_the_command_line_or_the_form():
+    """The command line may open the form; no other module knows either."""
+    users = {name for name, path in MODULES.items() if imports_of(path) & {"__main__", "widgets"}}
+    assert users <= {"__main__"}
 
 
 def test_only_models_knows_unsloth():

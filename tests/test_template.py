@@ -295,3 +295,12 @@ def test_folded_calls_can_be_read_back_and_masks_stay_right(rounds):
     assert found == [call for _, called, _, _ in rounds for call in called]
     row = template.tokenize(folded, tokenizer)
     assert trained_text(row, tokenizer) == "".join(f"{answer}<|im_end|>" for answer in answers)
+
+
+def test_a_chat_that_begins_with_its_answer_is_refused_in_words(tokenizer):
+    """There is nothing to render before the answer; transformers alone would raise a bare ValueError."""
+    from ftkit.errors import DataError
+    from ftkit.template import tokenize
+
+    with pytest.raises(DataError, match="begins with an answer"):
+        tokenize([{"role": "assistant", "content": "Hello."}], tokenizer)

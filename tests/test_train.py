@@ -1,16 +1,20 @@
 """One training run on the toy: what it trains, what it writes, how it goes on and what it refuses."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
+from toys import make_tokenizer
 
-from ftkit import data, models, template
-from ftkit.errors import ConfigError, DataError, FtkitWarning
+from ftkit import checkpoints, data, lock, models, template
+from ftkit.errors import ConfigError, DataError, FtkitWarning, MissingExtra, PreflightError, StorageError
 from ftkit.history import COLUMNS, History
 from ftkit.runs import Run
 from ftkit.train import length_batches, train
@@ -29,6 +33,7 @@ def test_a_run_leaves_everything_that_a_later_step_needs(model, tokenizer, split
         assert run.require(name).stat().st_size > 0, name
     facts = run.facts["train"]
     assert (facts["steps"], facts["seed"], facts["data_digest"]) == (4, 42, data.digest(splits.train, splits.val))
+    assert facts["applied_updates"] == history.applied_updates == 4
     assert facts["peak_memory_gib"] > 0
     assert facts["tokens_per_s"] > 0
     assert [step for step, _ in history.losses] == [1, 2, 3, 4]
@@ -265,3 +270,249 @@ def test_length_batches_are_a_permutation_of_like_lengths(count, size):
     assert order == length_batches(lengths, size, seed=1)
     full = [order[i : i + size] for i in range(0, count - count % size, size)]
     assert all(max(lengths[i] for i in b) - min(lengths[i] for i in b) < 2 * size for b in full)
+
+
+def toy():
+    """The `model` fixture's model, as often as wanted."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(make_tokenizer()), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, eos_token_id=2, pad_token_id=0, bos_token_id=6,
+    ))  # fmt: skip
+
+
+def weights(run):
+    from safetensors.torch import load_file
+
+    return load_file(run / "adapter/adapter_model.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def ask(number):
+    """A watcher that does as a person does with Ctrl+C at the step `number`."""
+    return lambda points, total: (
+        (points[-1].step, points[-1].val_loss) == (number, None) and os.kill(os.getpid(), signal.SIGINT)
+    )
+
+
+@pytest.mark.parametrize("way", ["signal", pytest.param("event", marks=pytest.mark.slow)])
+def test_a_stop_loses_nothing(tokenizer, splits, toy_config, tmp_path, way):
+    """Asked to stop, a run ends after the step with a checkpoint; the same call goes on to the same last bit."""
+    whole, run = Run.create("whole", tmp_path), Run.create("stopped", tmp_path)
+    config = toy_config.replace(save_steps=0, max_steps=5)
+    train(toy(), tokenizer, splits, config, whole)
+    stop = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    watch = ask(2) if way == "signal" else lambda points, total: points[-1].step == 2 and stop.set()
+    history = train(toy(), tokenizer, splits, config, run, stop=stop, watch=watch)
+    assert (history.stopped, history.steps, run.finished("train")) == (True, 3, False)
+    assert "stopped on request, the same call goes on" in str(history)
+    assert signal.getsignal(signal.SIGINT) is before
+    history = train(toy(), tokenizer, splits, config, run)
+    assert (history.stopped, history.steps, run.finished("train")) == (False, 5, True)
+    assert same(weights(run), weights(whole))
+
+
+@pytest.mark.slow
+def test_a_second_sigint_interrupts_and_the_run_goes_on_from_its_checkpoint(tokenizer, splits, toy_config, run):
+    def impatient(points, total):
+        if points[-1].step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    config = toy_config.replace(eval_steps=0)
+    with pytest.raises(KeyboardInterrupt):
+        train(toy(), tokenizer, splits, config, run, watch=impatient)
+    assert checkpoints.newest(run / "checkpoints").name == "checkpoint-2"
+    assert train(toy(), tokenizer, splits, config, run).steps == 4
+
+
+@pytest.mark.slow
+def test_a_watcher_gets_every_point_and_no_figure_is_drawn(model, tokenizer, splits, toy_config, run, monkeypatch):
+    from ftkit import plots
+
+    monkeypatch.setattr(plots, "live_loss", lambda: pytest.fail("a figure was drawn"))
+    seen = []
+    history = train(
+        model, tokenizer, splits, toy_config, run, watch=lambda points, total: seen.append((len(points), total))
+    )
+    assert seen == [(n, 4) for n in range(1, len(history.points) + 1)]
+
+
+@pytest.mark.slow
+def test_early_stopping_keeps_the_adapter_of_the_best_validation_loss(tokenizer, rows, toy_config, run, tmp_path):
+    """Trained on three rows at a high rate, validation turns upward; what is saved is the adapter from before."""
+    parts = data.split(data.load_examples(rows), val=0.4, test=0.2, seed=0)
+    config = toy_config.replace(
+        max_steps=60, eval_steps=2, save_steps=0, early_stopping_patience=3, gradient_accumulation_steps=1
+    )
+    base = toy()
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model, tokenizer = models.load(tmp_path / "base", config)
+    history = train(model, tokenizer, parts, config, run)
+    facts, (best_step, best) = run.facts["train"], min(history.val_losses, key=lambda pair: pair[1])
+    assert (facts["stopped_early"], facts["best_step"], history.steps) == (True, best_step, best_step + 6)
+    saved = models.load_adapter(run / "adapter", config)[0].eval()
+    total = count = 0
+    for row in parts.val:
+        ids = template.tokenize(row, tokenizer)
+        labels = torch.tensor([ids["labels"]])
+        n = int((labels[:, 1:] != template.IGNORED).sum())
+        with torch.no_grad():
+            total += n * float(saved(input_ids=torch.tensor([ids["input_ids"]]), labels=labels).loss)
+        count += n
+    assert total / count == pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ftkit.errors.FtkitWarning")
+def test_a_damaged_newest_checkpoint_is_passed_over(tokenizer, splits, toy_config, tmp_path):
+    """Training goes on from the one before it, to the same end; the number of checkpoints stays bounded."""
+    whole, run = Run.create("whole", tmp_path), Run.create("cut", tmp_path)
+    config = toy_config.replace(save_steps=1, eval_steps=0, max_steps=6)
+    train(toy(), tokenizer, splits, config, whole)
+    train(toy(), tokenizer, splits, config, run, watch=ask(3))
+    path = run / "checkpoints/checkpoint-4/optimizer.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    train(toy(), tokenizer, splits, config, run)
+    assert same(weights(run), weights(whole))
+    assert len(checkpoints.all_in(run / "checkpoints")) == config.save_total_limit
+
+
+@pytest.mark.slow
+def test_a_lost_run_starts_from_its_mirror(tokenizer, splits, toy_config, tmp_path):
+    whole, run = Run.create("whole", tmp_path), Run.create("lost", tmp_path / "machine")
+    train(toy(), tokenizer, splits, toy_config, whole)
+    assert train(toy(), tokenizer, splits, toy_config, run, mirror=tmp_path / "drive", watch=ask(2)).stopped
+    shutil.rmtree(run.path)
+    run = Run.create("lost", tmp_path / "another machine")
+    history = train(toy(), tokenizer, splits, toy_config, run, mirror=tmp_path / "drive")
+    assert [step for step, _ in history.losses] == [1, 2, 3, 4]
+    assert same(weights(run), weights(whole))
+    assert same(weights(Run(tmp_path / "drive/lost")), weights(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default::ftkit.errors.FtkitWarning")
+def test_a_mirror_that_vanishes_does_not_stop_the_training(tokenizer, splits, toy_config, run, tmp_path):
+    drive = tmp_path / "drive"
+    with pytest.warns(FtkitWarning, match="not up to date"):
+        history = train(toy(), tokenizer, splits, toy_config, run, mirror=drive,
+                        watch=lambda points, total: shutil.rmtree(drive, ignore_errors=True))  # fmt: skip
+    assert (history.steps, run.finished("train")) == (4, True)
+
+
+def test_a_second_training_in_one_folder_is_refused(model, tokenizer, splits, toy_config, run):
+    with lock.held(run.path), pytest.raises(StorageError, match="in use"):
+        train(model, tokenizer, splits, toy_config, run)
+
+
+def test_the_check_refuses_before_anything_is_written(model, tokenizer, rows, toy_config, run):
+    """Here a row of val stands in train as well."""
+    leaky = data.Splits(*(data.load_examples(part) for part in (rows[:6], rows[5:7], rows[7:])))
+    with pytest.raises(PreflightError, match="leak-exact"):
+        train(model, tokenizer, leaky, toy_config, run)
+    assert list(run.path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("default::ftkit.errors.FtkitWarning")
+def test_without_the_check_training_goes_on_and_says_in_spite_of_what(model, tokenizer, rows, toy_config, run):
+    leaky = data.Splits(*(data.load_examples(part) for part in (rows[:6], rows[5:7], rows[7:])))
+    with pytest.warns(FtkitWarning, match=r"preflight=False: training goes on in spite of this: .*leak-exact"):
+        assert train(model, tokenizer, leaky, toy_config.replace(max_steps=1), run, preflight=False).steps == 1
+
+
+def test_a_reporter_that_is_not_installed_is_named(model, tokenizer, splits, toy_config, run):
+    with pytest.raises(MissingExtra, match="pip install wandb"):
+        train(model, tokenizer, splits, toy_config.replace(report_to="wandb"), run)
+
+
+@pytest.mark.slow
+def test_tensorboard_gets_the_curve(model, tokenizer, splits, toy_config, run):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = train(model, tokenizer, splits, toy_config.replace(report_to="tensorboard"), run)
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert [e.value for e in events.Scalars("eval/loss")] == pytest.approx([v for _, v in history.val_losses], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_trackio_gets_the_curve(tokenizer, tmp_path):
+    """In a process of its own: trackio keeps its folder for as long as it is loaded."""
+    pytest.importorskip("trackio")
+    script = KILLED.format(tests=os.path.dirname(__file__), root=str(tmp_path), steps=3).replace(
+        "backend=", 'report_to="trackio", backend='
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          env=os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    import sqlite3
+
+    found = list((tmp_path / "trackio").glob("ftkit*.db"))
+    assert [row[0] for row in sqlite3.connect(found[0]).execute("select distinct run_name from metrics")] == ["killed"]
+
+
+def test_updates_that_the_scaler_skips_are_not_counted(toy_config, run):
+    """A real scaler on a real parameter: an infinite gradient leaves the weights as they are."""
+    from accelerate.optimizer import AcceleratedOptimizer
+    from accelerate.state import AcceleratorState
+
+    from ftkit.recorder import Recorder
+
+    AcceleratorState()
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = AcceleratedOptimizer(torch.optim.SGD([weight], lr=0.1), scaler=torch.amp.GradScaler("cpu"))
+    recorder = Recorder(run, toy_config, {}, watch=lambda points, total: None)
+    callback = recorder.callback()
+    for gradient in (float("inf"), 1.0, float("inf"), 1.0):
+        optimizer.scaler.scale(weight.sum() * gradient).backward()
+        optimizer.step()
+        callback.on_optimizer_step(None, None, None, optimizer=optimizer)
+        optimizer.zero_grad()
+    assert recorder.applied == 2
+
+
+def test_a_loss_that_is_no_number_is_shown_as_it_is(model, tokenizer, splits, toy_config, run):
+    """Transformers would log the mean of the losses before it."""
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    history = train(model, tokenizer, splits, toy_config.replace(eval_steps=0), run)
+    assert history.diagnosis.ids[0] == "nan"
+
+
+@pytest.fixture
+def command(tokenizer, rows, toy_config, tmp_path):
+    """`python -m ftkit train` on the toy, with a mirror."""
+    toy().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    toy_config.replace(max_steps=40, eval_steps=0, save_steps=0).save(tmp_path / "config.yaml")
+    return [sys.executable, "-m", "ftkit", "train", str(tmp_path / "config.yaml"), "--data", str(tmp_path / "rows.jsonl"), "--model",
+            str(tmp_path / "base"), "--run", "typed", "--root", str(tmp_path), "--mirror", str(tmp_path / "drive")]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_command_line_stops_on_sigint_and_goes_on(command, tmp_path):
+    """Status 130 and a checkpoint, in the run and in its mirror; the same command then trains to the end."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    history = tmp_path / "typed/history.csv"
+    while process.poll() is None and (not history.exists() or history.read_text().count("\n") < 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate()
+    assert process.returncode == 130, errors[-2000:]
+    assert "stopped on request" in out
+    assert checkpoints.newest(tmp_path / "typed/checkpoints") is not None
+    assert checkpoints.newest(tmp_path / "drive/typed/checkpoints") is not None
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "reading" in done.stdout
+    assert [step for step, _ in History.load(history).losses] == list(range(1, 41))

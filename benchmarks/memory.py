@@ -1,0 +1,114 @@
+"""Errors of the memory estimate on public measurements, beside what others say for the same runs.
+
+    python benchmarks/memory.py [--points FILE.csv] [--write]
+
+Each point is estimated with constants that were fitted without its model. `--points` takes any CSV with the columns of
+`ftkit.measured.COLUMNS`; the constants are then those in use. `--write` renews the points that come with the package.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+
+from memory_fit import POINTS
+
+from ftkit import rules_of_thumb, storage
+from ftkit.calibrate import held_out, likely
+from ftkit.estimates import of_way
+from ftkit.footprint import Constants
+from ftkit.measured import COLUMNS, Point, _rows, points
+
+PACKAGED = Path(__file__).parents[1] / "ftkit/samples/memory_points.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of knowing, on one class of points."""
+
+    name: str
+    quality: str
+    count: int
+    mean_error: float
+    largest: float
+    covered: str
+
+
+def of_estimates(measured: Sequence[Point], guesses: Sequence[float], quality: str) -> Row:
+    """Errors of the estimate, and how often the high end stays above what the source reports."""
+    chosen = [(point, guess) for point, guess in zip(measured, guesses, strict=True) if point.quality == quality]
+    errors = [abs(guess / point.allocated_gib - 1) for point, guess in chosen]
+    above = sum(_high(point) >= max(point.headline_gib, point.allocated_gib) for point, _ in chosen)
+    return Row("ftkit", quality, len(chosen), mean(errors), max(errors), f"{above} of {len(chosen)}")
+
+
+def of_rule(name: str, rule: Callable[[int, str], float | None], measured: Sequence[Point], quality: str) -> Row:
+    """Errors of a rule that knows the size and the method alone."""
+    said = [(point, rule(point.shape.parameters, point.way.method)) for point in measured if point.quality == quality]
+    errors = [abs(number / point.allocated_gib - 1) for point, number in said if number is not None]
+    above = sum(number >= point.allocated_gib for point, number in said if number is not None)
+    return Row(name, quality, len(errors), mean(errors), max(errors), f"{above} of {len(errors)}")
+
+
+def _high(point: Point) -> float:
+    return of_way(point.shape, point.way).high_gib
+
+
+def table(measured: Sequence[Point], guesses: Sequence[float]) -> list[Row]:
+    """All rows, class by class."""
+    rules = (("the brief's table", rules_of_thumb.brief), ("LLaMA-Factory's table", rules_of_thumb.llama_factory),
+             ("accelerate estimate-memory", rules_of_thumb.accelerate))  # fmt: skip
+    rows = []
+    for quality in sorted({point.quality for point in measured}):
+        rows.append(of_estimates(measured, guesses, quality))
+        rows += [of_rule(name, rule, measured, quality) for name, rule in rules]
+    return rows
+
+
+def write_packaged() -> None:
+    """Write the A and B points, with their sources listed once."""
+    kept = [row for row in _rows(POINTS) if row["quality"] in "AB"]
+    sources = list(dict.fromkeys(row["source"] for row in kept))
+    lines = [
+        json.dumps([str(sources.index(row["source"])) if name == "source" else row[name] for name in COLUMNS])
+        for row in kept
+    ]
+    head = f'{{\n "columns": {json.dumps(list(COLUMNS))},\n "sources": {json.dumps(sources, indent=2)},\n "rows": [\n'
+    storage.write_text(PACKAGED, head + ",\n".join(f"  {line}" for line in lines) + "\n ]\n}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=Path, default=POINTS)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--each", action="store_true", help="also print every point")
+    chosen = parser.parse_args()
+    if chosen.write:
+        write_packaged()
+    measured, left_out = points(chosen.points)
+    if chosen.points == POINTS:
+        pairs = held_out(measured)
+        measured, guesses = [point for point, _ in pairs], [guess for _, guess in pairs]
+    else:
+        guesses = [likely(point, Constants()) for point in measured]
+    print(f"{'':28} {'class':5} {'points':>6} {'mean error':>10} {'largest':>8}   not below the measurement")
+    for row in table(measured, guesses):
+        print(
+            f"{row.name:28} {row.quality:5} {row.count:6} {100 * row.mean_error:8.1f} % {100 * row.largest:6.1f} %   {row.covered}"
+        )
+    ratios = sorted(_high(point) / max(point.headline_gib, point.allocated_gib) for point in measured)
+    print(
+        f"\nhigh / measured: smallest {ratios[0]:.2f}, median {median(ratios):.2f}, nine in ten below {ratios[int(0.9 * len(ratios))]:.2f}, largest {ratios[-1]:.2f}"
+    )
+    for reason in sorted({out.reason for out in left_out}):
+        print(f"left out: {sum(out.reason == reason for out in left_out)} points: {reason}")
+    if chosen.each:
+        for point, guess in zip(measured, guesses, strict=True):
+            print(f"{point.id} {point.model:40} {point.way.method:6} {point.way.tokens:6} tokens {point.allocated_gib:7.2f} measured {guess:7.2f} likely "
+                  f"{100 * (guess / point.allocated_gib - 1):+6.1f} % {_high(point):7.2f} high {point.headline_gib:7.2f} headline")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

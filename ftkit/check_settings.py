@@ -1,0 +1,146 @@
+"""Settings against the machine, before any model or data: number formats, packages, unusual values.
+
+Each check yields findings; `CHECKS` names them. Knows the knobs only through `TrainConfig`'s own fields.
+"""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from importlib.util import find_spec
+
+from ftkit.config import TrainConfig
+from ftkit.findings import Finding
+from ftkit.hardware import Hardware
+
+CHECKS = {
+    "unusual-setting": "every setting lies in its usual range",
+    "effective-batch": "8 to 32 examples stand behind each update",
+    "alpha-ratio": "lora_alpha is about once or twice lora_r",
+    "bf16-unsupported": "the device computes in bf16, where the settings want it",
+    "fp16-on-cpu": "fp16 is not asked of a CPU",
+    "fp32-on-gpu": "a GPU computes in 16-bit",
+    "optimizer-replaced": "the optimiser exists on this device",
+    "packing-leaks": "packed examples cannot see each other",
+    "package-missing": "the packages that the settings need are installed",
+}
+_ALPHA = (0.5, 4.0)
+_BATCH = (8, 32)
+# What lies below and above the usual range; a knob that is not named here is described by its help alone.
+_CONSEQUENCES = {
+    "lora_r": ("the adapter has little room for what is new", "memory grows, the score rarely does"),
+    "lora_alpha": ("the adapter's part may stay too weak to matter", "the adapter's part may drown the base model's"),
+    "lora_dropout": ("", "training slows, and Unsloth loses its fast path"),
+    "learning_rate": ("the adapter learns little in a short run", "the loss may jump or diverge"),
+    "warmup_steps": ("the first updates may throw the loss up", "much of the run is spent below the learning rate"),
+    "num_train_epochs": ("part of the data is never read", "a small set is learnt by heart"),
+    "weight_decay": ("", "the adapter is pulled towards doing nothing"),
+    "max_grad_norm": ("every update is cut short", "one bad batch can throw the weights far off"),
+    "max_length": ("long rows lose their ends", "memory grows with the length"),
+}
+
+
+def check_values(
+    config: TrainConfig, *, updates: int | None = None, longest: int | None = None
+) -> Iterator[Finding]:  # fmt: skip
+    """Values outside the usual range of their knob.
+
+    Args:
+        config: the settings.
+        updates: of the whole run, where known: a short run wants a short warm-up.
+        longest: tokens of the longest row, where known: `max_length` may be small if nothing is cut.
+    """
+    for spec in fields(config):
+        usual, value = spec.metadata["typical"], getattr(config, spec.name)
+        if usual is None or usual[0] <= value <= usual[1] or _is_fine(spec.name, config, updates, longest):
+            continue
+        below = value < usual[0]
+        effect = _CONSEQUENCES.get(spec.name, ("", ""))[0 if below else 1]
+        yield Finding(
+            "unusual-setting", "warning",
+            f"{spec.name}={value:g} is {'below' if below else 'above'} the usual {usual[0]:g} to {usual[1]:g}"
+            f"{': ' + effect if effect else ''}.",
+            f"{spec.name}: {spec.metadata['help']}", f"Try {spec.name}={usual[0 if below else 1]:g}, or keep it if a short run shows that it works.",
+            spec.name,
+        )  # fmt: skip
+    yield from _check_batch(config)
+    yield from _check_alpha(config)
+
+
+def _is_fine(name: str, config: TrainConfig, updates: int | None, longest: int | None) -> bool:
+    """Whether an unusual value is right in this run."""
+    if name == "warmup_steps":
+        short = updates is not None and 0.03 <= config.warmup_steps / updates <= 0.5
+        return short or config.lr_scheduler_type == "constant"
+    if name == "num_train_epochs":
+        return config.max_steps > 0
+    return name == "max_length" and longest is not None and longest <= config.max_length < 512
+
+
+def _check_batch(config: TrainConfig) -> Iterator[Finding]:
+    size = config.effective_batch_size
+    if _BATCH[0] <= size <= _BATCH[1]:
+        return
+    few = size < _BATCH[0]
+    yield Finding(
+        "effective-batch", "warning",
+        f"{size} examples stand behind each update, {'fewer' if few else 'more'} than the usual {_BATCH[0]} to {_BATCH[1]}: "
+        + ("updates are noisy." if few else "there are few updates for the data."),
+        f"{config.per_device_train_batch_size} examples in memory at once × {config.gradient_accumulation_steps} micro-batches",
+        f"Set gradient_accumulation_steps={max(1, (_BATCH[0] if few else _BATCH[1]) // config.per_device_train_batch_size)}: it costs no memory."
+        if few or config.gradient_accumulation_steps > 1 else f"Set per_device_train_batch_size={_BATCH[1]} or lower.",
+        "gradient_accumulation_steps",
+    )  # fmt: skip
+
+
+def _check_alpha(config: TrainConfig) -> Iterator[Finding]:
+    ratio = config.lora_alpha / config.lora_r
+    if config.use_rslora or _ALPHA[0] <= ratio <= _ALPHA[1]:
+        return
+    weak = ratio < _ALPHA[0]
+    yield Finding(
+        "alpha-ratio", "warning",
+        f"lora_alpha / lora_r is {ratio:g}, so the adapter's part is scaled {'down' if weak else 'up'}: it acts like a "
+        f"{'lower' if weak else 'higher'} learning rate.",
+        f"lora_alpha={config.lora_alpha}, lora_r={config.lora_r}; usual is once or twice r",
+        f"Set lora_alpha={min(512, 2 * config.lora_r)}.", "lora_alpha",
+    )  # fmt: skip
+
+
+def check_device(config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
+    """Number formats, optimiser and packing on this device; packages that the settings need."""
+    yield from _check_dtype(config, hardware)
+    if hardware.device == "cpu" and "8bit" in config.optim:
+        yield Finding("optimizer-replaced", "note", f"{config.optim} does not exist on a CPU; adamw_torch takes its place.",
+                      str(hardware), "Set optim='adamw_torch', so that the record says what ran.", "optim")  # fmt: skip
+    if config.packing:
+        yield Finding("packing-leaks", "error", "Packed examples would see each other: no backend here keeps them apart.",
+                      "packing=True", "Set packing=False; group_by_length=True saves most of the padding.", "packing")  # fmt: skip
+    yield from _check_packages(config)
+
+
+def _check_dtype(config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
+    on_gpu = hardware.device != "cpu"
+    if config.dtype == "bf16" and not hardware.bf16:
+        capability = hardware.compute_capability
+        seen = f"compute capability {capability[0]}.{capability[1]}, bf16 wants 8.0" if capability else "the CPU has no bf16 instructions"  # fmt: skip
+        yield Finding("bf16-unsupported", "error" if on_gpu else "warning", f"{hardware.name} has no bf16: it would be emulated, slowly, or fail in a kernel.",
+                      seen, f"Set dtype='{'fp16' if on_gpu else 'fp32'}', or take TrainConfig.for_hardware(hardware.detect()).", "dtype")  # fmt: skip
+    if config.dtype == "fp16" and not on_gpu:
+        best = "bf16" if hardware.bf16 else "fp32"
+        yield Finding("fp16-on-cpu", "error", "fp16 training needs a GPU: its loss scaling does not exist on a CPU.", str(hardware),
+                      f"Set dtype='{best}'.", "dtype")  # fmt: skip
+    if config.dtype == "fp32" and on_gpu:
+        best = "bf16" if hardware.bf16 else "fp16"
+        yield Finding("fp32-on-gpu", "warning", "fp32 takes twice the memory of 16-bit and is several times slower on a GPU.", str(hardware),
+                      f"Set dtype='{best}'.", "dtype")  # fmt: skip
+
+
+def _check_packages(config: TrainConfig) -> Iterator[Finding]:
+    wanted = {
+        "bitsandbytes": ("load_in_4bit" if config.load_in_4bit else "", "load_in_4bit=False"),
+        "unsloth": ("backend" if config.backend == "unsloth" else "", "backend='auto'"),
+        config.report_to: ("report_to" if config.report_to != "none" else "", "report_to='none'"),
+    }
+    for package, (setting, way_out) in wanted.items():
+        if setting and find_spec(package) is None:
+            yield Finding("package-missing", "error", f"{setting}={getattr(config, setting)} needs the package {package}, which is not installed.",
+                          f"no package {package}", f"Run: pip install {package}, or set {way_out}.", setting)  # fmt: skip

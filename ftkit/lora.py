@@ -1,0 +1,72 @@
+"""The arithmetic of low-rank updates: how many parameters an adapter has, and what a rank can hold.
+
+Knows shapes and matrices, no training; `models.add_lora` attaches real adapters.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Target:
+    """A linear layer that an adapter can attach to: `out = weight @ input`, weight of shape (d_out, d_in)."""
+
+    name: str
+    d_in: int
+    d_out: int
+
+    def parameters(self, r: int) -> int:
+        """Trainable numbers of a LoRA of rank `r`: A has r x d_in, B has d_out x r (Hu et al. 2021, section 4.1)."""
+        return r * (self.d_in + self.d_out)
+
+
+def targets(model: Any, names: Iterable[str]) -> list[Target]:
+    """The linear layers of `model` whose last name is in `names`, in order; the model may be 4-bit, adapted or on "meta".
+
+    Raises:
+        ValueError: no layer has one of these names.
+    """
+    wanted = set(names)
+    found = [Target(name, module.in_features, module.out_features) for name, module in model.named_modules()
+             if name.rsplit(".", 1)[-1] in wanted and hasattr(module, "in_features")]  # fmt: skip
+    if not found:
+        raise ValueError(f"This model has no layer named {', '.join(sorted(wanted))}.")
+    return found
+
+
+def adapter_parameters(layers: Sequence[Target], r: int) -> int:
+    """Trainable parameters of an adapter of rank `r` on these layers."""
+    return sum(layer.parameters(r) for layer in layers)
+
+
+def scaling(alpha: float, r: int, *, rslora: bool = False) -> float:
+    """The factor before BA: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (Kalajdzievski 2023)."""
+    return alpha / math.sqrt(r) if rslora else alpha / r
+
+
+def singular_values(update: Any) -> list[float]:
+    """Singular values of a matrix, largest first."""
+    import torch
+
+    return [float(value) for value in torch.linalg.svdvals(update.detach().float())]
+
+
+def rank_errors(values: Sequence[float]) -> list[float]:
+    """Relative Frobenius error of the best approximation at rank 0, 1, 2 … (Eckart and Young 1936).
+
+    Args:
+        values: singular values, largest first.
+    """
+    squares = [value**2 for value in values]
+    whole = sum(squares)
+    return [math.sqrt(max(0.0, sum(squares[rank:])) / whole) for rank in range(len(squares) + 1)]
+
+
+def truncated(update: Any, r: int) -> Any:
+    """The matrix of rank `r` that lies closest to `update` (Eckart and Young 1936), in its dtype."""
+    import torch
+
+    left, values, right = torch.linalg.svd(update.detach().float(), full_matrices=False)
+    return ((left[:, :r] * values[:r]) @ right[:r]).to(update.dtype)

@@ -1,0 +1,154 @@
+"""The panel as a person uses it: in JupyterLab, in a browser, with a real run of the bundled model behind the buttons."""
+
+import json
+import os
+import re
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+
+from ftkit import checkpoints
+from ftkit.history import History
+from ftkit.runs import Run
+
+pytestmark = pytest.mark.slow
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks/08_configure.ipynb"
+TRAINABLE_BY_RANK = {16: 4_884_480, 32: 9_768_960}
+LIMIT_MS = 150
+# Milliseconds from the key to the new number on the page: through the kernel and back.
+CLOCK = """() => {
+    window.spent = []; let pressed = 0, last = '';
+    const number = () => document.querySelector('.ftkit-trainable b')?.textContent;
+    document.addEventListener('keydown', () => { pressed = performance.now(); last = number(); }, true);
+    new MutationObserver(() => {
+        if (pressed && number() !== last) { window.spent.push(performance.now() - pressed); pressed = 0; }
+    }).observe(document.body, {subtree: true, childList: true, characterData: true});
+}"""
+
+
+@pytest.fixture
+def shots(tmp_path):
+    """Where pictures of the panel go, to be looked at."""
+    folder = Path(os.environ.get("FTKIT_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def page(browser, lab):
+    """The notebook, run from its top down to the form, with the panel on the page."""
+    address, root = lab
+    shutil.copy(NOTEBOOK, root)
+    cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"]]
+    opened = browser.new_page(viewport={"width": 1100, "height": 1500})
+    opened.goto(f"{address}/doc/tree/{NOTEBOOK.name}")
+    opened.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    opened.get_by_text("| Idle").first.wait_for(timeout=60_000)
+    opened.locator(".jp-Cell").first.click()
+    opened.keyboard.press("Escape")
+    for _ in range(1 + next(i for i, text in enumerate(cells) if "config_form(" in text)):
+        opened.keyboard.press("Shift+Enter")
+    opened.wait_for_selector(".ftkit-panel .ftkit-tiles", timeout=90_000)
+    yield opened
+    opened.close()
+
+
+def trainable(page):
+    return int(page.locator(".ftkit-trainable b").inner_text().replace(",", ""))
+
+
+def status(page, text, timeout_s):
+    page.locator(".ftkit-status", has_text=text).wait_for(timeout=1000 * timeout_s)
+
+
+def points(page, at_least, timeout_s):
+    """Points of the curve on the page, once there are so many."""
+    script = f"Number(document.querySelector('.ftkit-live')?.dataset.points ?? 0) >= {at_least}"
+    page.wait_for_function(script, timeout=1000 * timeout_s)
+    return int(page.locator(".ftkit-live").get_attribute("data-points"))
+
+
+def picture(page, path):
+    page.locator(".ftkit-panel").screenshot(path=path)
+
+
+def typed(page, tab, name, text):
+    """Write a number into the box of a setting."""
+    page.get_by_role("tab", name=tab).click()
+    box = page.locator(".ftkit-row", has=page.locator(f"code:text-is('{name}')")).locator("input[type=text]")
+    box.fill(text)
+    box.press("Enter")
+
+
+def test_the_panel_moves_trains_stops_and_goes_on(page, lab, shots):
+    """Move the rank, read the new count, train, see the curve grow, stop, find a run that can go on, and let it."""
+    root = lab[1] / "runs"
+    assert trainable(page) == TRAINABLE_BY_RANK[16]
+    picture(page, shots / "1_opened.png")
+    move_the_rank(page)
+    typed(page, "Records", "eval_steps", "50")
+    typed(page, "Optimisation", "max_steps", "400")
+    picture(page, shots / "2_moved.png")
+
+    page.get_by_role("button", name="Train").click()
+    seen = points(page, 3, 90)
+    assert points(page, seen + 3, 60) > seen
+    picture(page, shots / "3_training.png")
+    page.get_by_role("button", name="Stop").click()
+    status(page, "Press Train with the same settings to go on", 60)
+    picture(page, shots / "4_stopped.png")
+
+    run = Run(next(root.glob("panel-*")))
+    stopped_at = History.load(run / "history.csv").steps
+    place = checkpoints.newest(run / "checkpoints")
+    assert not run.finished("train")
+    assert place is not None
+    assert checkpoints.step_of(place) == stopped_at < 400
+    assert f"resumes at {stopped_at}" in page.locator(".ftkit-panel").inner_text()
+
+    page.get_by_role("button", name="Train").click()
+    points(page, stopped_at + 2, 90)
+    page.get_by_role("button", name="Stop").click()
+    status(page, "Press Train with the same settings to go on", 60)
+    assert History.load(run / "history.csv").steps > stopped_at
+    assert len(list(root.glob("panel-*"))) == 1
+    overlay(page, shots)
+    take_the_value(page)
+
+
+def take_the_value(page):
+    """The cell below the panel reads `form.value`: it says what the sliders say."""
+    page.get_by_text("you moved a slider", exact=False).first.click()
+    page.keyboard.press("Control+Enter")
+    page.get_by_text(re.compile(r"^you moved a slider.*'lora_r': 32.*'max_steps': 400", re.S)).first.wait_for(
+        timeout=20_000
+    )
+
+
+def move_the_rank(page):
+    """Arrow keys on the handle; each answer must be on the page within the limit."""
+    page.evaluate(CLOCK)
+    handle = page.locator(".ftkit-track-lora_r .noUi-handle")
+    handle.focus()
+    for key in ["ArrowRight", "ArrowLeft"] * 3 + ["ArrowRight"]:
+        before = trainable(page)
+        handle.press(key)
+        page.wait_for_function(
+            f"document.querySelector('.ftkit-trainable b').textContent !== '{before:,}'", timeout=5_000
+        )
+    assert trainable(page) == TRAINABLE_BY_RANK[32]
+    spent = page.evaluate("window.spent")
+    print(
+        f"rank moved {len(spent)} times: median {statistics.median(spent):.0f} ms, worst {max(spent):.0f} ms in the browser"
+    )
+    assert statistics.median(spent) < LIMIT_MS
+
+
+def overlay(page, shots):
+    """Ticking a run lays its curve over the others."""
+    page.locator(".ftkit-runs input[type=checkbox]").first.check()
+    page.locator(".ftkit-panel .widget-image").wait_for(timeout=20_000)
+    picture(page, shots / "5_overlay.png")

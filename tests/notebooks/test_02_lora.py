@@ -1,0 +1,80 @@
+"""The LoRA notebook: by hand equal to PEFT, counts as published, and a rank that keeps most of a real update's gain."""
+
+import pytest
+
+from ftkit import lora
+from ftkit.learn import check
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def book(execute):
+    return execute("02_lora")
+
+
+@pytest.fixture(scope="module")
+def facts(book):
+    return book.run.facts["lora"]
+
+
+def test_no_check_of_the_notebook_failed(book):
+    assert [line for line in book.text.splitlines() if line.startswith("✗")] == []
+
+
+def test_the_layer_by_hand_equals_pefts(facts):
+    """Output and both gradients, within 1e-5."""
+    assert set(facts["gaps"]) == {"output", "A's gradient", "B's gradient"}
+    assert max(facts["gaps"].values()) < 1e-5
+
+
+def test_parameters_are_those_of_the_published_adapters(facts):
+    assert facts["parameters_smollm2"] == 4_884_480
+    assert facts["parameters_llama"] == 41_943_040
+
+
+def test_rank_16_keeps_most_of_the_gain(facts):
+    assert 0.8 < facts["gain_kept_by_rank_16"] <= 1.05
+
+
+def test_every_variant_was_trained(facts):
+    """Two targets at two rates, three switches, one mistake; all but the mistake start at the base model's loss."""
+    rows = facts["variants"]
+    assert len(rows) == 8
+    assert len({round(row["first_loss"], 1) for row in rows[:-1]}) == 1
+    assert rows[-1]["first_loss"] > rows[0]["first_loss"] + 0.1
+    assert all(row["last_loss"] < row["first_loss"] for row in rows[:-1])
+
+
+def test_figures_are_left_and_shown(book):
+    for name in ("spectrum", "rank", "switches"):
+        book.run.require(f"figures/{name}.png")
+    assert book.page.read_text().count("data:image/png;base64") >= 3
+
+
+def test_no_warning_reaches_the_reader(book):
+    assert "Warning" not in book.text
+    assert "incompatible" not in book.text
+
+
+SOLUTIONS = {
+    "small = ...": "small = 32 * 8 * ((4096 + 4096) + (4096 + 1024))",
+    "alpha = ...": "alpha = 128",
+    "merged = ...": "merged = W + 4 / 2 * B @ A",
+}
+
+
+def test_exercises_are_solved_by_the_hidden_solutions(book, capsys):
+    """Each `...` of the notebook is replaced by its solution; every check must then say ✓."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(LlamaConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+                                             num_attention_heads=32, num_key_value_heads=8))  # fmt: skip
+    names = {"check": check, "lora": lora, "torch": torch, "llama": llama}
+    sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
+    exec(next(source for source in sources if "def lora_linear" in source).split("\n\n")[0], names)
+    for blank, solution in SOLUTIONS.items():
+        exec(next(source for source in sources if blank in source).replace(blank, solution), names)
+    assert capsys.readouterr().out.count("✓") == len(SOLUTIONS)

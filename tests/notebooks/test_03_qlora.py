@@ -1,0 +1,81 @@
+"""The QLoRA notebook: codes equal to bitsandbytes', bits as the paper says, and a price that is measured."""
+
+import pytest
+
+from ftkit import quantization
+from ftkit.learn import check
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def book(execute):
+    return execute("03_qlora")
+
+
+@pytest.fixture(scope="module")
+def facts(book):
+    return book.run.facts["qlora"]
+
+
+def test_no_check_of_the_notebook_failed(book):
+    assert [line for line in book.text.splitlines() if line.startswith("✗")] == []
+
+
+def test_codes_by_hand_equal_those_of_the_library(facts):
+    assert facts["bytes_different"] == 0
+
+
+def test_bits_are_counted_in_the_tensors(facts):
+    assert facts["bits_plain"] == pytest.approx(4.5, abs=0.001)
+    assert facts["bits_double"] == pytest.approx(4.127, abs=0.001)
+
+
+def test_the_price_is_above_zero_and_has_an_interval(facts):
+    low, value, high = facts["cost_nats"]
+    assert 0 < low < value < high < 0.5
+
+
+def test_nf4_rounds_best_among_four_bits(facts):
+    error = facts["error"]
+    assert error["int8"] < error["nf4"] < min(error["fp4"], error["int4"])
+
+
+def test_one_scale_for_a_matrix_ruins_the_model(facts):
+    assert facts["loss_one_scale"] > 2
+
+
+def test_the_upcast_costs_memory(facts):
+    assert facts["gib"]["nf4"] < facts["gib"]["upcast"] < facts["gib"]["16-bit"]
+
+
+def test_only_the_adapter_moved(book):
+    assert "4-bit tensors changed: 0 of 210" in book.text
+    assert "'lora_A'" in book.text
+    assert "'lora_B'" in book.text
+
+
+def test_figures_are_left_and_shown(book):
+    for name in ("levels", "rounding", "blocksize"):
+        book.run.require(f"figures/{name}.png")
+    assert book.page.read_text().count("data:image/png;base64") >= 3
+
+
+def test_no_warning_reaches_the_reader(book):
+    assert "Warning" not in book.text
+
+
+SOLUTIONS = {
+    "in_blocks_of_128 = ...": "in_blocks_of_128 = 4.25",
+    "top, zero = ..., ...": "top, zero = 0.5, 0.0",
+    "seven_billion = ...": "seven_billion = 7e9 * 4.127 / 8 / 2**30",
+}
+
+
+def test_exercises_are_solved_by_the_hidden_solutions(book, capsys):
+    """Each `...` of the notebook is replaced by its solution; every check must then say ✓."""
+    names = {"check": check, "levels": quantization.levels_of("nf4"), "bits": book.run.facts["qlora"]["bits_double"]}
+    sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
+    for blank, solution in SOLUTIONS.items():
+        exec(next(source for source in sources if blank in source).replace(blank, solution), names)
+    assert capsys.readouterr().out.count("✓") == 4

@@ -1,0 +1,102 @@
+"""Unsloth is measured beside plain libraries, and what it replaces is found by looking."""
+
+import json
+
+import pytest
+
+from ftkit import gpu_records, patches
+from ftkit.learn import check
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def book(execute):
+    return execute("05_unsloth", max_steps=3)
+
+
+@pytest.fixture(scope="module")
+def runs(book):
+    return {run["name"]: run for run in json.loads(book.run.require("side_by_side.json").read_text())}
+
+
+def test_four_runs_with_device_day_and_versions(runs):
+    assert list(runs) == ["plain", "Unsloth", "Unsloth, checkpointing on", "Unsloth, imported last"]
+    for run in runs.values():
+        assert len(run["losses"]) == 3
+        assert run["tokens_per_s"] > 0
+        assert run["device"]
+        assert run["versions"]["unsloth"]
+
+
+def test_the_plain_run_is_plain(runs):
+    """Nothing of Unsloth is in its process; in the others there is."""
+    assert runs["plain"]["replaced"] == 0
+    assert all(run["replaced"] > 0 for name, run in runs.items() if name != "plain")
+
+
+def test_both_backends_learn_the_same(book):
+    assert book.run.facts["unsloth"]["loss_gap"] < 0.05
+
+
+def test_what_was_replaced_is_found_in_the_notebook_too(book):
+    """Its own process imported Unsloth first, as the recipe says."""
+    facts = book.run.facts["unsloth"]
+    assert facts["replaced"] > 3
+    assert facts["waiting"] >= 5
+    assert facts["families"] > 20
+    assert "trl.trainer.sft_trainer" in book.page.read_text()
+
+
+def test_imported_last_it_warns_and_leaves_names_stale(book, runs):
+    assert "Unsloth is imported after" in runs["Unsloth, imported last"]["warned"]
+    assert "trl.SFTTrainer" in book.run.facts["unsloth"]["stale"]
+
+
+def test_the_record_comes_with_device_day_and_source(book):
+    page = book.page.read_text()
+    for name in ("length", "baseline", "t4"):
+        record = gpu_records.load(name)
+        assert record.device in page
+        assert record.source in page
+
+
+def test_a_t4_gets_fp16(book):
+    line = next(line for line in book.text.splitlines() if line.startswith("dtype"))
+    assert line.split() == ["dtype", "T4:", "fp16", "L4:", "bf16", "A100:", "bf16"]
+
+
+def test_no_check_of_the_notebook_failed(book):
+    assert [line for line in book.text.splitlines() if line.startswith("✗")] == []
+
+
+def test_figures_are_left_and_shown(book):
+    book.run.require("figures/backends.png")
+    book.run.require("figures/by_length.png")
+    assert book.page.read_text().count("data:image/png;base64") >= 2
+
+
+def test_no_warning_reaches_the_reader(book):
+    assert "Warning" not in book.text
+
+
+SOLUTIONS = {
+    "times = ...": "times = 4050 / 3542",
+    "tokens = ...": "tokens = 16384",
+    "    return ...": "    return 'unsloth' in function.__code__.co_filename",
+}
+
+
+class Patched:
+    """Stands for a class of the installed library, which this process need not import."""
+
+    exec(compile("def from_pretrained(): pass", "/x/site-packages/unsloth/models/loader.py", "exec"))
+
+
+def test_exercises_are_solved_by_the_hidden_solutions(book, capsys):
+    """Each `...` of the notebook is replaced by its solution; every check must then say ✓."""
+    names = {"check": check, "length": gpu_records.load("length"), "patches": patches, "FastLanguageModel": Patched}
+    sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
+    for blank, solution in SOLUTIONS.items():
+        exec(next(source for source in sources if blank in source).replace(blank, solution), names)
+    assert capsys.readouterr().out.count("✓") == len(SOLUTIONS)
