@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "badges", "balance", "bundled", "calibrate", "claims", "clean", "colab", "config", "data", "diagnosis",
-    "embedding", "errors", "evaluate", "export", "formats", "generate", "hardware", "lab", "leakage", "learn",
+    "embedding", "errors", "evaluate", "export", "formats", "generate", "gpu_records", "hardware", "lab", "leakage", "learn",
     "lesson_plots", "lora", "measured", "memory", "memory_plots", "models", "patches", "pii", "plots", "preflight",
     "presets", "quantization", "rater", "rates", "reward", "runs", "scale_data", "scoring", "shingles", "sidebyside",
     "simhash", "similar", "sweep", "sweep_plots", "template", "train", "turns", "widgets",

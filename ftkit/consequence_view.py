@@ -25,6 +25,7 @@ STYLE = """<style>
 .ftkit-meaning { padding-right: 10px; line-height: 1.35; }
 .ftkit-panel .lm-TabBar-tab, .ftkit-panel .p-TabBar-tab { flex: 0 1 auto !important; min-width: 0 !important; padding: 0 9px !important; }
 .ftkit-row .mod-active { background: #0072B2 !important; color: #fff !important; }
+.ftkit-status { white-space: pre-line; line-height: 1.35; }
 .ftkit-tiles { display: grid; grid-template-columns: 1fr 1fr; gap: 6px; margin-bottom: 8px; }
 .ftkit-tile { border: 1px solid #8885; border-radius: 6px; padding: 4px 9px 5px; }
 .ftkit-tile span { font-size: 11.5px; opacity: .72; display: block; }
@@ -125,11 +126,11 @@ def _verdict(found: Consequences) -> str:
 
 
 def _step_size(found: Consequences) -> str:
-    warmup = (0.0, float(found.config.warmup_steps)) if found.config.lr_scheduler_type != "constant" else None
-    line = sketch.Line(found.learning_rates)
-    note = "" if found.updates is not None else " (number of updates unknown)"
-    drawn = sketch.chart([line], x=f"weight updates{note}; shaded: warm-up", y="learning rate", height=150,
-                         band=warmup, show=as_text)  # fmt: skip
+    config = found.config
+    warms = config.warmup_steps > 0 and config.lr_scheduler_type != "constant"
+    notes = ["" if found.updates is not None else " (their number is unknown)", "; shaded: warm-up" if warms else ""]
+    drawn = sketch.chart([sketch.Line(found.learning_rates)], x=f"weight updates{''.join(notes)}", y="learning rate", height=150,
+                         band=(0.0, float(config.warmup_steps)) if warms else None, show=as_text)  # fmt: skip
     return f'<div class="ftkit-head">Step size over the run</div>{drawn}'
 
 

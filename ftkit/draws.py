@@ -92,7 +92,9 @@ def load_optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise MissingExtra("A search over settings needs Optuna. Run: pip install 'ftkit[sweep]'") from error
+        raise MissingExtra(
+            "A search over settings needs Optuna. Run: pip install 'optuna>=5,<6' (the extra ftkit[sweep])"
+        ) from error
     return optuna
 
 

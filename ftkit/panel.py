@@ -145,6 +145,7 @@ class Panel:
         trained = [(float(p.step), p.loss) for p in session.points if p.loss is not None]
         measured = [(float(p.step), p.val_loss) for p in session.points if p.val_loss is not None]
         if not trained:
+            self._live.value = ""
             return
         smoothed = list(zip([step for step, _ in trained], smooth([loss for _, loss in trained]), strict=True))
         lines = [sketch.Line(trained, "each update", faint=True), sketch.Line(smoothed, "smoothed"),

@@ -32,10 +32,6 @@ class Patches:
         """How many functions are replaced in each module, most first."""
         return dict(Counter(_module(patch.where) for patch in self.found).most_common())
 
-    def within(self, name: str) -> tuple[Patch, ...]:
-        """Those whose place begins with `name`."""
-        return tuple(patch for patch in self.found if patch.where.startswith(name))
-
     def __len__(self) -> int:
         return len(self.found)
 

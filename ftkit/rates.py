@@ -185,6 +185,7 @@ def _stepper(model: Any, config: TrainConfig) -> Any:
     scaler = torch.amp.GradScaler(device, enabled=config.dtype == "fp16" and device == "cuda")
 
     def step(batch: list[list[TokenRow]], rate: float) -> float:
+        """One update over all micro-batches of `batch`."""
         for group in optimizer.param_groups:
             group["lr"] = rate
         wanted = sum(label != IGNORED for rows in batch for row in rows for label in row["labels"][1:])

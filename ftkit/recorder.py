@@ -43,10 +43,11 @@ class Recorder:
         self.points: list[Point] = []
         if checkpoint is not None:
             reached = checkpoints.step_of(checkpoint)
-            self.points = [p for p in read_points(self.path) if p.step <= reached]
+            known = read_points(self.path) if self.path.exists() else []
+            self.points = [p for p in known if p.step <= reached]
             write_points(self.path, self.points)
-        # a history from before updates were counted: take each step for one
-        self.applied = max((p.step if p.applied is None else p.applied for p in self.points), default=0)
+        # a checkpoint from before updates were counted: take each step for one
+        self.applied = int(checkpoints.mark(checkpoint).get("applied", reached)) if checkpoint is not None else 0
         self.earlier_tokens = max((p.tokens or 0 for p in self.points), default=0)
         self.earlier_s = max((p.seconds or 0.0 for p in self.points), default=0.0)
         self.started = time.monotonic()
@@ -73,7 +74,7 @@ class Recorder:
 
     def save(self, working: Path) -> None:
         """Publish a checkpoint that the trainer has written, and bring the mirror up to date."""
-        facts = {**self.facts, "settings": asdict(self.config)}
+        facts = {**self.facts, "applied": self.applied, "settings": asdict(self.config)}
         checkpoints.publish(working, self.run / "checkpoints", facts, self.config.save_total_limit)
         if self.mirror is not None:
             self.mirror.push(self.run)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit.config import TrainConfig
-from ftkit.errors import FtkitError
+from ftkit.errors import ConfigError, FtkitError
 
 # Names that training scripts import at their top, before they come to Unsloth.
 _TAKEN = (
@@ -111,8 +111,13 @@ def measure(configs: Mapping[str, TrainConfig], *, model: str, rows: int = 32, l
         late: import what Unsloth replaces first, and Unsloth last.
 
     Raises:
+        ConfigError: fewer than two updates.
         FtkitError: a run failed; carries the end of what it printed.
     """
+    if short := [name for name, config in configs.items() if config.max_steps == 1]:
+        raise ConfigError(
+            f"{', '.join(short)}: max_steps=1 leaves nothing to time, since the first step compiles. Give 3 or more."
+        )
     return SideBySide(tuple(_in_a_process(name, config, model, rows, late) for name, config in configs.items()))
 
 

@@ -80,8 +80,8 @@ def schedules(rates: Mapping[str, Sequence[float]], peak: float, ax: Any = None)
     for (name, values), (colour, dash) in zip(rates.items(), itertools.cycle(_LINES), strict=False):
         ax.plot(range(len(values)), values, color=colour, linestyle=dash, linewidth=2, label=name)
     ax.axhline(peak, color=GREY, linestyle=":", label=f"learning_rate {peak:g}")
-    ax.set_ylim(0, 1.15 * peak)
-    ax.legend(frameon=False, fontsize="small")
+    ax.set_ylim(0, 1.1 * peak)
+    ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(rates) + 1)
     label(ax, "weight updates", "learning rate", "How large are the steps?")
     return ax
 

@@ -82,6 +82,9 @@ def train(
                 _train(loop, checkpoint, recorder, max(lengths))
             finally:
                 recorder.close()
+                checkpoints.sweep(
+                    run / "checkpoints"
+                )  # also after an error: on a full disk half a checkpoint is in the way
         return _finish(recorder, loop, {**facts, "preflight": [finding.id for finding in report.findings]})
 
 
@@ -208,7 +211,6 @@ def _finish(recorder: Recorder, loop: Any, facts: dict[str, Any]) -> History:
     run, config = recorder.run, recorder.config
     history = History.of(read_points(run / "history.csv"), peak_memory_gib(), stopped=recorder.stopped)
     plots.save(plots.loss(history, ax=plots.blank_axes()), run / "figures/loss.png")
-    checkpoints.sweep(run / "checkpoints")
     if not recorder.stopped:
         if config.early_stopping_patience:
             facts |= {"best_step": recorder.best.step, "stopped_early": recorder.stopped_early}

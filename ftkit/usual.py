@@ -8,7 +8,7 @@ from ftkit import check_settings
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError
 
-SOURCE = "the brief that this kit follows, section 8"
+SOURCE = "the brief, section 8"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Usual:
                          for name, claim, usual, default, seen in self.rows())  # fmt: skip
 
     def _repr_html_(self) -> str:
-        head = ("setting", f"the brief ({SOURCE})", "usual in this kit", "default", "measured")
+        head = ("setting", SOURCE, "usual in this kit", "default", "measured")
         titles = "".join(f"<th>{html.escape(name)}</th>" for name in head)
         left = ' style="text-align:left"'
         lines = "".join(

@@ -6,7 +6,7 @@ import pytest
 
 from ftkit import sidebyside
 from ftkit.config import TrainConfig
-from ftkit.errors import FtkitError
+from ftkit.errors import ConfigError, FtkitError
 from ftkit.sidebyside import Measured, SideBySide
 
 
@@ -63,6 +63,12 @@ def test_table_says_where_and_when_once(side):
 
 def test_names_are_escaped():
     assert "<b>" not in SideBySide((run("<b>"),))._repr_html_()
+
+
+def test_a_single_step_is_refused():
+    """The first step compiles and is not timed: nothing would be left."""
+    with pytest.raises(ConfigError, match="one: max_steps=1 leaves nothing to time"):
+        sidebyside.measure({"one": TrainConfig(max_steps=1)}, model="any")
 
 
 @pytest.mark.slow

@@ -203,7 +203,7 @@ def test_counts_that_are_none_are_refused(splits, toy_config, run, counts):
 
 def test_without_optuna_the_error_names_the_command(splits, toy_config, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'ftkit\[sweep\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'optuna>=5,<6'"):
         sweep("no-such-model", splits, toy_config, SPACE, run)
 
 

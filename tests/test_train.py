@@ -219,6 +219,7 @@ def test_a_full_disk_is_explained_and_leaves_no_half_adapter(tokenizer, tmp_path
     run = Run.open(tmp_path / "killed")
     assert not (run / "adapter").exists()
     assert not run.finished("train")
+    assert list((run / "checkpoints").iterdir()) == []  # the half-written one does not go on filling the disk
 
 
 @pytest.mark.slow
@@ -516,3 +517,40 @@ def test_the_command_line_stops_on_sigint_and_goes_on(command, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "reading" in done.stdout
     assert [step for step, _ in History.load(history).losses] == list(range(1, 41))
+
+
+@pytest.mark.slow
+def test_updates_are_counted_across_a_stop_that_falls_between_two_points(tokenizer, splits, toy_config, run):
+    """The curve has a point every third update; the count stands in the checkpoint."""
+    config = toy_config.replace(logging_steps=3, eval_steps=0, save_steps=0, max_steps=6)
+    assert train(toy(), tokenizer, splits, config, run, watch=ask(3)).stopped
+    assert checkpoints.newest(run / "checkpoints").name == "checkpoint-4"
+    train(toy(), tokenizer, splits, config, run)
+    assert run.facts["train"]["applied_updates"] == 6
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own, too small for all checkpoints; `remount` makes room."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=360k", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting a disk wants root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_costs_nothing_but_the_steps_since_the_last_checkpoint(small_disk, tmp_path):
+    """The error says what to do; with room made, the same call goes on to the end of a run that never saw a full disk."""
+    script = KILLED.format(tests=os.path.dirname(__file__), root=str(small_disk), steps=16)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "StorageError: Cannot write" in done.stderr, done.stderr[-2000:]
+    assert "Free some" in done.stderr
+    run = Run.open(small_disk / "killed")
+    assert checkpoints.newest(run / "checkpoints") is not None
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    whole = KILLED.format(tests=os.path.dirname(__file__), root=str(tmp_path), steps=16)
+    subprocess.run([sys.executable, "-c", whole], capture_output=True, check=True)
+    assert same(weights(run), weights(Run.open(tmp_path / "killed")))

@@ -84,7 +84,7 @@ def typed(page, tab, name, text):
 
 
 def test_the_panel_moves_trains_stops_and_goes_on(page, lab, shots):
-    """Move the rank, read the new count, train, see the curve grow, stop, find a run that can go on, and let it."""
+    """Move the rank, read the new count, time a step, train, see the curve grow, stop, find a run that can go on, and let it."""
     root = lab[1] / "runs"
     assert trainable(page) == TRAINABLE_BY_RANK[16]
     picture(page, shots / "1_opened.png")
@@ -92,6 +92,10 @@ def test_the_panel_moves_trains_stops_and_goes_on(page, lab, shots):
     typed(page, "Records", "eval_steps", "50")
     typed(page, "Optimisation", "max_steps", "400")
     picture(page, shots / "2_moved.png")
+
+    page.get_by_role("button", name="Measure").click()
+    status(page, "Measured 4 updates", 90)
+    assert "s an update (measured now)" in page.locator(".ftkit-time").inner_text()
 
     page.get_by_role("button", name="Train").click()
     seen = points(page, 3, 90)
