@@ -20,7 +20,7 @@ _MODULES = (
     "embedding", "errors", "evaluate", "export", "formats", "generate", "gpu_records", "hardware", "lab", "leakage", "learn",
     "lesson_plots", "lora", "measured", "memory", "memory_plots", "models", "patches", "pii", "plots", "preflight",
     "presets", "quantization", "rater", "rates", "reward", "runs", "scale_data", "scoring", "shingles", "sidebyside",
-    "simhash", "similar", "sweep", "sweep_plots", "template", "train", "turns", "widgets",
+    "simhash", "similar", "sweep", "sweep_plots", "template", "train", "turns", "usual", "widgets",
 )  # fmt: skip
 _NAMES = {"TrainConfig": "config", "Run": "runs", "FtkitError": "errors"}
 

@@ -117,12 +117,9 @@ def _largest(items: Sequence[Item]) -> list[tuple[str, float, str]]:
 
 
 def _verdict(found: Consequences) -> str:
-    room = found.situation.hardware.memory_gib
-    if found.fits:
-        return f'<b style="color:{GREEN}">✓ fits</b>'
-    if found.memory.likely_gib <= room:
-        return '<b style="color:#ad6500">! tight</b>'
-    return f'<b style="color:{RED}">✗ {"does not fit" if found.memory.low_gib > room else "will probably not fit"}</b>'
+    word = found.verdict or ""
+    colour, sign = {"fits": (GREEN, "✓"), "tight": ("#ad6500", "!"), "does not fit": (RED, "✗")}[word]
+    return f'<b style="color:{colour}">{sign} {word}</b>'
 
 
 def _step_size(found: Consequences) -> str:

@@ -67,9 +67,11 @@ class Consequences:
         return self.updates / self.updates_per_epoch
 
     @property
-    def fits(self) -> bool | None:
-        """Whether the high end of the memory estimate is below the device's memory; None where there is no estimate."""
-        return None if self.memory is None else bool(self.memory.high_gib <= self.situation.hardware.memory_gib)
+    def verdict(self) -> str | None:
+        """What `memory.verdict` says of the estimate on this device; None where there is no estimate."""
+        from ftkit.memory import verdict
+
+        return None if self.memory is None else verdict(self.memory, self.situation.hardware.memory_gib)
 
     @property
     def learning_rates(self) -> list[tuple[float, float]]:

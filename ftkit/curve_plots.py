@@ -8,7 +8,7 @@ from ftkit.history import History
 
 
 def panels(runs: Mapping[str, History], axes: Any = None) -> Any:
-    """How do these runs differ in shape? One small figure a run: training loss as a line, validation loss as circles on dashes.
+    """How do these runs differ in shape? One small figure a run: training loss raw and smoothed, validation loss as circles on dashes.
 
     Args:
         runs: `{name: history}`.
@@ -19,13 +19,15 @@ def panels(runs: Mapping[str, History], axes: Any = None) -> Any:
     """
     axes = _row(len(runs)) if axes is None else list(axes)
     for ax, (name, history) in zip(axes, runs.items(), strict=True):
-        for pairs, style, label in (
-            (history.losses, {"color": plots.BLUE, "linewidth": 2}, "training"),
-            (history.val_losses, {"color": plots.ORANGE, "marker": "o", "linestyle": "--"}, "validation"),
-        ):
-            if pairs:
-                ax.plot(*zip(*pairs, strict=True), label=label, **style)
+        if history.losses:
+            steps, values = zip(*history.losses, strict=True)
+            ax.plot(steps, values, color=plots.BLUE, alpha=0.35, linewidth=1)
+            ax.plot(steps, plots.smooth(values), color=plots.BLUE, linewidth=2, label="training, smoothed")
+        if history.val_losses:
+            steps, values = zip(*history.val_losses, strict=True)
+            ax.plot(steps, values, color=plots.ORANGE, marker="o", linestyle="--", label="validation")
         ax.set_ylim(bottom=0)
+        ax.xaxis.get_major_locator().set_params(integer=True)
         plots.label(ax, "weight updates", "", name)
     axes[0].set_ylabel("loss, nats a token")
     axes[0].legend(frameon=False)

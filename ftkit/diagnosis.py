@@ -69,13 +69,14 @@ class Diagnosis:
 
     def _repr_html_(self) -> str:
         cells = "".join(
-            f"<tr><td>{_SIGN[r.severity]} <b>{html.escape(r.title)}</b></td>"
-            f'<td style="text-align:left">{html.escape(r.evidence)}</td><td style="text-align:left">{html.escape(r.advice)}</td></tr>'
+            f"<tr><td {_LEFT}>{_SIGN[r.severity]} <b>{html.escape(r.title)}</b></td>"
+            f"<td {_LEFT}>{html.escape(r.evidence)}</td><td {_LEFT}>{html.escape(r.advice)}</td></tr>"
             for r in self.readings
         )
-        return f"<table><tr><th>reading</th><th>because</th><th>what to try</th></tr>{cells}</table>"
+        return f"<table><tr><th {_LEFT}>reading</th><th {_LEFT}>because</th><th {_LEFT}>what to try</th></tr>{cells}</table>"
 
 
+_LEFT = 'style="text-align:left"'
 _SIGN = {"problem": "✗", "note": "○", "good": "✓"}
 
 
@@ -152,7 +153,8 @@ def _diverging(train: Pairs, config: Any) -> Reading | None:
     smooth = _rolling(values, 5)
     lowest = min(range(len(smooth)), key=smooth.__getitem__)
     end, start = median(values[-max(3, len(values) // 6) :]), median(values[:3])
-    exploded = end > 2 * max(values[0], 0.25)  # the first loss is the base model's: that is above all noise
+    # the first loss is the base model's; one that is never seen again was no odd batch
+    exploded = end > 2 * max(values[0], 0.25) and min(values[2:]) > 1.3 * values[0]
     low = values[0] if exploded else min(smooth[lowest], start)
     if not exploded and end - low <= max(0.3 * low, 0.3 * (start - low), 4 * _noise(values), 0.1):
         return None
@@ -220,8 +222,7 @@ def _validation(train: Pairs, val: Pairs, config: Any) -> list[Reading]:
         return [Reading("overfitting", "problem", f"Overfitting from step {best_step}",
                         f"validation loss was lowest at step {best_step} ({best:.3g}) and has risen to {last:.3g}, while training loss went "
                         f"from {at_best:.3g} to {end:.3g}.",
-                        f"Stop there (early_stopping_patience=2 keeps that adapter), train fewer epochs{_now(config, 'num_train_epochs')}, "
-                        "or get more rows.", best_step)]  # fmt: skip
+                        f"Stop there (early_stopping_patience=2 keeps that adapter), read the rows fewer times{_passes(config)}, or get more of them.", best_step)]  # fmt: skip
     if last > 2 * end + 0.3 and len(train) >= _ENOUGH_POINTS:
         return [Reading("gap", "problem", "Knows its rows, not the task",
                         f"training loss ends at {end:.3g}, validation at {last:.3g} nats a token.",
@@ -259,10 +260,15 @@ def _rolling(values: Sequence[float], width: int) -> list[float]:
     return [median(values[i : i + width]) for i in range(len(values) - width + 1)]
 
 
-def _now(config: Any, name: str) -> str:
+def _passes(config: Any) -> str:
+    """Whichever setting decides how long a run is."""
+    return _now(config, "max_steps" if config is not None and config.max_steps > 0 else "num_train_epochs", named=True)
+
+
+def _now(config: Any, name: str, *, named: bool = False) -> str:
     """The setting's value, and its usual range where it lies outside."""
     if config is None:
         return ""
     value, usual = getattr(config, name), config.__dataclass_fields__[name].metadata["typical"]
     outside = f", usual {usual[0]:g} to {usual[1]:g}" if usual and not usual[0] <= value <= usual[1] else ""
-    return f" (now {value:g}{outside})"
+    return f" ({name + ' ' if named else ''}now {value:g}{outside})"

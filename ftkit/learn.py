@@ -33,7 +33,7 @@ class Prediction:
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, display
 
-        if not _front_end():
+        if not front_end():
             display(HTML(f"<i>Predict:</i> {html.escape(self.question)}"))
             return
         import ipywidgets
@@ -101,7 +101,7 @@ def explore(draw: Callable[..., Any], **choices: tuple[Sequence[Any], Any]) -> A
     Returns:
         The sliders with their figure, which it has displayed, or what `draw` returned.
     """
-    if not _front_end():
+    if not front_end():
         return draw(**{name: default for name, (_, default) in choices.items()})
     import ipywidgets
     from IPython.display import display
@@ -142,7 +142,7 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _front_end() -> bool:
+def front_end() -> bool:
     """Whether a person sits before this kernel; papermill and nbconvert set a mark in the environment of ours."""
     import os
 

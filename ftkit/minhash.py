@@ -77,8 +77,8 @@ def _sketcher(method: str) -> Callable[[Any, Any], Any]:
 
         def sketch(hashes: Any, offsets: Any) -> Any:
             matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, BANDS * ROWS, _SEED)
-            values = itertools.chain.from_iterable(matrix.to_rows())
-            return np.fromiter(values, dtype=np.uint64, count=(len(offsets) - 1) * BANDS * ROWS).reshape(-1, BANDS * ROWS)
+            values, size = itertools.chain.from_iterable(matrix.to_rows()), BANDS * ROWS
+            return np.fromiter(values, dtype=np.uint64, count=(len(offsets) - 1) * size).reshape(-1, size)
 
         return sketch
     try:

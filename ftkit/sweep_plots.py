@@ -61,7 +61,7 @@ def rate_range(found: RateRange, ax: Any = None) -> Any:
         ax.axvline(found.blew_up, color=RED, linestyle="--", label=f"blew up at {found.blew_up:.2g}")
     ax.set_xscale("log")
     ax.set_ylim(0, 1.6 * max(found.smoothed[0], min(found.smoothed)))  # the explosion itself needs no room
-    ax.legend(frameon=False, fontsize="small")
+    ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     label(
         ax, "learning rate (log)", "loss, nats a trained token", "Where does learning begin, and where does it break?"
     )
@@ -132,7 +132,7 @@ def _place(axis: Axis, trial: Trial) -> Any:
 def _ticks(axis: Axis) -> list[Any]:
     """Both ends and a middle: as many numbers as fit under a small panel."""
     middle = (axis.low * axis.high) ** 0.5 if axis.log else (axis.low + axis.high) / 2
-    ticks = [axis.low, axis.rounded(middle), axis.high]
+    ticks = [axis.low, axis.rounded(float(f"{middle:.1g}")), axis.high]
     return list(dict.fromkeys(ticks))
 
 

@@ -93,7 +93,7 @@ def _render(chat: _Chat, tools: _Chat, tokenizer: Any, add_generation_prompt: bo
         text = tokenizer.apply_chat_template(
             chat, tools=tools or None, tokenize=False, add_generation_prompt=add_generation_prompt
         )
-    except (TemplateError, TypeError, KeyError, ValueError) as error:  # a chat that begins with its answer: no turns at all
+    except (TemplateError, TypeError, KeyError, ValueError) as error:
         roles = " → ".join(m["role"] for m in chat) or "a chat that begins with an answer"
         fold = "write tools into the text with fold_tools, " if _has_tools(chat, tools) else ""
         raise DataError(

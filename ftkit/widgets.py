@@ -182,7 +182,7 @@ class ConfigForm:
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, display
 
-        display(self.panel if learn._front_end() else HTML(self._repr_html_()))
+        display(self.panel if learn.front_end() else HTML(self._repr_html_()))
 
     def __str__(self) -> str:
         return f"{self._value.changed()}\n{self.consequences}"

@@ -64,12 +64,12 @@ def test_memory_follows_the_rows_where_they_are_shorter_than_the_limit():
     config = TrainConfig(max_length=2048)
     short = consequences(config, Situation(CPU, SMOL, 320, lengths=(50, 120, 90)))
     assert short.memory.likely_gib < consequences(config, Situation(CPU, SMOL, 320)).memory.likely_gib
-    assert short.fits
+    assert short.verdict == "fits"
 
 
 def test_fits_compares_the_high_end_with_the_machine():
     small = Hardware("cuda", "tiny", 0.3, (8, 0), True, 2)
-    assert consequences(TrainConfig(), Situation(small, SMOL, 320)).fits is False
+    assert consequences(TrainConfig(), Situation(small, SMOL, 320)).verdict == "does not fit"
 
 
 def test_modules_that_the_model_lacks_leave_the_count_unknown():

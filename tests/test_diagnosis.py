@@ -132,6 +132,12 @@ REAL = {
 }  # fmt: skip
 
 
+def test_an_easy_first_batch_is_no_explosion():
+    """A real curve of two examples a step at learning rate 1e-6: it began low by luck, and comes back there."""
+    losses = [0.89, 1.98, 1.89, 0.7, 0.97, 1.8, 1.04, 2.04, 2.13, 2.0, 1.09, 1.95]
+    assert diagnose(History.of([Point(step, loss) for step, loss in enumerate(losses, 1)])).ids == ("flat",)
+
+
 @pytest.mark.parametrize("kind", REAL)
 def test_real_curves_are_told_apart(kind):
     """The bundled model on invoices: learning rate 0.01 with alpha 512, learning rate 1e-6, good settings, and answers of other questions."""

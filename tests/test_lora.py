@@ -1,7 +1,6 @@
 """Adapter arithmetic: counts follow from shapes, the factor from alpha and rank, errors from singular values."""
 
-import csv
-from pathlib import Path
+import itertools
 
 import pytest
 from hypothesis import given
@@ -75,7 +74,7 @@ def test_errors_fall_from_one_to_zero(values):
     errors = lora.rank_errors(sorted(values, reverse=True))
     assert errors[0] == pytest.approx(1)
     assert errors[-1] == 0
-    assert all(a >= b for a, b in zip(errors, errors[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(errors))
 
 
 def test_truncation_has_the_error_that_the_singular_values_promise():

@@ -149,7 +149,7 @@ def test_explore_draws_once_with_the_defaults_without_a_person():
 
 def test_explore_redraws_when_a_slider_moves(monkeypatch):
     """In a kernel with a front end each choice is a slider over its values."""
-    monkeypatch.setattr(learn, "_front_end", lambda: True)
+    monkeypatch.setattr(learn, "front_end", lambda: True)
     drawn = []
     box = learn.explore(lambda r: drawn.append(r), r=([1, 2, 4], 2))
     slider = box.children[0]

@@ -41,7 +41,7 @@ def test_too_low_learns_less_than_right(book):
 
 
 def test_the_ramp_suggests_a_rate_below_the_blow_up(book):
-    assert "the loss exploded at" in book.text
+    assert "the loss exploded at" in book.page.read_text()
     assert 1e-4 < book.run.facts["configure"]["suggested_rate"] < 5e-3
 
 
