@@ -182,7 +182,7 @@ def _levelled(train: Pairs) -> Reading | None:
     values = [value for _, value in train]
     start = max(median(values[:3]), values[0])
     _, middle, end, chance = _thirds(values)
-    if len(values) < 12 or end < 0.4 * start or middle - end > max(0.05 * start, chance):
+    if len(values) < 12 or end < 0.35 * start or middle - end > max(0.07 * start, chance):
         return None
     return Reading("levelled", "note", f"Levelled off at {end:.2g}",
                    f"training loss fell from {start:.3g} and has stayed near {end:.3g} nats a token for the last third of the run.",

@@ -38,8 +38,8 @@ def rank_tradeoff(
     errors = lora.rank_errors(values)
     counts = [lora.adapter_parameters(layers, rank) / 1e6 for rank in ranks]
     ax.plot(ranks, [errors[rank] for rank in ranks], color=BLUE, marker="o", label="error of the approximation (left)")
-    right = _right(ax, ranks, counts, "trainable parameters (right)", "trainable parameters, millions")
-    right.set_ylim(bottom=0)
+    right = _right(ax, ranks, counts, "trainable parameters (right, log)", "trainable parameters, millions (log)")
+    right.set_yscale("log")
     _powers_of_two(ax, ranks, r)
     ax.set_ylim(0, 1)
     chosen = f"r={r}: error {errors[r]:.2f}, {lora.adapter_parameters(layers, r) / 1e6:.2f} M; BA counts {lora.scaling(alpha, r):g} times"
@@ -100,6 +100,22 @@ def blocksize(weights: Any, size: int = 64, kind: str = "nf4", ax: Any = None) -
     error = quantization.error(weights, kind, size)
     label(ax, "weights that share a scale", "relative error",
           f"What does a block size buy?  {kind}, {size}: {error:.1%}, {32 / size:.3f} bits")  # fmt: skip
+    return ax
+
+
+def saved_by_qlora(pairs: Sequence[Any], ax: Any = None) -> Any:
+    """How much smaller is training? Published peaks of 16-bit LoRA over those of QLoRA; `pairs` are from `measured.pairs`."""
+    ax = axes(ax)
+    sizes = [pair.parameters / 1e9 for pair in pairs]
+    dots = ax.scatter(sizes, [pair.ratio for pair in pairs], c=[pair.length for pair in pairs], cmap="viridis_r", zorder=3)
+    ax.figure.colorbar(dots, label="length of a row, tokens")
+    ax.axhspan(4, 8, color=ORANGE, alpha=0.3, label="the claim: 4 to 8 times")
+    ax.axhline(1, color=GREY, linestyle=":", label="nothing saved")
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.set_ylim(0, 8.5)
+    ax.legend(frameon=False, loc="center left")
+    label(ax, "parameters of the model, billions (log)", "peak of LoRA / peak of QLoRA", "How much smaller is training?")
     return ax
 
 

@@ -6,7 +6,7 @@ The rows come from the tables and logs that each one names; nothing here was mea
 import csv
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -155,3 +155,33 @@ def _targets(text: str, shape: ModelShape) -> tuple[str, ...]:
     if not found:
         raise ConfigError(f"which matrices carry its adapter is not stated ({text or 'empty'}).")
     return found
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two published runs of one model that differ only in the method."""
+
+    model: str
+    parameters: int
+    device: str
+    length: int
+    first_gib: float
+    second_gib: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as much the first needed."""
+        return self.first_gib / self.second_gib
+
+
+def pairs(measured: Iterable[Point], first: str = "lora", second: str = "qlora") -> tuple[Pair, ...]:
+    """Runs of one source, model, card and setting that differ only in the method, largest model last."""
+    groups: dict[Point, dict[str, Point]] = {}
+    for point in measured:
+        # what the method itself brings along is not a setting of the reader's
+        way = replace(point.way, method=first, double_quant=False, adapter_bytes=4, upcast=False)
+        same = replace(point, id="", way=way, allocated_gib=0.0, headline_gib=0.0, quality="")
+        groups.setdefault(same, {})[point.way.method] = point
+    found = [Pair(same.model, same.shape.parameters, same.device, same.way.length, runs[first].allocated_gib, runs[second].allocated_gib)
+             for same, runs in groups.items() if first in runs and second in runs]  # fmt: skip
+    return tuple(sorted(found, key=lambda pair: (pair.parameters, pair.length)))

@@ -273,6 +273,8 @@ def axes(ax: Any) -> Any:
 def label(ax: Any, x: str, y: str, title: str) -> None:
     """Name both axes with their units and ask the figure's question."""
     ax.set_xlabel(x)
+    if x == "weight updates":  # there is no half update
+        ax.locator_params(axis="x", integer=True)
     ax.set_ylabel(y)
     ax.set_title(title, loc="left")
     ax.spines[["top", "right"]].set_visible(False)

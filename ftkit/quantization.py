@@ -10,7 +10,7 @@ from typing import Any
 KINDS = ("nf4", "fp4", "int4", "int8")
 
 
-def roundtrip(weights: Any, kind: str = "nf4", blocksize: int = 64) -> Any:
+def roundtrip(weights: Any, kind: str = "nf4", blocksize: int | None = 64) -> Any:
     """`weights` after they were stored as `kind` with one scale for each `blocksize` neighbours, and read back as fp32.
 
     Args:
@@ -45,7 +45,7 @@ def levels_of(kind: str) -> Any:
     return get_4bit_type(kind, device="cpu").float().unique()
 
 
-def error(weights: Any, kind: str = "nf4", blocksize: int = 64) -> float:
+def error(weights: Any, kind: str = "nf4", blocksize: int | None = 64) -> float:
     """Relative root-mean-square error of storing `weights` as `kind`: 0.1 means a tenth of their own size."""
     exact = weights.detach().float()
     return float((roundtrip(exact, kind, blocksize) - exact).norm() / exact.norm())
@@ -66,10 +66,6 @@ class Stored:
         """Bits a parameter of one part, or of "all"."""
         chosen = list(self.parts.values()) if part == "all" else [self.parts[part]]
         return 8 * sum(size for _, size in chosen) / sum(count for count, _ in chosen)
-
-    def share(self, part: str) -> float:
-        """Share of the parameters in this part."""
-        return self.parts[part][0] / sum(count for count, _ in self.parts.values())
 
     def _lines(self) -> list[tuple[str, str, str, str]]:
         everything = (sum(count for count, _ in self.parts.values()), sum(size for _, size in self.parts.values()))

@@ -133,3 +133,12 @@ def test_accelerates_arithmetic_is_its_own(method, dtype):
 def test_packaged_points_are_plain_json():
     document = json.loads((ROOT / "ftkit/samples/memory_points.json").read_text())
     assert {len(row) for row in document["rows"]} == {len(document["columns"])}
+
+
+def test_pairs_differ_in_the_method_alone():
+    """Same model, card and length; a published 13B needs more without four bits than with them."""
+    pairs = measured.pairs(measured.points()[0])
+    assert len(pairs) > 15
+    assert [pair.parameters for pair in pairs] == sorted(pair.parameters for pair in pairs)
+    assert all(0.5 < pair.ratio < 3 for pair in pairs)
+    assert pairs[-1].ratio > 1.5

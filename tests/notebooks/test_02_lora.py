@@ -38,12 +38,23 @@ def test_rank_16_keeps_most_of_the_gain(facts):
 
 
 def test_every_variant_was_trained(facts):
-    """Two targets at two rates, three switches, one mistake; all but the mistake start at the base model's loss."""
+    """Two targets at two rates, four switches, one mistake; all but the mistake start at the base model's loss."""
     rows = facts["variants"]
-    assert len(rows) == 8
+    assert len(rows) == 9
     assert len({round(row["first_loss"], 1) for row in rows[:-1]}) == 1
     assert rows[-1]["first_loss"] > rows[0]["first_loss"] + 0.1
     assert all(row["last_loss"] < row["first_loss"] for row in rows[:-1])
+
+
+def test_rslora_is_lora_with_a_larger_alpha(facts):
+    named = {row["name"]: row["held_out_loss"] for row in facts["variants"]}
+    assert named["r=64, rsLoRA"] == pytest.approx(named["r=64, alpha=128"], abs=0.02)
+    assert named["r=64"] > 2 * named["r=64, rsLoRA"]
+
+
+def test_targets_are_compared_at_both_rates(book):
+    assert "at 2e-4" in book.text
+    assert "at 5e-4" in book.text
 
 
 def test_figures_are_left_and_shown(book):
@@ -62,10 +73,12 @@ SOLUTIONS = {
     "alpha = ...": "alpha = 128",
     "merged = ...": "merged = W + 4 / 2 * B @ A",
 }
+MISTAKES = {"small = ...": "small = 8 * 4096", "alpha = ...": "alpha = 32", "merged = ...": "merged = W + B @ A"}
 
 
-def test_exercises_are_solved_by_the_hidden_solutions(book, capsys):
-    """Each `...` of the notebook is replaced by its solution; every check must then say ✓."""
+@pytest.mark.parametrize(("answers", "mark"), [(SOLUTIONS, "✓"), (MISTAKES, "✗")])
+def test_exercises_know_right_from_wrong(book, capsys, answers, mark):
+    """Each `...` of the notebook is replaced by an answer; every check must say what it is worth."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -75,6 +88,6 @@ def test_exercises_are_solved_by_the_hidden_solutions(book, capsys):
     names = {"check": check, "lora": lora, "torch": torch, "llama": llama}
     sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
     exec(next(source for source in sources if "def lora_linear" in source).split("\n\n")[0], names)
-    for blank, solution in SOLUTIONS.items():
-        exec(next(source for source in sources if blank in source).replace(blank, solution), names)
-    assert capsys.readouterr().out.count("✓") == len(SOLUTIONS)
+    for blank, answer in answers.items():
+        exec(next(source for source in sources if blank in source).replace(blank, answer), names)
+    assert capsys.readouterr().out.count(mark) == len(answers)

@@ -56,9 +56,9 @@ def test_only_the_adapter_moved(book):
 
 
 def test_figures_are_left_and_shown(book):
-    for name in ("levels", "rounding", "blocksize"):
+    for name in ("levels", "rounding", "blocksize", "training"):
         book.run.require(f"figures/{name}.png")
-    assert book.page.read_text().count("data:image/png;base64") >= 3
+    assert book.page.read_text().count("data:image/png;base64") >= 4
 
 
 def test_no_warning_reaches_the_reader(book):
@@ -70,12 +70,18 @@ SOLUTIONS = {
     "top, zero = ..., ...": "top, zero = 0.5, 0.0",
     "seven_billion = ...": "seven_billion = 7e9 * 4.127 / 8 / 2**30",
 }
+MISTAKES = {
+    "in_blocks_of_128 = ...": "in_blocks_of_128 = 4.5",
+    "top, zero = ..., ...": "top, zero = 1.0, 0.5",
+    "seven_billion = ...": "seven_billion = 7 * 4.127 / 8",
+}
 
 
-def test_exercises_are_solved_by_the_hidden_solutions(book, capsys):
-    """Each `...` of the notebook is replaced by its solution; every check must then say ✓."""
+@pytest.mark.parametrize(("answers", "mark"), [(SOLUTIONS, "✓"), (MISTAKES, "✗")])
+def test_exercises_know_right_from_wrong(book, capsys, answers, mark):
+    """Each `...` of the notebook is replaced by an answer; every check must say what it is worth."""
     names = {"check": check, "levels": quantization.levels_of("nf4"), "bits": book.run.facts["qlora"]["bits_double"]}
     sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
-    for blank, solution in SOLUTIONS.items():
-        exec(next(source for source in sources if blank in source).replace(blank, solution), names)
-    assert capsys.readouterr().out.count("✓") == 4
+    for blank, answer in answers.items():
+        exec(next(source for source in sources if blank in source).replace(blank, answer), names)
+    assert capsys.readouterr().out.count(mark) == 4

@@ -1,6 +1,7 @@
 """The PEFT recipe runs as it is written: counts agree, the base comes back bit for bit, and four bits swallow a merge."""
 
 import json
+import re
 
 import pytest
 
@@ -33,7 +34,12 @@ def test_the_wrong_comment_stands_beside_the_count(book):
 
 
 def test_the_question_is_masked(book):
-    assert "tokens are trained" in book.page.read_text()
+    """In the page the words of the answer stand in green, and those of the question do not stand at all."""
+    page = book.page.read_text()
+    shown = page[page.index("overflow-wrap:anywhere") :].split("tokens are trained")[0]
+    trained = re.findall(r'title="trained">([^<]*)<', shown)
+    assert "Products" in "".join(trained)
+    assert "Invoice" not in "".join(trained)
 
 
 def test_switched_off_the_base_answers_bit_for_bit(book, facts):
@@ -96,15 +102,21 @@ SOLUTIONS = {
     "alpha = ...": "alpha = 16",
     "mine = ...": "mine = [key for key in keys if '.layers.0.self_attn.q_proj.' in key]",
 }
+MISTAKES = {
+    "mib = ...": "mib = 41.9",
+    "alpha = ...": "alpha = 32",
+    "mine = ...": "mine = keys",
+}
 
 
-def test_exercises_are_solved_by_the_hidden_solutions(book, capsys):
-    """Each `...` of the notebook is replaced by its solution; every check must then say ✓."""
+@pytest.mark.parametrize(("answers", "mark"), [(SOLUTIONS, "✓"), (MISTAKES, "✗")])
+def test_exercises_know_right_from_wrong(book, capsys, answers, mark):
+    """Each `...` of the notebook is replaced by an answer; every check must say what it is worth."""
     from safetensors import safe_open
 
     with safe_open(book.run.require("adapter/adapter_model.safetensors"), "pt") as tensors:
         names = {"check": check, "lora": lora, "keys": list(tensors.keys()), "llama_trainable": 41_943_040}
     sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
-    for blank, solution in SOLUTIONS.items():
-        exec(next(source for source in sources if blank in source).replace(blank, solution), names)
-    assert capsys.readouterr().out.count("✓") == len(SOLUTIONS)
+    for blank, answer in answers.items():
+        exec(next(source for source in sources if blank in source).replace(blank, answer), names)
+    assert capsys.readouterr().out.count(mark) == len(answers)

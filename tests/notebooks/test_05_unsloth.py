@@ -85,6 +85,7 @@ SOLUTIONS = {
     "tokens = ...": "tokens = 16384",
     "    return ...": "    return 'unsloth' in function.__code__.co_filename",
 }
+MISTAKES = {"times = ...": "times = 2.0", "tokens = ...": "tokens = 1024", "    return ...": "    return True"}
 
 
 class Patched:
@@ -93,10 +94,11 @@ class Patched:
     exec(compile("def from_pretrained(): pass", "/x/site-packages/unsloth/models/loader.py", "exec"))
 
 
-def test_exercises_are_solved_by_the_hidden_solutions(book, capsys):
-    """Each `...` of the notebook is replaced by its solution; every check must then say ✓."""
+@pytest.mark.parametrize(("answers", "mark"), [(SOLUTIONS, "✓"), (MISTAKES, "✗")])
+def test_exercises_know_right_from_wrong(book, capsys, answers, mark):
+    """Each `...` of the notebook is replaced by an answer; every check must say what it is worth."""
     names = {"check": check, "length": gpu_records.load("length"), "patches": patches, "FastLanguageModel": Patched}
     sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
-    for blank, solution in SOLUTIONS.items():
-        exec(next(source for source in sources if blank in source).replace(blank, solution), names)
-    assert capsys.readouterr().out.count("✓") == len(SOLUTIONS)
+    for blank, answer in answers.items():
+        exec(next(source for source in sources if blank in source).replace(blank, answer), names)
+    assert capsys.readouterr().out.count(mark) == len(answers)

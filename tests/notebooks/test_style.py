@@ -9,6 +9,7 @@ import pytest
 
 from ftkit import badges
 
+LESSONS = {"02_lora", "03_qlora"}  # each builds a thing by hand first, in smaller steps
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
@@ -34,7 +35,7 @@ def test_it_is_a_valid_notebook_without_outputs_or_widget_state(book):
 
 def test_cells_are_few_and_short(book):
     code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
-    assert 20 <= len(book["cells"]) <= 46
+    assert 20 <= len(book["cells"]) <= (50 if book["path"].stem in LESSONS else 42)
     assert max(len(lines(cell)) for cell in code) <= 15
     assert sorted(len(lines(cell)) for cell in code)[len(code) // 2] <= 4
 
