@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -119,8 +118,8 @@ class TrainConfig:
             object.__setattr__(self, "target_modules", tuple(targets))
         for spec in fields(self):  # weight_decay=0 and 0.0 are one setting, with one digest
             value: Any = getattr(self, spec.name)
-            if isinstance(spec.default, float) and isinstance(value, int) and not isinstance(value, bool):
-                object.__setattr__(self, spec.name, float(value))
+            if isinstance(spec.default, float) and isinstance(value, int | float) and not _problem(spec, value):
+                object.__setattr__(self, spec.name, float(value))  # NumPy's floats too, which YAML cannot write
         if problems := [problem for spec in fields(self) if (problem := _problem(spec, getattr(self, spec.name)))]:
             raise ConfigError("\n".join(problems))
         if self.max_steps == 0:
@@ -192,8 +191,12 @@ class TrainConfig:
             raise MissingArtifact(
                 f"{path} does not exist. TrainConfig().save({str(path)!r}) writes one to edit."
             ) from error
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read ({error.strerror}). Give the path of a YAML file.") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not YAML: {error}") from error
+        except RecursionError as error:
+            raise ConfigError(f"{path} is not YAML as save writes it: its brackets are nested too deeply.") from error
         return cls(**settings)
 
     def replace(self, **settings: Any) -> Self:
@@ -218,8 +221,12 @@ def _settings_with_lines(path: Path, root: Any) -> dict[str, Any]:
     known, settings, problems = {spec.name: spec for spec in fields(TrainConfig)}, {}, []
     loader = yaml.SafeLoader("")
     for key, node in root.value:
-        name, value = str(key.value), loader.construct_object(node, deep=True)
-        where = f"{path} line {key.start_mark.line + 1}: "
+        name, where = str(key.value), f"{path} line {key.start_mark.line + 1}: "
+        try:
+            value = loader.construct_object(node, deep=True)
+        except (ValueError, AttributeError):  # 2001-99-99, !!int abc, a number of thousands of digits
+            problems.append(f"{where}{name}={_short(node.value)} cannot be read as a value.")
+            continue
         if isinstance(value, str) and isinstance(getattr(known.get(name), "default", None), float):
             value = _number(value)  # YAML reads 2e-4 as text: it wants 2.0e-4
         if name not in known:
@@ -232,6 +239,15 @@ def _settings_with_lines(path: Path, root: Any) -> dict[str, Any]:
     if problems:
         raise ConfigError("\n".join(problems))
     return settings
+
+
+def _number_text(value: float) -> str:
+    return f"{'-' if value < 0 else ''}a number of more than 20 digits" if isinstance(value, int) and abs(value) >= 10**20 else repr(value)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:40]}… ({len(text):,} characters)"
 
 
 def _number(text: str) -> float | str:
@@ -264,7 +280,7 @@ def _problem(spec: "dataclasses.Field[Any]", value: Any) -> str | None:
     if facts["choices"]:
         return (
             None
-            if value in facts["choices"]
+            if isinstance(value, str) and value in facts["choices"]
             else f"{spec.name}={value!r} is not one of {', '.join(facts['choices'])} {tail}"
         )
     if isinstance(default, tuple):
@@ -279,6 +295,6 @@ def _problem(spec: "dataclasses.Field[Any]", value: Any) -> str | None:
 def _number_problem(name: str, value: Any, whole: bool, low: float, high: float, tail: str) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         return f"{name}={value!r} wants a {'whole ' if whole else ''}number {tail}"
-    if math.isnan(value) or not low <= value <= high:
-        return f"{name}={value!r} is outside {low:g} to {high:g} {tail}"
+    if value != value or not low <= value <= high:  # NaN differs from itself; a whole number may be too large for a float
+        return f"{name}={_number_text(value)} is outside {low:g} to {high:g} {tail}"
     return None

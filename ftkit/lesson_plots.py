@@ -114,7 +114,7 @@ def saved_by_qlora(pairs: Sequence[Any], ax: Any = None) -> Any:
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.set_ylim(0, 8.5)
-    ax.legend(frameon=False, loc="center left")
+    _legend_below(ax)
     label(ax, "parameters of the model, billions (log)", "peak of LoRA / peak of QLoRA", "How much smaller is training?")
     return ax
 

@@ -43,13 +43,13 @@ def test_every_variant_was_trained(facts):
     assert len(rows) == 9
     assert len({round(row["first_loss"], 1) for row in rows[:-1]}) == 1
     assert rows[-1]["first_loss"] > rows[0]["first_loss"] + 0.1
-    assert all(row["last_loss"] < row["first_loss"] for row in rows[:-1])
+    assert all(row["held_out_loss"] < 1.3 for row in rows[:-1])  # the base model: about 1.6
 
 
 def test_rslora_is_lora_with_a_larger_alpha(facts):
     named = {row["name"]: row["held_out_loss"] for row in facts["variants"]}
-    assert named["r=64, rsLoRA"] == pytest.approx(named["r=64, alpha=128"], abs=0.02)
-    assert named["r=64"] > 2 * named["r=64, rsLoRA"]
+    assert named["r=36, rsLoRA"] == pytest.approx(named["r=36, alpha=96"], abs=0.02)
+    assert named["r=36"] > 1.3 * named["r=36, rsLoRA"]
 
 
 def test_targets_are_compared_at_both_rates(book):
