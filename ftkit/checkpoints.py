@@ -128,14 +128,18 @@ def refuse_other(checkpoint: Path, settings: TrainConfig, facts: Mapping[str, st
     noted = mark(checkpoint)
     other = "Go on with the same, start another run, or pass resume=False to start this one afresh."
     then = noted.get("settings")
-    before = TrainConfig.load(saved) if then is None else TrainConfig(**then)
+    try:
+        before = TrainConfig.load(saved) if then is None else TrainConfig(**then)
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(f"{checkpoint} was written by a version of ftkit with other settings ({error}). "
+                          "Go on with that version, start another run, or pass resume=False to start this one afresh.") from error  # fmt: skip
     changed = [n for n in settings.__dataclass_fields__ if getattr(settings, n) != getattr(before, n)]
     if changed:
         listed = ", ".join(f"{n} ({getattr(before, n)} then, {getattr(settings, n)} now)" for n in changed)
         raise ConfigError(f"{checkpoint} belongs to a run with other settings: {listed}. {other}")
     for fact in ("data_digest", "base_model", "backend"):
-        if noted[fact] != facts[fact]:
-            what = "other data" if fact == "data_digest" else f"another {fact} ({noted[fact]} then, {facts[fact]} now)"
+        if (past := noted.get(fact, "unknown")) != facts[fact]:
+            what = "other data" if fact == "data_digest" else f"another {fact} ({past} then, {facts[fact]} now)"
             raise ConfigError(f"{checkpoint} belongs to a run on {what}. {other}")
 
 

@@ -108,8 +108,11 @@ class TrainConfig:
     def __new__(cls, *_: Any, **settings: Any) -> Self:
         """Refuse misspelt names with a suggestion, before the generated `__init__` would raise a bare TypeError."""
         if problems := _unknown_names(settings):
-            known = [p for s in fields(cls) if s.name in settings and (p := _problem(s, settings[s.name]))]
-            raise ConfigError("\n".join(problems + known))
+            known = {s.name: s for s in fields(cls) if s.name in settings}
+            values = {name: tuple(v) if isinstance(v := settings[name], list) else v for name in known}
+            raise ConfigError(
+                "\n".join(problems + [p for name, s in known.items() if (p := _problem(s, values[name]))])
+            )
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -193,10 +196,8 @@ class TrainConfig:
             ) from error
         except OSError as error:
             raise ConfigError(f"{path} cannot be read ({error.strerror}). Give the path of a YAML file.") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{path} is not YAML: {error}") from error
-        except RecursionError as error:
-            raise ConfigError(f"{path} is not YAML as save writes it: its brackets are nested too deeply.") from error
         return cls(**settings)
 
     def replace(self, **settings: Any) -> Self:
@@ -241,12 +242,11 @@ def _settings_with_lines(path: Path, root: Any) -> dict[str, Any]:
     return settings
 
 
-def _number_text(value: float) -> str:
-    return f"{'-' if value < 0 else ''}a number of more than 20 digits" if isinstance(value, int) and abs(value) >= 10**20 else repr(value)
-
-
 def _short(value: Any) -> str:
-    text = str(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write whole numbers of more than 4,300 digits
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:40]}… ({len(text):,} characters)"
 
 
@@ -278,11 +278,8 @@ def _problem(spec: "dataclasses.Field[Any]", value: Any) -> str | None:
     assert default is not MISSING
     tail = f"({facts['help']}). The default is {default}."
     if facts["choices"]:
-        return (
-            None
-            if isinstance(value, str) and value in facts["choices"]
-            else f"{spec.name}={value!r} is not one of {', '.join(facts['choices'])} {tail}"
-        )
+        known = isinstance(value, str) and value in facts["choices"]
+        return None if known else f"{spec.name}={value!r} is not one of {', '.join(facts['choices'])} {tail}"
     if isinstance(default, tuple):
         if isinstance(value, tuple) and value and all(isinstance(name, str) and name for name in value):
             return None
@@ -295,6 +292,8 @@ def _problem(spec: "dataclasses.Field[Any]", value: Any) -> str | None:
 def _number_problem(name: str, value: Any, whole: bool, low: float, high: float, tail: str) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         return f"{name}={value!r} wants a {'whole ' if whole else ''}number {tail}"
-    if value != value or not low <= value <= high:  # NaN differs from itself; a whole number may be too large for a float
-        return f"{name}={_number_text(value)} is outside {low:g} to {high:g} {tail}"
+    if (
+        value != value or not low <= value <= high
+    ):  # NaN differs from itself; a whole number may be too large for a float
+        return f"{name}={_short(value)} is outside {low:g} to {high:g} {tail}"
     return None

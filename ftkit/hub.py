@@ -12,6 +12,10 @@ def resolve(name: str) -> str:
     Raises:
         ModelError: unknown, gated, unreachable, or without safetensors; says what to do.
     """
+    if not name.strip():
+        raise ModelError(
+            f"The model's name is empty. Give a Hub id such as 'Qwen/Qwen2.5-1.5B-Instruct', or {bundled.NAME!r}."
+        )
     if name == bundled.NAME:
         return str(bundled.folder())
     path = Path(name).expanduser()

@@ -107,7 +107,9 @@ def saved_by_qlora(pairs: Sequence[Any], ax: Any = None) -> Any:
     """How much smaller is training? Published peaks of 16-bit LoRA over those of QLoRA; `pairs` are from `measured.pairs`."""
     ax = axes(ax)
     sizes = [pair.parameters / 1e9 for pair in pairs]
-    dots = ax.scatter(sizes, [pair.ratio for pair in pairs], c=[pair.length for pair in pairs], cmap="viridis_r", zorder=3)
+    dots = ax.scatter(
+        sizes, [pair.ratio for pair in pairs], c=[pair.length for pair in pairs], cmap="viridis_r", zorder=3
+    )
     ax.figure.colorbar(dots, label="length of a row, tokens")
     ax.axhspan(4, 8, color=ORANGE, alpha=0.3, label="the claim: 4 to 8 times")
     ax.axhline(1, color=GREY, linestyle=":", label="nothing saved")
@@ -115,7 +117,9 @@ def saved_by_qlora(pairs: Sequence[Any], ax: Any = None) -> Any:
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.set_ylim(0, 8.5)
     _legend_below(ax)
-    label(ax, "parameters of the model, billions (log)", "peak of LoRA / peak of QLoRA", "How much smaller is training?")
+    label(
+        ax, "parameters of the model, billions (log)", "peak of LoRA / peak of QLoRA", "How much smaller is training?"
+    )
     return ax
 
 

@@ -88,7 +88,11 @@ def written(file: str = "models/llama.py", package: str = "unsloth") -> Patches:
     tree = ast.parse(_source(package, file))
     own = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute) and _gives_a_function(node.value):
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Attribute)
+            and _gives_a_function(node.value)
+        ):
             where = ast.unparse(node.targets[0])
             if re.search(r"\b[A-Z]\w+\.[a-z]\w+$", where) and where.split(".")[-2] not in own:
                 found.setdefault(where, Patch(where, f"{package}/{file}:{ast.unparse(node.value)}"))

@@ -102,6 +102,8 @@ def iban_checksum(number: str) -> bool:
 
 def _phone(number: str) -> bool:
     """Nine to fifteen digits after a country code or with brackets, else nine to twelve in groups; and not a date."""
+    if re.fullmatch(r"\d{1,3}(\.\d{1,3}){3}", number.strip()):  # an IP address
+        return False
     groups = re.findall(r"\d+", number)
     digits = sum(map(len, groups))
     if not 9 <= digits <= 15 or _DATE.search(number):

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ftkit.errors import DataError
+from ftkit.json_depth import MAX_DEPTH, Shallow
 
 MAX_LINE_BYTES = 16 * 2**20
+_CHUNK = 4 * 2**20  # ijson's default of 64 KiB makes a long string quadratic
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Any]]
 
@@ -28,17 +30,27 @@ def read(path: Path) -> Rows:
     """
     if not path.exists():
         beside = sorted(p.name for p in path.parent.glob("*") if p.suffix in _READERS) if path.parent.is_dir() else []
-        there = f"{path.parent} holds: {', '.join(beside[:8])}." if beside else f"{path.parent} holds no data files."
+        folder = path.parent.resolve()
+        there = f"{folder} holds: {', '.join(beside[:8])}." if beside else f"{folder} holds no data files."
         raise DataError(f"{path} does not exist. {there}")
     if path.is_dir() or path.suffix.lower() not in _READERS:
         raise DataError(f"{path}: wanted a file that ends in {', '.join(_READERS)}.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes). Was the download or export cut off?")
+    _refuse_utf16(path)
     rows = _READERS[path.suffix.lower()](path)
     first = next(rows, None)
     if first is None:
         raise DataError(f"{path} holds no rows.")
     return itertools.chain([first], rows)
+
+
+def _refuse_utf16(path: Path) -> None:
+    with path.open("rb") as file:
+        mark = file.read(2)
+    if mark in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"{path} is UTF-16 text (byte order mark {mark.hex(' ')}); wanted UTF-8. "
+                        f"Convert it: iconv -f UTF-16 -t UTF-8 {path.name} > fixed{path.suffix}")  # fmt: skip
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str | DataError]]:
@@ -81,10 +93,34 @@ def _jsonl(path: Path) -> Rows:
 
 def _parse(line: str) -> Any:
     try:
-        return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return json.loads(line, object_pairs_hook=_once)
+    except DataError as error:
+        return error
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, json.JSONDecodeError):
+            return DataError(_beyond_python(error))
         cut = " The line ends in the middle: was the file cut off?" if not line.endswith("\n") else ""
         return DataError(f"is not JSON ({error}).{cut}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Row:
+    """A JSON object, unless a key stands there twice: one of the two values would be lost."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise DataError(_twice(next(name for name in names if names.count(name) > 1)))
+    return row
+
+
+def _twice(name: str) -> str:
+    return f"has the column {name[:60]} twice, and only one of the two could be kept. Rename or remove one."
+
+
+def _beyond_python(error: Exception) -> str:
+    """What is wrong with JSON that is well-formed, but holds what Python refuses to read."""
+    if isinstance(error, RecursionError):
+        return f"is nested more than {MAX_DEPTH} levels deep. Write the inner part as text."
+    return f"holds a number that is too long ({str(error).split(';')[0]}). Write it as text, in quotes."
 
 
 def _json(path: Path) -> Rows:
@@ -102,27 +138,60 @@ def _json_list(path: Path) -> Rows:
     """The elements of one long list, one at a time: the file never stands in memory as a whole."""
     import ijson
 
-    number = 0
+    repeated: list[str] = []
+
+    class Once(dict[str, Any]):
+        """Notes a key that comes again; raising in here would confuse the parser, which is written in C."""
+
+        def __setitem__(self, key: str, value: Any) -> None:
+            if key in self:
+                repeated.append(key)
+            super().__setitem__(key, value)
+
+    number = before = 0
     try:
         with path.open("rb") as file:
-            for number, row in enumerate(ijson.items(file, "item", use_float=True), 1):
+            shallow = Shallow(path, file)
+            rows = ijson.items(shallow, "item", use_float=True, buf_size=_CHUNK, map_type=Once)
+            for number, row in enumerate(rows, 1):
+                if repeated:
+                    row = DataError(_twice(repeated[0]))
+                    repeated.clear()
+                elif shallow.read_bytes - before > MAX_LINE_BYTES and len(json.dumps(row)) > MAX_LINE_BYTES:
+                    row = DataError(f"is longer than {MAX_LINE_BYTES // 2**20} MiB: no model reads that much. "
+                                    "Split long documents first.")  # fmt: skip
+                before = shallow.read_bytes
                 yield f"row {number}", row
+    except DataError:
+        raise
     except (ijson.JSONError, UnicodeDecodeError):
         # the strict parser says where; should it be content with the file, it goes on where the other stopped
         yield from itertools.islice(_json_document(path), number, None)
+    except ValueError as error:
+        raise DataError(f"{path} row {number + 1} {_beyond_python(error)}") from error
 
 
 def _json_document(path: Path) -> Rows:
     with path.open("rb") as file:
         text = "".join(_text_lines(path, file))
+    if not text.strip():
+        raise DataError(f"{path} holds no rows: it is blank.")
     try:
-        document = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "somewhere"
-        ended = isinstance(error, json.JSONDecodeError) and error.pos >= len(text.rstrip()) - 1
-        cut = " The file ends in the middle: was it cut off?" if ended else ""
-        raise DataError(f"{path} {where}: not JSON ({error}).{cut}") from error
+        document = json.loads(text, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} line {error.lineno}: not JSON ({error}).{_hint(text, error)}") from error
+    except DataError as error:
+        raise DataError(f"{path}: a row {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} {_beyond_python(error)}") from error
     yield from ((f"row {number}", row) for number, row in enumerate(_elements(path, document), 1))
+
+
+def _hint(text: str, error: json.JSONDecodeError) -> str:
+    """What most likely went wrong with a document that is not JSON."""
+    if text[: error.pos + 1].rstrip(",]} \t\r\n") != text[: error.pos + 1].rstrip("]} \t\r\n"):
+        return " A comma stands before a closing bracket: remove it."
+    return "" if text.rstrip().endswith(("]", "}")) else " The file ends in the middle: was it cut off?"
 
 
 def _elements(path: Path, document: Any) -> list[Any]:
@@ -142,7 +211,7 @@ def _is_one_object_a_line(head: str) -> bool:
         return False
     try:
         json.loads(first)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -155,6 +224,8 @@ def _csv(path: Path) -> Rows:
         limit = csv.field_size_limit(MAX_LINE_BYTES)  # the default of 128 KiB refuses long documents; put back below
         try:
             header = next(reader, [])
+            if not "".join(header).strip():
+                raise DataError(f"{path}: the first line is blank; a header with the columns' names is wanted.")
             if twice := sorted({name for name in header if header.count(name) > 1}):
                 raise DataError(f"{path}: the column {', '.join(twice)} stands there more than once. Rename one.")
             for begin, cells in iter(lambda: (reader.line_num + 1, next(reader, None)), None):
@@ -186,6 +257,9 @@ def _parquet(path: Path) -> Rows:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise DataError(f"{path}: the column {', '.join(twice)} stands there more than once. Rename one.")
             number = 0
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():

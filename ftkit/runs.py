@@ -116,16 +116,24 @@ class Run:
         if not path.exists():
             return {}
         try:
-            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            facts: Any = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{path} is damaged ({error}). Delete it; the step that wrote it can be run again."
             ) from error
+        if (
+            not isinstance(facts, dict)
+            or not isinstance(facts.get("format", FORMAT), int)
+            or not isinstance(facts.get("finished", []), list)
+        ):
+            raise DataError(
+                f"{path} does not look as ftkit writes it. Delete it; the steps that it listed can be run again."
+            )
         if facts.get("format", FORMAT) > FORMAT:
             raise DataError(
                 f"{path} was written by a newer ftkit (format {facts['format']}, this one reads {FORMAT}). Upgrade ftkit."
             )
-        return facts
+        return dict(facts)
 
     def finish(self, step: str, **facts: Any) -> None:
         """Mark a step as done, with what is known of it. Call it after the step's files are written."""

@@ -1,8 +1,11 @@
 """Texts as sets of word 5-grams: normalisation, words, 64-bit hashes of shingles, Jaccard similarity."""
 
+import os
 import re
 import unicodedata
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -12,6 +15,7 @@ _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _CJK = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7AF))  # no spaces: a character is a word
 _CJK_CLASS = "".join(f"{chr(low)}-{chr(high)}" for low, high in _CJK)
 _WORD = re.compile(f"[{_CJK_CLASS}]|[^\\W{_CJK_CLASS}]+")
+_UNKNOWN = 255  # a code point whose kind was not looked up yet
 _MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: folds words into shingles
 _BASE = 0xD6E8FEB86659FD93  # odd; of the polynomial that hashes a word
 
@@ -85,7 +89,7 @@ def _word_hashes(texts: Sequence[str]) -> tuple[Any, Any]:
         begins[1:] &= ~inside[:-1]
     else:
         points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        kinds = _kinds()[points]
+        kinds = _kinds(points)
         points = points * (kinds > 0)
         begins = kinds > 0
         begins[1:] &= (kinds[1:] == 2) | (kinds[:-1] != 1) | (kinds[1:] != 1)
@@ -95,9 +99,7 @@ def _word_hashes(texts: Sequence[str]) -> tuple[Any, Any]:
         return np.zeros(0, dtype=np.uint64), sizes
     powers, back = _powers(1 << max(16, len(points) - 1).bit_length())
     values = np.multiply(points, powers[: len(points)], dtype=np.uint64)
-    until = np.cumsum(values)  # what lies between two words is 0: a word is the growth up to the next one's start
-    sums = np.diff(until[starts[1:] - 1], prepend=np.uint64(0), append=until[-1:])
-    return _spread(sums * back[starts]), sizes
+    return _spread(np.add.reduceat(values, starts) * back[starts]), sizes
 
 
 @cache
@@ -106,15 +108,27 @@ def _ascii_words() -> bytes:
     return bytes(i if chr(i).isalnum() or chr(i) == "_" else 0 for i in range(128)) + bytes(128)
 
 
-@cache
-def _kinds() -> Any:
+def _kinds(points: Any) -> Any:
     """For each code point: 0 between words, 1 in a word, 2 a word of its own (the same as `_WORD`)."""
     import numpy as np
 
-    kinds = np.fromiter((chr(i).isalnum() or chr(i) == "_" for i in range(0x110000)), dtype=np.uint8, count=0x110000)
-    for low, high in _CJK:
-        kinds[low : high + 1] = 2
+    table = _known_kinds()
+    kinds = table[points]
+    unknown = kinds == _UNKNOWN
+    if unknown.any():  # a text has few characters that none before it had
+        for point in np.unique(points[unknown]).tolist():
+            own = any(low <= point <= high for low, high in _CJK)
+            table[point] = 2 if own else chr(point).isalnum() or point == ord("_")
+        kinds = table[points]
     return kinds
+
+
+@cache
+def _known_kinds() -> Any:
+    """What `_kinds` has looked up so far, by code point."""
+    import numpy as np
+
+    return np.full(0x110000, _UNKNOWN, dtype=np.uint8)
 
 
 @cache
@@ -165,3 +179,19 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def shingled(texts: Iterable[str]) -> Iterator[tuple[Any, Any]]:
+    """`flat_shingles` of all texts, batch by batch in their order, worked out ahead on a thread for each core.
+
+    Most of the work is in array operations, which let other threads run; a few batches are in memory at once.
+    """
+    workers = max(1, os.cpu_count() or 1)
+    waiting: deque[Future[tuple[Any, Any]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for batch in batches(texts):
+            waiting.append(pool.submit(flat_shingles, batch))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

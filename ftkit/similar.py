@@ -13,7 +13,7 @@ from typing import Any
 
 from ftkit import minhash
 from ftkit.errors import ConfigError
-from ftkit.shingles import batches, flat_shingles, jaccard, normalise, shingles, words
+from ftkit.shingles import batches, flat_shingles, jaccard, normalise, shingled, shingles, words
 
 THRESHOLD = 0.8
 EXACT_TEXTS = 20_000
@@ -86,7 +86,7 @@ def near_pairs(
     if method == "exact":
         known = _some_shingles(texts, range(len(texts)))
         return _verified(_rare_buckets(known, threshold), lambda _: known, len(texts), threshold, method, across)
-    sketches = minhash.signatures(map(flat_shingles, batches(texts)), method)
+    sketches = minhash.signatures(shingled(texts), method)
     return _verified(
         minhash.band_buckets(sketches, minhash.rows_for(threshold)),
         lambda rows: _some_shingles(texts, rows),

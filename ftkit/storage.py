@@ -25,6 +25,7 @@ def explained(path: Path) -> Iterator[None]:
             errno.ENOSPC: "the disk is full. Free some space, or choose another folder",
             errno.EFBIG: "the file is larger than this system allows. Choose another folder",
             errno.EDQUOT: "the disk quota is used up. Free some space, or choose another folder",
+            errno.ENOENT: "no folder can be made there. Choose another folder, such as run_root='runs'",
             errno.EROFS: "the file system is read-only. Choose another folder",
             errno.EACCES: "this user may not write there. Choose another folder, such as run_root='runs'",
             errno.EPERM: "this user may not write there. Choose another folder, such as run_root='runs'",

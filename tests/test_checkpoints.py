@@ -100,6 +100,16 @@ def test_a_checkpoint_of_an_older_version_is_read(tmp_path):
         checkpoints.refuse_other(place, TrainConfig(), FACTS, saved)
 
 
+@pytest.mark.parametrize("settings", [{"new_knob": 3}, {"lora_r": 1000}, ["lora_r"]])
+def test_settings_that_this_version_does_not_know_say_so(tmp_path, settings):
+    """The checkpoint is named, and the way out; a bare "no setting" would look like the reader's own mistake."""
+    place = make(tmp_path, 5, facts={**FACTS, "settings": settings})
+    with pytest.raises(
+        ConfigError, match=r"checkpoint-5 was written by a version of ftkit with other settings .*resume=False"
+    ):
+        checkpoints.refuse_other(place, TrainConfig(), FACTS, tmp_path / "config.yaml")
+
+
 def test_the_settings_in_the_mark_count_and_not_a_file_edited_since(tmp_path):
     """`config.yaml` is a file that people edit; what a checkpoint was trained with stands in the checkpoint."""
     place = make(tmp_path, 5, facts={**FACTS, "settings": {"lora_r": 8}})

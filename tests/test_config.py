@@ -130,3 +130,48 @@ def test_early_stopping_without_validation_is_refused():
     """It would wait for losses that are never measured."""
     with pytest.raises(ConfigError, match=r"early_stopping_patience=2 with eval_steps=0"):
         TrainConfig(early_stopping_patience=2, eval_steps=0)
+
+
+@pytest.mark.parametrize("name", ["lora_r", "learning_rate", "seed"])
+@pytest.mark.parametrize("value", [10**400, -(10**5000)], ids=["hundreds of digits", "thousands"])
+def test_number_too_large_for_a_float_is_out_of_range(name, value):
+    """Python's whole numbers have no end; the message stays one line."""
+    with pytest.raises(ConfigError, match=f"{name}=.{{,70}} is outside"):
+        TrainConfig(**{name: value})
+
+
+def test_numpy_float_becomes_a_plain_one(tmp_path):
+    """YAML can write it, and the digest is the same."""
+    import numpy as np
+
+    config = TrainConfig(learning_rate=np.float64(1e-4))
+    assert type(config.learning_rate) is float
+    assert TrainConfig.load(config.save(tmp_path / "c.yaml")) == config
+
+
+def test_misspelt_name_beside_a_list_of_modules_is_the_only_problem():
+    """YAML and JSON have no tuples."""
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(new_knob=1, target_modules=["q_proj"])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["2001-99-99", "!!int abc", "!!timestamp abc", "9" * 5000])
+def test_value_that_yaml_cannot_build_names_line_and_field(tmp_path, text):
+    """These break YAML's own constructors, with errors that name neither."""
+    path = tmp_path / "c.yaml"
+    path.write_text(f"lora_r: 8\nmax_steps: {text}\n")
+    with pytest.raises(ConfigError, match="line 2: max_steps="):
+        TrainConfig.load(path)
+
+
+def test_file_of_nested_brackets_is_refused(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("lora_r: " + "[" * 3000)
+    with pytest.raises(ConfigError, match="is not YAML"):
+        TrainConfig.load(path)
+
+
+def test_folder_instead_of_a_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        TrainConfig.load(tmp_path)

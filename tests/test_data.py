@@ -149,6 +149,17 @@ def test_json_files_of_every_layout(tmp_path, text):
         ("x.parquet", b"PAR1 nonsense", "not Parquet"),
         ("x.xlsx", b"PK", "wanted a file that ends in"),
         ("x.json", b'"text"', "wanted a list of objects"),
+        ("x.json", b'[{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}]", "nested more than 100 levels"),
+        ("x.json", b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested more than 100 levels"),
+        ("x.jsonl", b'{"a": ' + b"9" * 5000 + b"}\n", "line 1: holds a number that is too long"),
+        ("x.json", b'[{"a": ' + b"9" * 5000 + b"}]", "holds a number that is too long"),
+        ("x.jsonl", b'{"prompt": "Q", "prompt": "R", "completion": "A"}\n', "line 1: has the column prompt twice"),
+        ("x.json", b'[{"prompt": "Q", "prompt": "R", "completion": "A"}]', "row 1: has the column prompt twice"),
+        ("x.jsonl", '{"prompt": "Q"}'.encode("utf-16"), "is UTF-16 text.*iconv -f UTF-16 -t UTF-8"),
+        ("x.json", b'[{"a": "b"},]', "A comma stands before a closing bracket"),
+        ("x.json", b'[{"a": "b"},{"a', "was it cut off"),
+        ("x.json", b" \n ", "holds no rows"),
+        ("x.csv", b"  \n\nQ,A\n", "the first line is blank"),
     ],
 )  # fmt: skip
 def test_broken_files_name_the_place_and_the_cure(tmp_path, name, content, message):
@@ -182,6 +193,35 @@ def test_a_hundred_megabyte_line_is_refused_without_reading_it_all(tmp_path):
         file.write(b'{"prompt": "Q", "completion": "A"}\n{"prompt": "')
         file.write(b"x" * 100_000_000)
     with pytest.raises(DataError, match="line 2: is longer than 16 MiB"):
+        data.load_examples(path)
+
+
+def test_a_hint_of_a_cut_is_only_given_where_the_file_ends_in_the_middle(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('[{"a": 1}, oops]')
+    with pytest.raises(DataError) as caught:
+        data.load_examples(path)
+    assert "cut off" not in str(caught.value)
+
+
+def test_a_long_string_in_a_json_list_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(b'[{"prompt": "' + b"x" * 30_000_000 + b'", "completion": "A"}]')
+    with pytest.raises(DataError, match="row 1: is longer than 16 MiB"):
+        data.load_examples(path)
+
+
+def test_brackets_within_text_are_no_depth(tmp_path):
+    path = tmp_path / "x.json"
+    rows = [{"prompt": "[" * 500 + '\\"' + "{" * 500, "completion": "\\\\"}]
+    path.write_text(json.dumps(rows))
+    assert len(data.load_examples(path)) == 1
+
+
+def test_a_parquet_column_that_stands_there_twice_is_refused(tmp_path):
+    path = tmp_path / "x.parquet"
+    pa.parquet.write_table(pa.table([["a"], ["b"], ["c"]], names=["prompt", "prompt", "completion"]), path)
+    with pytest.raises(DataError, match="column prompt stands there more than once"):
         data.load_examples(path)
 
 

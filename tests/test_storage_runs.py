@@ -117,6 +117,15 @@ def test_damaged_run_json_says_what_to_do(tmp_path):
         _ = run.facts
 
 
+@pytest.mark.parametrize("text", ["[]", "null", '"a"', '{"format": "x"}', '{"format": null}', '{"finished": 3}'])
+def test_run_json_of_another_shape_says_what_to_do(tmp_path, text):
+    """It is JSON, but not what ftkit writes."""
+    run = Run.create("x", tmp_path)
+    (run / "run.json").write_text(text)
+    with pytest.raises(DataError, match="Delete it"):
+        run.finished("train")
+
+
 def test_newer_run_folder_is_refused(tmp_path):
     run = Run.create("x", tmp_path)
     (run / "run.json").write_text(json.dumps({"format": 99}))
