@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="name of the run folder (default: the config's name); an interrupted one is resumed",
     )
+    train.add_argument("--fresh", action="store_true", help="replace what an earlier training left in the run folder")
     train.add_argument("--root", default=None, help="where run folders go (default: runs)")
     train.add_argument(
         "--mirror", default=None, help="a folder, such as one on a drive, that gets a copy of every checkpoint"
@@ -87,7 +88,7 @@ def _notebook(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from ftkit import data, models
+    from ftkit import data, models, preflight
     from ftkit.config import TrainConfig
     from ftkit.diagnosis import diagnose
     from ftkit.runs import Run
@@ -95,10 +96,13 @@ def _train(options: argparse.Namespace) -> int:
 
     config = TrainConfig.load(options.config)
     splits = data.split(data.load_examples(options.data), seed=config.seed)
-    run = Run.create(options.name or Path(options.config).stem, options.root)
     model, tokenizer = models.load(options.model or models.default_model(), config)
+    run = Run.create(options.name or Path(options.config).stem, options.root)
     print(f"{splits}; effective batch size {config.effective_batch_size}", flush=True)
-    history = train(model, tokenizer, splits, config, run, preflight=options.preflight, mirror=options.mirror)
+    for finding in preflight.check(model, tokenizer, splits, config, run=run).warnings:
+        print(f"○ {finding.title} {finding.fix}", flush=True)
+    history = train(model, tokenizer, splits, config, run, resume=not options.fresh, preflight=options.preflight,
+                    mirror=options.mirror)  # fmt: skip
     print(f"{history}\n{'run folder':>16}  {run.path}\n\n{diagnose(history, config)}")
     return 130 if history.stopped else 0
 

@@ -95,7 +95,7 @@ def _convert(gguf: Path, target: Path) -> None:
     model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.load_state_dict(source.state_dict())
     model.generation_config = GenerationConfig.from_model_config(config)
-    with storage.folder(target) as working:
+    with storage.weights_explained(target), storage.folder(target) as working:
         model.save_pretrained(working)
         tokenizer.save_pretrained(working)
         storage.write_json(working / _DIGESTS, {p.name: sha256(p) for p in sorted(working.iterdir()) if p.is_file()})

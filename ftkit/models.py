@@ -137,7 +137,7 @@ def save_adapter(model: Any, tokenizer: Any, path: str | Path) -> Path:
     The adapter names the bundled model by its short name, so that the folder works on another machine.
     """
     path = Path(path)
-    with storage.folder(path) as working:
+    with storage.weights_explained(path), storage.folder(path) as working:
         model.save_pretrained(working, safe_serialization=True)
         tokenizer.save_pretrained(working)
         facts = json.loads((working / "adapter_config.json").read_text(encoding="utf-8"))

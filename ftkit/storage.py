@@ -37,6 +37,25 @@ def explained(path: Path) -> Iterator[None]:
         raise StorageError(f"Cannot write {path}: {reasons[error.errno]}.") from error
 
 
+# What torch and safetensors say, in classes of their own, when a file does not fit.
+WRITE_FAILED = ("No space left", "File too large", "inline_container", "iostream error", "PytorchStreamWriter")
+
+
+@contextmanager
+def weights_explained(path: Path) -> Iterator[None]:
+    """Turn what torch and safetensors raise when weights do not fit on the disk into a StorageError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        if any(sign in str(error) for sign in WRITE_FAILED):
+            raise StorageError(
+                f"Cannot write {path}: the disk is full or refuses a file of this size. Free some space, or choose another folder."
+            ) from error
+        raise
+
+
 def write_bytes(path: str | Path, content: bytes) -> Path:
     """Write a file atomically, making its folder where it is missing."""
     path = Path(path)

@@ -23,8 +23,6 @@ from ftkit.recorder import Recorder, Watch
 from ftkit.rows import cut, length_batches, read
 from ftkit.runs import Run
 
-_WRITE_FAILED = ("No space left", "File too large", "inline_container", "iostream error", "PytorchStreamWriter")
-
 
 def train(
     model: Any, tokenizer: Any, splits: Splits, config: TrainConfig, run: Run, resume: bool = True, *,
@@ -62,6 +60,7 @@ def train(
     report = checks.check(model, tokenizer, splits, config, run=run, tokenized={"train": whole["train"]})
     _obey(report, refuse=preflight)
     with lock.held(run.path), stopping.interruptible(stop) as asked:
+        _refuse(run, config, resume)  # another process may have finished it while this one read the rows
         _sweep(run)
         copy = Mirror.open(mirror, run) if mirror is not None else None
         if copy is not None and resume and copy.restore(run):
@@ -98,7 +97,7 @@ def _refuse(run: Run, config: TrainConfig, resume: bool) -> None:
     """What can be said before anything is loaded or tokenised."""
     if resume and run.finished("train"):
         raise ConfigError(
-            f"{run.path} holds a finished training. Choose another run name, or pass resume=False to replace it."
+            f"{run.path} holds a finished training. Choose another run name, or pass resume=False (--fresh on the command line) to replace it."
         )
     trainer.check_reporter(config)
     if config.packing:
@@ -175,7 +174,7 @@ def _train(loop: Any, checkpoint: Path | None, recorder: Recorder, longest: int)
             _measure(loop)
     except (SafetensorError, RuntimeError) as error:
         # torch and safetensors raise their own classes when a checkpoint does not fit on the disk
-        if shutil.disk_usage(run.path).free < 2**20 or any(sign in str(error) for sign in _WRITE_FAILED):
+        if shutil.disk_usage(run.path).free < 2**20 or any(sign in str(error) for sign in storage.WRITE_FAILED):
             raise StorageError(f"Cannot write {run.path}: the disk is full or refuses a file of this size. Free some space and call train "
                                "again: it resumes from the last complete checkpoint.") from error  # fmt: skip
         raise

@@ -167,3 +167,20 @@ def test_sample_is_a_finished_run():
     run = Run.sample()
     assert run.finished("train")
     assert run.require("adapter/adapter_model.safetensors").stat().st_size < 12 * 2**20
+
+
+def test_weights_that_do_not_fit_are_a_storage_error_and_leave_nothing(tmp_path):
+    """The library raises a class of its own when the system refuses a file of that size."""
+    script = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "import numpy, sys, pathlib; from safetensors.numpy import save_file; from ftkit import storage; from ftkit.errors import StorageError\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "try:\n"
+        "    with storage.weights_explained(path), storage.folder(path) as working:\n"
+        "        save_file({'a': numpy.zeros(100_000)}, working / 'x.safetensors')\n"
+        "except StorageError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "adapter")], capture_output=True, text=True)
+    assert "the disk is full or refuses a file of this size" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -471,6 +471,7 @@ def test_updates_that_the_scaler_skips_are_not_counted(toy_config, run):
     AcceleratorState()
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = AcceleratedOptimizer(torch.optim.SGD([weight], lr=0.1), scaler=torch.amp.GradScaler("cpu"))
+    optimizer.gradient_state._set_sync_gradients(True)  # shared in a process: an earlier training may have left it off
     recorder = Recorder(run, toy_config, {}, watch=lambda points, total: None)
     callback = recorder.callback()
     for gradient in (float("inf"), 1.0, float("inf"), 1.0):
