@@ -31,15 +31,15 @@ _ANSWER_NAMES = ("answer", "response", "output", "completion", "reply", "target"
                  "solution")  # fmt: skip
 
 
-def detect_format(columns: Iterable[str]) -> str:
-    """Name the format that these columns belong to: messages, sharegpt, alpaca, prompt-completion or chatml.
+def detect_format(columns: Iterable[str], *, chatml: bool = True) -> str:
+    """Name the format that these columns belong to: messages, sharegpt, alpaca, prompt-completion or (if allowed) chatml.
 
     Raises:
         DataError: none of them; says which columns exist, which were wanted, and suggests a mapping.
     """
     there = set(columns)
     for name, wanted in _COLUMNS.items():
-        if wanted <= there:
+        if wanted <= there and (chatml or name != "chatml"):
             return name
     formats = "; ".join(f"{name}: {' + '.join(sorted(wanted))}" for name, wanted in _COLUMNS.items())
     raise DataError(f"Unknown format. Columns: {', '.join(sorted(there)) or 'none'}. Wanted one of: {formats}. "
@@ -161,9 +161,9 @@ def items(value: Any, what: str) -> list[Any]:
 
 
 def as_text(value: Any, what: str) -> str:
-    """The value, which must be whole text, else a DataError that names `what` it is."""
+    """The value, if it is whole text; a DataError names `what` it is."""
     if not isinstance(value, str):
-        raise DataError(f"has {what} of type {type(value).__name__} ({str(value)[:40]!r}), wanted text")
+        raise DataError(f"has {what} of type {type(value).__name__} ({str(value)[:40]!r}), wanted text: use str()")
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -239,7 +239,9 @@ def _format(name: str, batch: list[tuple[str, Any]]) -> str | None:
         return None  # every row is broken: that is what the caller shall hear
     columns = {column for row in tables[:100] for column in row}
     try:
-        return detect_format(columns)
+        # a column "text" beside others, with no chat in it, is something else: a text with its label, say
+        chats = len(columns) == 1 or any("<|im_start|>" in str(row.get("text")) for row in tables[:100])
+        return detect_format(columns, chatml=chats)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
 

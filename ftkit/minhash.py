@@ -76,6 +76,7 @@ def _sketcher(method: str) -> Callable[[Any, Any], Any]:
             return _sketcher("datasketch")  # the same sketch, more slowly
 
         def sketch(hashes: Any, offsets: Any) -> Any:
+            """Signatures by rensa."""
             matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, BANDS * ROWS, _SEED)
             values, size = itertools.chain.from_iterable(matrix.to_rows()), BANDS * ROWS
             return np.fromiter(values, dtype=np.uint64, count=(len(offsets) - 1) * size).reshape(-1, size)

@@ -189,7 +189,9 @@ def _json_document(path: Path) -> Rows:
 
 def _hint(text: str, error: json.JSONDecodeError) -> str:
     """What most likely went wrong with a document that is not JSON."""
-    if text[: error.pos + 1].rstrip(",]} \t\r\n") != text[: error.pos + 1].rstrip("]} \t\r\n"):
+    rest = text[error.pos :].lstrip()
+    comma = rest.startswith(",") or text[: error.pos].rstrip().endswith(",")
+    if comma and rest.lstrip(", \t\r\n")[:1] in ("]", "}"):
         return " A comma stands before a closing bracket: remove it."
     return "" if text.rstrip().endswith(("]", "}")) else " The file ends in the middle: was it cut off?"
 

@@ -81,9 +81,7 @@ def train(
                 _train(loop, checkpoint, recorder, max(lengths))
             finally:
                 recorder.close()
-                checkpoints.sweep(
-                    run / "checkpoints"
-                )  # also after an error: on a full disk half a checkpoint is in the way
+                checkpoints.sweep(run / "checkpoints")  # on a full disk half a checkpoint is in the way
         return _finish(recorder, loop, {**facts, "preflight": [finding.id for finding in report.findings]})
 
 

@@ -204,3 +204,17 @@ def test_any_calls_are_read_or_refused_and_reading_is_settled(value):
         return
     assert parse_calls(calls) == calls
     assert all(isinstance(call["function"]["arguments"], dict) for call in calls)
+
+
+def test_a_text_beside_a_label_is_no_chat_and_gets_a_mapping():
+    from ftkit import data
+
+    with pytest.raises(DataError, match=r"mapping=\{'prompt': 'text', 'answer': 'label'\}"):
+        data.load_examples([{"text": "good", "label": "pos"}])
+
+
+def test_a_number_as_an_answer_is_refused_with_a_way_forward():
+    from ftkit import data
+
+    with pytest.raises(DataError, match=r"of type int \('1'\), wanted text: use str\(\)"):
+        data.load_examples([{"prompt": "how many?", "completion": 1}])
