@@ -1,6 +1,7 @@
 """Toys: a tokenizer and a model small enough to build in milliseconds, real in every other way."""
 
 import os
+import signal
 
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -8,6 +9,9 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import pytest
 from toys import make_tokenizer
+
+# A shell that starts tests in the background has them ignore Ctrl+C, and what they start as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
