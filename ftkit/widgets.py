@@ -49,6 +49,10 @@ def config_form(
         ConfigError: `seconds_per_step` is no positive number, or the model is of a kind that is not described.
         ModelError: no model of this name.
     """
+    if config is not None and not isinstance(config, TrainConfig):
+        raise ConfigError(
+            f"config is {type(config).__name__}, wanted a TrainConfig: TrainConfig(**settings) makes one."
+        )
     here = detect()
     machine = hardware or here
     config = config or TrainConfig.for_hardware(machine)

@@ -527,3 +527,7 @@ def test_a_long_file_stays_on_disk_and_columns_may_change_their_type(tmp_path, m
     assert len(examples.cache_files) >= 1
     assert examples["n"][:] == [str(i) if i < 60 else f"n{i}" for i in range(130)]
     assert [m[0]["content"] for m in examples["messages"][:]] == [row["messages"][0]["content"] for row in rows]
+
+
+def test_an_ip_address_is_no_phone_number():
+    assert pii.redact("server 192.168.100.200 is down") == "server 192.168.100.200 is down"

@@ -237,3 +237,8 @@ def test_both_backends_start_from_the_same_loss(tmp_path):
     assert [r[0] for r in results.values()] == ["unsloth", "transformers"]
     assert results["unsloth"][1] == pytest.approx(results["transformers"][1], rel=0.02)
     assert {tuple(r[2]) for r in results.values()} == {tuple(results["unsloth"][2])}
+
+
+def test_an_empty_name_is_refused_as_empty():
+    with pytest.raises(ModelError, match="name is empty"):
+        models.load("")

@@ -325,3 +325,8 @@ def test_train_stop_and_go_on_with_the_real_trainer(model, tokenizer, splits, to
     assert "✓ finished, 30 updates" in str(form.runs)
     with pytest.raises(ConfigError, match="holds a finished training with these settings"):
         form.start()
+
+
+def test_a_dict_is_no_config():
+    with pytest.raises(ConfigError, match="config is dict, wanted a TrainConfig"):
+        widgets.config_form({"lora_r": 8})
