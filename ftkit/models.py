@@ -52,9 +52,11 @@ def load(name: str | Path = BUNDLED, config: TrainConfig | None = None) -> tuple
     # oneDNN keeps compiled kernels for each new width; a thousand of them, its default, is over a GiB
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     backend = choose_backend(config)
+    # A wrong name is refused before the seconds of an import; a conversion of the bundled one would import transformers.
+    known = None if str(name) == BUNDLED else hub.resolve(str(name))
     if backend == "unsloth" or ("unsloth" in backends() and "transformers" not in sys.modules):
         _import_unsloth()  # also before a plain load: later would be too late for it to patch
-    source = hub.resolve(str(name))
+    source = known or hub.resolve(BUNDLED)
     try:
         with quiet(enabled=Path(source).is_dir()):  # a download keeps its progress bar
             model, tokenizer = (_load_unsloth if backend == "unsloth" else _load_transformers)(source, config)
