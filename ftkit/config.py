@@ -292,8 +292,7 @@ def _problem(spec: "dataclasses.Field[Any]", value: Any) -> str | None:
 def _number_problem(name: str, value: Any, whole: bool, low: float, high: float, tail: str) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         return f"{name}={value!r} wants a {'whole ' if whole else ''}number {tail}"
-    if (
-        value != value or not low <= value <= high
-    ):  # NaN differs from itself; a whole number may be too large for a float
+    # NaN differs from itself; a whole number may be too large for a float
+    if value != value or not low <= value <= high:
         return f"{name}={_short(value)} is outside {low:g} to {high:g} {tail}"
     return None

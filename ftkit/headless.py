@@ -87,7 +87,9 @@ def export(notebook: Path) -> Path:
     from nbconvert import HTMLExporter
 
     body, _ = HTMLExporter(template_name="lab").from_filename(str(notebook))
-    return storage.write_text(notebook.with_suffix(".html"), body)
+    # a page is read or printed: a long line of code goes on below instead of ending at the margin
+    wrapped = "<style>.jp-CodeMirrorEditor .highlight pre { white-space: pre-wrap; }</style></head>"
+    return storage.write_text(notebook.with_suffix(".html"), body.replace("</head>", wrapped, 1))
 
 
 def declared_parameters(path: Path) -> dict[str, str]:

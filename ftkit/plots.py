@@ -236,7 +236,7 @@ def _draw_loss(ax: Any, points: Sequence[Point]) -> None:
         ax.plot(steps, smooth(values), color=BLUE, linewidth=2, label="training, smoothed")
     if measured:
         steps, values = zip(*measured, strict=True)
-        ax.plot(steps, values, color=ORANGE, marker="o", linestyle="--", label="validation")
+        ax.plot(steps, values, color=ORANGE, marker="o", linestyle="--", label="validation", clip_on=False)
     if trained or measured:
         ax.legend(frameon=False)
     ax.set_ylim(bottom=0)

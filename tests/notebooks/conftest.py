@@ -24,6 +24,13 @@ class Executed:
         self.cells = json.loads((output / f"{name}.ipynb").read_text())["cells"]
 
     @property
+    def leftovers(self) -> list[str]:
+        """Results that a page shows only because the last line of a cell happens to have a value."""
+        shown = [o["data"] for c in self.cells for o in c.get("outputs", []) if o["output_type"] == "execute_result"]
+        plain = ["".join(data["text/plain"]) for data in shown if "text/html" not in data]
+        return [text[:80] for text in plain if text.startswith(("tensor(", "PosixPath(", "<", "False", "None"))]
+
+    @property
     def text(self) -> str:
         """Everything printed, streams and plain-text results."""
         outputs = [o for c in self.cells for o in c.get("outputs", [])]
@@ -44,6 +51,8 @@ def execute(tmp_path_factory):
         done = subprocess.run([sys.executable, "-m", "ftkit", "notebook", str(path), "-o", str(output), *arguments],
                               capture_output=True, text=True, cwd=ROOT, env=environment)  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
-        return Executed(name, root, output)
+        book = Executed(name, root, output)
+        assert book.leftovers == []
+        return book
 
     return run
