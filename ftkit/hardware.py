@@ -62,7 +62,14 @@ def peak_memory_gib() -> float:
     return _peak_resident_bytes() / GIB
 
 
-_SLACK_GIB = 1.0
+def free_gpu_memory_gib() -> float:
+    """What this process could hold on the GPU altogether: what is free there, and what it holds already."""
+    import torch
+
+    return float(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()) / GIB
+
+
+_SLACK_GIB = 2.0
 _after_release = {"gib": 0.0}
 
 

@@ -4,6 +4,7 @@ The only module that knows Unsloth. Models and tokenizers are plain Hugging Face
 safetensors alone, and no code from a model's repository is ever run.
 """
 
+import functools
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from ftkit import bundled, hub, runs, storage
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, FtkitWarning, MissingArtifact, MissingExtra, ModelError
 from ftkit.hardware import Hardware, detect
-from ftkit.quiet import quiet
+from ftkit.quiet import hide_chatter, quiet
 
 BUNDLED = bundled.NAME
 _PLAIN_ATTENTION_TOKENS = 256
@@ -23,8 +24,22 @@ SMALL_HUB_MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
 
 
 def default_model(hardware: Hardware | None = None) -> str:
-    """A base model that suits the machine: a small ungated Hub model on a GPU, the bundled one on a CPU."""
-    return SMALL_HUB_MODEL if (hardware or detect()).device == "cuda" else BUNDLED
+    """A base model that suits the machine: a small ungated Hub model on a GPU, the bundled one on a CPU.
+
+    Also the bundled one, with a warning, on a GPU from which the Hub is out of reach.
+    """
+    if (hardware or detect()).device != "cuda":
+        return BUNDLED
+    return _in_reach(SMALL_HUB_MODEL) if detect().device == "cuda" else SMALL_HUB_MODEL  # a card may be described by hand
+
+
+@functools.cache
+def _in_reach(name: str) -> str:
+    try:
+        return hub.resolve(name)
+    except ModelError as error:
+        warnings.warn(f"{error} So {BUNDLED!r} is taken.", FtkitWarning, stacklevel=3)
+        return BUNDLED
 
 
 def backends() -> dict[str, str]:
@@ -66,6 +81,7 @@ def load(name: str | Path = BUNDLED, config: TrainConfig | None = None) -> tuple
     keep_trainable(model)
     _distinct_pad(tokenizer)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.max_length = None  # Unsloth sets it on a GPU; beside max_new_tokens every answer would warn
     return model, tokenizer
 
 
@@ -216,6 +232,7 @@ def _import_unsloth() -> None:
         )
     with quiet():
         import unsloth  # noqa: F401
+    hide_chatter()
 
 
 def _load_unsloth(source: str, config: TrainConfig) -> tuple[Any, Any]:

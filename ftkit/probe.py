@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ftkit import memory
+from ftkit import check_memory, memory
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, PreflightError
-from ftkit.hardware import detect
+from ftkit.hardware import Hardware, detect, free_gpu_memory_gib
 
 _CLEARLY_LONGER = {"cuda": 1.0, "cpu": 2.0}  # a pass takes milliseconds on a GPU, and a fair part of an update on a CPU
 _SIGNS = ("out of memory", "can't allocate memory", "Failed to allocate")
@@ -27,6 +27,15 @@ def tells_something(lengths: Sequence[int], batch_size: int, device: str = "cpu"
     return max(lengths) > _CLEARLY_LONGER.get(device, 1.0) * sum(usual) / len(usual)
 
 
+def surely_fits(model: Any, config: TrainConfig, longest: int, free_gib: float) -> bool:
+    """Whether even the estimate's high end is less than half of what is free: nothing needs to be tried then.
+
+    On a GPU with Unsloth a pass before the training costs a second compilation, longer than a short run.
+    """
+    found = check_memory.need(model.config, config, Hardware("cuda", "", free_gib, None, bf16=True, cores=1), longest)
+    return found.estimate is not None and 2 * found.estimate.high_gib < free_gib
+
+
 def run(trainer: Any, config: TrainConfig, lengths: Sequence[int]) -> bool:
     """Take the longest micro-batch of `trainer` through the model and back; says whether that was worth doing.
 
@@ -40,12 +49,15 @@ def run(trainer: Any, config: TrainConfig, lengths: Sequence[int]) -> bool:
     """
     import torch
 
+    on_gpu = trainer.args.device.type == "cuda"
     if not tells_something(lengths, config.per_device_train_batch_size, trainer.args.device.type):
+        return False
+    if on_gpu and surely_fits(trainer.model, config, max(lengths), free_gpu_memory_gib()):
         return False
     chosen = longest_batch(lengths, config.per_device_train_batch_size)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in chosen])
     model, training = trainer.model, trainer.model.training
-    devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
+    devices = [trainer.args.device] if on_gpu else []
     with explained(config, max(lengths), model), torch.random.fork_rng(devices), trainer.accelerator.autocast():
         try:
             model.train()

@@ -33,7 +33,7 @@ def roundtrip(weights: Any, kind: str = "nf4", blocksize: int | None = 64) -> An
         steps = 2 ** (int(kind[3:]) - 1) - 1
         stored = torch.round(blocks / scale * steps) / steps
     else:
-        levels = levels_of(kind)
+        levels = levels_of(kind).to(blocks.device)
         stored = levels[torch.bucketize((blocks / scale).clamp(-1, 1), (levels[1:] + levels[:-1]) / 2)]
     return (stored * scale).reshape(-1)[: flat.numel()].view(weights.shape)
 

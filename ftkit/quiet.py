@@ -3,8 +3,26 @@
 import io
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+
+
+# Loggers that Unsloth writes to: its own, and the one that it takes from Transformers.
+_UNSLOTH_LOGGERS = ("unsloth_zoo.log", "transformers.models.llama.modeling_llama")
+_CHATTER = ("Unsloth ", "Unsloth: ", "==((====))==")
+
+
+def hide_chatter() -> None:
+    """Hide what Unsloth logs on a GPU while it patches, trains and saves: banners, and repairs that it has made by itself."""
+    for name in _UNSLOTH_LOGGERS:
+        logging.getLogger(name).addFilter(_is_no_chatter)  # a second time changes nothing
+    # said after any forward pass before trainer.train(), such as the probe's: it starts clean by itself
+    warnings.filterwarnings("ignore", message="Unsloth: detected a manual forward/backward run")
+
+
+def _is_no_chatter(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or not str(record.msg).startswith(_CHATTER)
 
 
 @contextmanager

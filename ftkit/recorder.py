@@ -48,7 +48,6 @@ class Recorder:
             write_points(self.path, self.points)
         # a checkpoint from before updates were counted: take each step for one
         self.applied = int(checkpoints.mark(checkpoint).get("applied", reached)) if checkpoint is not None else 0
-        self.earlier_tokens = max((p.tokens or 0 for p in self.points), default=0)
         self.earlier_s = max((p.seconds or 0.0 for p in self.points), default=0.0)
         self.started = time.monotonic()
         self.best, self.waited = Best(), 0
@@ -57,9 +56,9 @@ class Recorder:
 
     def add(self, step: int, logs: dict[str, float], total: int) -> None:
         """Take in what the trainer logs: a training point, a validation point, or a closing summary (not kept)."""
-        tokens = logs.get("num_tokens", logs.get("eval_num_tokens"))
+        tokens = logs.get("num_input_tokens_seen")  # goes on counting from a checkpoint
         point = Point(step, logs.get("loss"), logs.get("eval_loss"), logs.get("learning_rate"), logs.get("grad_norm"),
-                      None if tokens is None else self.earlier_tokens + int(tokens), self.earlier_s + time.monotonic() - self.started,
+                      None if tokens is None else int(tokens), self.earlier_s + time.monotonic() - self.started,
                       process_memory_gib() if self.on_cpu else peak_memory_gib(), self.applied)  # fmt: skip
         release_memory()
         if point.loss is None and point.val_loss is None:

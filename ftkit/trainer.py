@@ -48,6 +48,7 @@ def build(
         eval_strategy="steps" if config.eval_steps else "no", eval_steps=config.eval_steps or None,
         save_strategy="steps" if config.save_steps else "no", save_steps=config.save_steps or 500,
         logging_steps=config.logging_steps, logging_first_step=True,
+        include_num_input_tokens_seen="non_padding",  # TRL's own count is lost where Unsloth exchanges its loss
         logging_nan_inf_filter=False,  # a loss that is not a number is shown as such, not as the mean of those before it
         report_to="none" if config.report_to == "tensorboard" else config.report_to,
         project=PROJECT, run_name=run.path.name, disable_tqdm=True,

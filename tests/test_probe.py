@@ -26,6 +26,15 @@ def test_a_probe_is_made_only_where_the_first_update_would_not_show_as_much(leng
     assert probe.tells_something(lengths, 4, device) is told
 
 
+def test_nothing_is_tried_where_twice_the_estimate_fits(model, monkeypatch):
+    """A GPU that is large enough saves the second compilation; one that is not, and a shape that nobody can estimate, do not."""
+    config = TrainConfig(max_length=64)
+    assert probe.surely_fits(model, config, 64, free_gib=20.0)
+    assert not probe.surely_fits(model, config, 64, free_gib=0.5)
+    monkeypatch.setattr(model.config, "num_local_experts", 8, raising=False)
+    assert not probe.surely_fits(model, config, 64, free_gib=20.0)
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError(),
                                    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")])  # fmt: skip
 def test_every_way_of_saying_it_becomes_one_that_says_what_to_change(error):
@@ -87,6 +96,7 @@ train(toy(), make_tokenizer(), parts, config, Run.create("scarce", {root!r}), pr
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="limits the memory of a process as Linux does")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernel's limit on a process limits nothing")
 def test_a_row_too_long_for_the_memory_is_found_before_the_first_update(tmp_path):
     """The kernel's limit on a process's memory; the long row is one of forty, and might have come hours later."""
     script = SCARCE.format(tests=os.path.dirname(__file__), root=str(tmp_path), spare=500, seed=0)

@@ -50,7 +50,7 @@ def test_it_learns(model, tokenizer, splits, toy_config, run):
 def test_only_the_adapter_moves(model, tokenizer, splits, toy_config, run):
     before = {n: p.clone() for n, p in model.named_parameters()}
     train(model, tokenizer, splits, toy_config, run)
-    after = dict(model.named_parameters())
+    after = {n: p.cpu() for n, p in model.named_parameters()}
     frozen = {n: p for n, p in after.items() if "lora_" not in n}
     assert all(torch.equal(before[n.replace(".base_layer", "")], p) for n, p in frozen.items())
     assert any(p.abs().max() > 0 for n, p in after.items() if "lora_B" in n)
@@ -231,7 +231,7 @@ def test_adapter_reloads_to_the_same_answers(model, tokenizer, splits, toy_confi
     base, tokenizer = models.load(tmp_path / "base", config)
     trained = models.add_lora(base, config)
     train(trained, tokenizer, splits, config, run)
-    ids = torch.tensor([template.tokenize(splits.test[0], tokenizer)["input_ids"]])
+    ids = torch.tensor([template.tokenize(splits.test[0], tokenizer)["input_ids"]], device=trained.device)
     trained.eval()
     with torch.no_grad():
         expected = trained(ids).logits
@@ -363,10 +363,10 @@ def test_early_stopping_keeps_the_adapter_of_the_best_validation_loss(tokenizer,
     total = count = 0
     for row in parts.val:
         ids = template.tokenize(row, tokenizer)
-        labels = torch.tensor([ids["labels"]])
+        labels = torch.tensor([ids["labels"]], device=saved.device)
         n = int((labels[:, 1:] != template.IGNORED).sum())
         with torch.no_grad():
-            total += n * float(saved(input_ids=torch.tensor([ids["input_ids"]]), labels=labels).loss)
+            total += n * float(saved(torch.tensor([ids["input_ids"]], device=saved.device), labels=labels).loss)
         count += n
     assert total / count == pytest.approx(best, rel=1e-3)
 
