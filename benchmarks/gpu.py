@@ -103,7 +103,7 @@ def run(task: dict) -> dict:
     free, whole = torch.cuda.mem_get_info()
     points = [point for point in history.points if point.loss is not None]
     shape = memory.ModelShape.from_config(model.config, task["shape"])
-    estimate = memory.estimate(shape, config, backend=task["backend"], longest=length)
+    estimate = memory.estimate(shape, config, backend=task["backend"], longest=length, loss_path=memory.TRL_LOSS_PATH)
     assert task["backend"] == "unsloth" or "unsloth" not in sys.modules
     return {
         **task, "device": str(hardware.detect()), "day": date.today().isoformat(), "versions": runs.versions(), "left_gib": before,

@@ -37,7 +37,10 @@ def need(source: Any, config: TrainConfig, hardware: Hardware, longest: int | No
 
     try:
         shape = source if isinstance(source, memory.ModelShape) else memory.ModelShape.from_config(source)
-        return Need(shape, memory.estimate(shape, config, device=hardware.device, longest=longest), longest)
+        estimated = memory.estimate(
+            shape, config, device=hardware.device, longest=longest, loss_path=memory.TRL_LOSS_PATH
+        )
+        return Need(shape, estimated, longest)
     except FtkitError as error:
         return Need(problem=str(error))
 
@@ -59,7 +62,8 @@ def check(needed: Need, config: TrainConfig, hardware: Hardware) -> Iterator[Fin
         severity, title = "error", "The run does not fit in memory, even by the lowest estimate."
     elif found == "does not fit":
         severity, title = "warning", "The run will probably not fit in memory."
-    changes = memory.savings(needed.shape, config, room_gib=there, device=hardware.device, longest=needed.longest)
+    changes = memory.savings(needed.shape, config, room_gib=there, device=hardware.device, longest=needed.longest,
+                             loss_path=memory.TRL_LOSS_PATH)  # fmt: skip
     worth = [row for row in changes.rows[: changes.enough or _TIPS] if row.gain_gib >= _WORTH_GIB]
     most = max(worth, key=lambda row: row.gain_gib).change.split("=")[0] if worth else ""
     yield Finding("memory-too-small", severity, title, f"{needed}; {hardware.name} has {there:.1f} GiB; most is {needed.estimate.dominant}",

@@ -187,6 +187,9 @@ def _memory(config: TrainConfig, situation: Situation) -> tuple[Any, str]:
         return None, "model unknown"
     device = "cpu" if situation.hardware.device == "cpu" else "cuda"
     try:
-        return memory.estimate(situation.shape, config, device=device, longest=situation.longest), ""
+        found = memory.estimate(
+            situation.shape, config, device=device, longest=situation.longest, loss_path=memory.TRL_LOSS_PATH
+        )
+        return found, ""
     except FtkitError as error:
         return None, str(error)

@@ -16,7 +16,8 @@ from ftkit.footprint import GIB, Term, Way, moments, total, trainable
 from ftkit.shapes import ModelShape
 
 BACKENDS = ("unsloth", "transformers")
-CONTEXT_GIB = 0.5  # CUDA's own, on an A100 or H100; 0.14 on a T4
+TRL_LOSS_PATH = "chunked"  # what train.train's runs use: SFTTrainer's default since TRL 1.14
+CONTEXT_GIB = 0.75  # CUDA's own, on an H200 (benchmarks/gpu.py); 0.5 on an A100 or H100, 0.14 on a T4
 LIBRARIES_GIB = 0.55  # resident on a CPU once torch, transformers, peft, trl and Unsloth are imported; measured: 0.52
 _FIXED = (0.98, 1.02)  # rounding of many small tensors
 # Over what grows with the tokens. The worst public point, estimated without its own model, needed 1.22, 1.61 and 1.20.
@@ -108,7 +109,8 @@ def estimate(
         config: the settings; by default the kit's.
         backend: "unsloth" or "transformers"; by default the one that `config` gets where both are installed.
         loss_path: "full" computes all logits at once, "fast" overwrites them, "chunked" computes a few rows at a time.
-            By default what the backend does: Unsloth chunks, Transformers beside it does not.
+            By default what the library does by itself: Unsloth chunks, Transformers does not. This kit's own runs go through
+            TRL, which chunks beside either: `TRL_LOSS_PATH`.
         method: "qlora", "lora" or "full" (every weight learns); by default what `config.load_in_4bit` says.
         attention: "sdpa" (also FlashAttention) or "eager", which writes all scores out.
         device: "cuda" or "cpu".
@@ -211,7 +213,8 @@ def _way(
         method=method, micro_batch=config.per_device_train_batch_size, length=length, r=config.lora_r,
         target_modules=config.target_modules, use_dora=config.use_dora, double_quant=config.bnb_4bit_use_double_quant,
         compute_bytes=4 if config.dtype == "fp32" else 2,
-        adapter_bytes=2 if method == "qlora" and config.dtype == "bf16" else 4,  # TRL casts them, beside Unsloth too
+        # TRL turns a 4-bit model's adapter to bf16, on a CPU beside Unsloth too; on a GPU Unsloth keeps it in 32-bit
+        adapter_bytes=2 if method == "qlora" and config.dtype == "bf16" and (on_cpu or backend != "unsloth") else 4,
         optim="adamw_torch" if on_cpu and "8bit" in config.optim else config.optim,
         checkpointing=config.gradient_checkpointing, offloaded=backend == "unsloth" and not on_cpu,
         loss_path=loss_path or ("chunked" if backend == "unsloth" else "full"), eager=eager,

@@ -194,7 +194,8 @@ def _layer(shape: ModelShape, way: Way) -> float:
     wide = norms * shape.hidden_size + 3 * queries + 2 * keys + (3 if shape.gated else 2) * shape.intermediate_size
     copied = _inputs(shape.targets(way.target_modules)) if way.method != "full" else 0
     kept = 4 if way.checkpointing else way.compute_bytes  # a layer at work holds the cast; autocast keeps a narrow copy
-    casts = kept if way.adapter_bytes > way.compute_bytes else 0
+    # Unsloth, whose inputs are offloaded, casts inside its kernels
+    casts = kept if way.adapter_bytes > way.compute_bytes and not way.offloaded else 0
     return float(way.tokens * (way.compute_bytes * wide + casts * copied))
 
 

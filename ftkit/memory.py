@@ -9,7 +9,7 @@ memory.beside(needed, history)
 ```
 """
 
-from ftkit.estimates import Beside, Item, MemoryEstimate, beside, estimate, of_way
+from ftkit.estimates import TRL_LOSS_PATH, Beside, Item, MemoryEstimate, beside, estimate, of_way
 from ftkit.footprint import FITTED, Constants, Way
 from ftkit.gpus import GPU, Fits, fits, gpu, verdict
 from ftkit.gpus import table as gpus
@@ -17,6 +17,6 @@ from ftkit.savings import Saving, Savings, advice, savings
 from ftkit.shapes import ModelShape, find, names
 
 __all__ = [
-    "FITTED", "GPU", "Beside", "Constants", "Fits", "Item", "MemoryEstimate", "ModelShape", "Saving", "Savings", "Way", "advice",
+    "FITTED", "GPU", "TRL_LOSS_PATH", "Beside", "Constants", "Fits", "Item", "MemoryEstimate", "ModelShape", "Saving", "Savings", "Way", "advice",
     "beside", "estimate", "find", "fits", "gpu", "gpus", "names", "of_way", "savings", "verdict",
 ]  # fmt: skip

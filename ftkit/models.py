@@ -16,7 +16,7 @@ from ftkit import bundled, hub, runs, storage
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, FtkitWarning, MissingArtifact, MissingExtra, ModelError
 from ftkit.hardware import Hardware, detect
-from ftkit.quiet import hide_chatter, quiet
+from ftkit.quiet import quiet
 
 BUNDLED = bundled.NAME
 _PLAIN_ATTENTION_TOKENS = 256
@@ -30,7 +30,9 @@ def default_model(hardware: Hardware | None = None) -> str:
     """
     if (hardware or detect()).device != "cuda":
         return BUNDLED
-    return _in_reach(SMALL_HUB_MODEL) if detect().device == "cuda" else SMALL_HUB_MODEL  # a card may be described by hand
+    return (
+        _in_reach(SMALL_HUB_MODEL) if detect().device == "cuda" else SMALL_HUB_MODEL
+    )  # a card may be described by hand
 
 
 @functools.cache
@@ -232,7 +234,6 @@ def _import_unsloth() -> None:
         )
     with quiet():
         import unsloth  # noqa: F401
-    hide_chatter()
 
 
 def _load_unsloth(source: str, config: TrainConfig) -> tuple[Any, Any]:

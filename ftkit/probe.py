@@ -92,7 +92,11 @@ def _estimated(config: TrainConfig, longest: int, model: Any) -> list[str]:
         return []
     try:
         found = memory.savings(
-            memory.ModelShape.from_config(model.config), config, device=detect().device, longest=longest
+            memory.ModelShape.from_config(model.config),
+            config,
+            device=detect().device,
+            longest=longest,
+            loss_path=memory.TRL_LOSS_PATH,
         )
     except ConfigError:  # an architecture that the estimate does not describe
         return []

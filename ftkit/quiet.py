@@ -7,13 +7,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
+# Loggers that Unsloth writes to: its own, and those that it takes from Transformers.
+_UNSLOTH_LOGGERS = ("unsloth_zoo.log", "transformers.models.llama.modeling_llama", "transformers.trainer")
+_CHATTER = ("Unsloth ", "Unsloth: ", "Not an error, but Unsloth", "==((====))==")
 
-# Loggers that Unsloth writes to: its own, and the one that it takes from Transformers.
-_UNSLOTH_LOGGERS = ("unsloth_zoo.log", "transformers.models.llama.modeling_llama")
-_CHATTER = ("Unsloth ", "Unsloth: ", "==((====))==")
 
-
-def hide_chatter() -> None:
+def _hide_chatter() -> None:
     """Hide what Unsloth logs on a GPU while it patches, trains and saves: banners, and repairs that it has made by itself."""
     for name in _UNSLOTH_LOGGERS:
         logging.getLogger(name).addFilter(_is_no_chatter)  # a second time changes nothing
@@ -27,11 +26,15 @@ def _is_no_chatter(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def quiet(enabled: bool = True) -> Iterator[None]:
-    """Silence banners, weight-loading bars and known harmless log lines inside the block; errors still come through."""
+    """Silence banners, weight-loading bars and known harmless log lines inside the block; errors still come through.
+
+    What Unsloth logs later, while it trains and saves, stays hidden after the block.
+    """
     if not enabled:
         yield
         return
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    _hide_chatter()
     noisy = logging.getLogger("bitsandbytes")  # says that an optional kernel package is missing
     level = noisy.level
     noisy.setLevel(logging.ERROR)
@@ -58,3 +61,17 @@ def _no_transformers_bars() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def no_datasets_bars() -> Iterator[None]:
+    """Without the bars of datasets: on a GPU Unsloth filters the validation rows once more, in the middle of a training."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            enable_progress_bars()

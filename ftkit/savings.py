@@ -99,6 +99,7 @@ def savings(
     backend: str | None = None,
     device: str = "cuda",
     longest: int | None = None,
+    loss_path: str | None = None,
 ) -> Savings:
     """List what can be changed, cheapest first and then by gain, each on top of the ones before.
 
@@ -109,22 +110,27 @@ def savings(
         backend: as for `estimate`.
         device: as for `estimate`.
         longest: as for `estimate`.
+        loss_path: as for `estimate`.
     """
+
+    def needed(settings: TrainConfig) -> MemoryEstimate:
+        return estimate(shape, settings, device=device, longest=longest, loss_path=loss_path)
+
     if backend is not None:
         config = config.replace(backend=backend)
-    start = now = estimate(shape, config, device=device, longest=longest)
+    start = now = needed(config)
     rows: list[Saving] = []
     left = [change for change in _CHANGES if device == "cuda" or change is not _UNSLOTH]
     while left:
         tried = [(found, change) for change in left if (found := change.apply(config))]
-        gains = [(now.likely_gib - estimate(shape, changed, device=device, longest=longest).likely_gib, text, changed, change)
+        gains = [(now.likely_gib - needed(changed).likely_gib, text, changed, change)
                  for (text, changed), change in tried]  # fmt: skip
         worthy = [gain for gain in gains if gain[0] > _WORTH_GIB]
         if not worthy:
             break
         cheapest = min(_ORDER.index(gain[3].cost) for gain in worthy)
         gain, text, config, change = max((g for g in worthy if _ORDER.index(g[3].cost) == cheapest), key=lambda g: g[0])
-        now = estimate(shape, config, device=device, longest=longest)
+        now = needed(config)
         rows.append(Saving(text, gain, now, f"{change.cost}: {change.why}", config))
         left.remove(change)
     return Savings(start, tuple(rows), room_gib)

@@ -19,6 +19,7 @@ from ftkit.findings import PreflightReport
 from ftkit.hardware import detect, peak_memory_gib
 from ftkit.history import History, read_points, write_points
 from ftkit.mirror import Mirror
+from ftkit.quiet import no_datasets_bars
 from ftkit.recorder import Recorder, Watch
 from ftkit.rows import cut, length_batches, read
 from ftkit.runs import Run
@@ -72,7 +73,7 @@ def train(
         }  # fmt: skip
         checkpoint = _to_resume(run, config, facts) if resume else None
         recorder = Recorder(run, config, facts, checkpoint=checkpoint, stop=asked, watch=watch, mirror=copy)
-        with storage.explained(run.path):
+        with storage.explained(run.path), no_datasets_bars():
             loop = trainer.build(model, tokenizer, rows, config, run, [recorder.callback()])
             if checkpoint is None:
                 probe.run(loop, config, lengths)
@@ -81,6 +82,7 @@ def train(
                 _train(loop, checkpoint, recorder, max(lengths))
             finally:
                 recorder.close()
+                trainer.forget_embeddings()
                 checkpoints.sweep(run / "checkpoints")  # on a full disk half a checkpoint is in the way
         return _finish(recorder, loop, {**facts, "preflight": [finding.id for finding in report.findings]})
 

@@ -1,5 +1,6 @@
 """The settings of a run as TRL's SFTTrainer wants them; the only module that builds one."""
 
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,11 +63,23 @@ def build(
     trainer = SFTTrainer(model=model, args=arguments, processing_class=tokenizer, train_dataset=rows["train"],
                          eval_dataset=rows["val"], data_collator=collator, callbacks=list(callbacks))  # fmt: skip
     trainer.remove_callback(PrinterCallback)
+    if config.dtype == "fp16":  # TRL turns a 4-bit model's adapter to bf16, whose gradients fp16's scaler does not take
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     # Transformers would load a checkpoint's adapter through PEFT, which turns bf16 weights into fp32: other steps from there on.
     trainer._load_from_checkpoint = lambda checkpoint, model=None: put_back(trainer.model, checkpoint)
     if config.report_to == "tensorboard":
         trainer.add_callback(_tensorboard(run))
     return trainer
+
+
+def forget_embeddings() -> None:
+    """Let go of the embeddings that bitsandbytes' optimisers note: each training would keep one on the GPU for good."""
+    if "bitsandbytes" in sys.modules:
+        from bitsandbytes.optim import GlobalOptimManager
+
+        GlobalOptimManager.get_instance().module_weight_config_triple.clear()
 
 
 def put_back(model: Any, folder: str | Path) -> None:

@@ -84,6 +84,7 @@ from ftkit import data, hardware
 from ftkit.config import TrainConfig
 from ftkit.runs import Run
 from ftkit.train import train
+import peft, trl.trainer.sft_trainer  # before the limit: libraries take room that differs between machines
 rows = [{{"prompt": f"What is {{i}}?", "completion": "x" * (20_000 if i == 17 else 5)}} for i in range(40)]
 parts = data.split(data.load_examples(rows), seed={seed})
 config = TrainConfig(backend="transformers", load_in_4bit=False, dtype="fp32", gradient_checkpointing=False, optim="adamw_torch",

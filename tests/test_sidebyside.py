@@ -108,4 +108,4 @@ def test_late_import_warns_and_leaves_stale_names(measured):
 @pytest.mark.slow
 def test_both_learn_the_same(measured):
     assert measured.loss_gap("late", "plain") < 0.05
-    assert all(r.tokens_per_s > 0 and 0.3 < r.peak_gib < 4 and len(r.losses) == 2 for r in measured.runs)
+    assert all(r.tokens_per_s > 0 and 0.1 < r.peak_gib < 4 and len(r.losses) == 2 for r in measured.runs)

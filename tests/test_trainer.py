@@ -27,3 +27,31 @@ def test_a_reporter_that_is_not_installed_is_named(toy_config):
     with pytest.raises(MissingExtra, match="pip install wandb, or set report_to='none'"):
         trainer.check_reporter(toy_config.replace(report_to="wandb"))
     trainer.check_reporter(toy_config)
+
+
+@pytest.mark.parametrize(("dtype", "wanted"), [("fp16", torch.float32), ("bf16", torch.bfloat16)])
+def test_an_adapter_in_fp16_is_trained_in_fp32(tokenizer, splits, toy_config, tmp_path, dtype, wanted):
+    """TRL turns the adapter of a 4-bit model to bf16; the gradient scaler of fp16 cannot unscale that on a GPU."""
+    from test_train import toy
+
+    from ftkit.rows import cut, read
+    from ftkit.runs import Run
+
+    adapted = models.add_lora(toy(), toy_config)
+    adapted.is_loaded_in_4bit = adapted.base_model.model.is_loaded_in_4bit = True
+    rows = {"train": cut("train", read("train", splits.train, tokenizer), 256)}
+    rows["val"] = rows["train"]
+    loop = trainer.build(adapted, tokenizer, rows, toy_config.replace(dtype=dtype), Run.create("toy", tmp_path), [])
+    assert {p.dtype for p in loop.model.parameters() if p.requires_grad} == {wanted}
+
+
+def test_no_embedding_is_kept_for_good(model):
+    """Transformers notes every embedding with bitsandbytes' manager when it makes an 8-bit optimiser, and nobody takes it out."""
+    from bitsandbytes.optim import GlobalOptimManager
+
+    noted = GlobalOptimManager.get_instance().module_weight_config_triple
+    GlobalOptimManager.get_instance().register_module_override(
+        model.get_input_embeddings(), "weight", {"optim_bits": 32}
+    )
+    trainer.forget_embeddings()
+    assert noted == []
