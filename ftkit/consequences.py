@@ -190,6 +190,6 @@ def _memory(config: TrainConfig, situation: Situation) -> tuple[Any, str]:
         found = memory.estimate(
             situation.shape, config, device=device, longest=situation.longest, loss_path=memory.TRL_LOSS_PATH
         )
-        return found, ""
     except FtkitError as error:
         return None, str(error)
+    return found, ""

@@ -165,10 +165,10 @@ def _diverging(train: Pairs, config: Any) -> Reading | None:
 
 
 def _flat(train: Pairs, config: Any) -> Reading | None:
-    """First and last third are the same within what chance does to them."""
+    """First and last third are the same within what chance does to them; a loss that halved has fallen."""
     values = [value for _, value in train]
     begin, _, end, chance = _thirds(values)
-    if begin - end > max(0.05 * begin, chance):
+    if begin - end > max(0.05 * begin, min(chance, 0.5 * begin)):
         return None
     return Reading("flat", "problem", "Flat",
                    f"training loss was {begin:.3g} nats a token in the first third of the run and {end:.3g} in the last; "

@@ -74,7 +74,7 @@ _after_release = {"gib": 0.0}
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system once a GiB has gathered; does nothing where glibc is absent.
+    """Give freed memory back to the system once two GiB have gathered; does nothing where glibc is absent.
 
     glibc would keep it, and a process that sees tensors of ever new sizes would only grow. Released at every step the
     pages would be fetched anew at every step, which costs more than the rest of the bookkeeping.

@@ -138,6 +138,33 @@ def test_an_easy_first_batch_is_no_explosion():
     assert diagnose(History.of([Point(step, loss) for step, loss in enumerate(losses, 1)])).ids == ("flat",)
 
 
+def test_a_loss_that_halved_is_not_flat():
+    """Eight rows in small batches leap from easy to hard ones: chance would then be as large as what was learned."""
+    losses = [
+        0.9,
+        0.5,
+        0.3,
+        0.18,
+        0.05,
+        0.15,
+        0.2,
+        0.05,
+        0.17,
+        0.04,
+        0.16,
+        0.03,
+        0.15,
+        0.02,
+        0.14,
+        0.03,
+        0.02,
+        0.13,
+        0.003,
+        0.03,
+    ]
+    assert diagnose(curve(losses, (0.6, 0.38, 0.42, 0.48, 0.54), noise=0)).ids == ("overfitting",)
+
+
 @pytest.mark.parametrize("kind", REAL)
 def test_real_curves_are_told_apart(kind):
     """The bundled model on invoices: learning rate 0.01 with alpha 512, learning rate 1e-6, good settings, and answers of other questions."""

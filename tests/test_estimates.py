@@ -121,7 +121,10 @@ def test_backends_choose_their_own_loss_and_adapter_width():
 def test_trl_casts_a_qlora_adapter_to_bf16_and_no_other():
     """Seen in this kit's runs, its Adam states follow. LoRA on 16-bit weights keeps 32-bit adapters, and so does Unsloth on a GPU."""
     config = TrainConfig(optim="adamw_torch", backend="transformers")
-    states = lambda config, device="cuda": memory.estimate(LARGE, config, device=device)["optimiser states"]
+
+    def states(config, device="cuda"):
+        return memory.estimate(LARGE, config, device=device)["optimiser states"]
+
     assert states(config.replace(load_in_4bit=False)) == pytest.approx(2 * states(config))
     assert states(config.replace(backend="unsloth")) == pytest.approx(2 * states(config))
     assert states(config.replace(backend="unsloth"), "cpu") == pytest.approx(states(config, "cpu"))
