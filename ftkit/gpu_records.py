@@ -1,4 +1,4 @@
-"""What others measured on GPUs with and without Unsloth, as they published it: device, day, settings and source beside it."""
+"""What was measured on GPUs with and without Unsloth, by others and by this kit: device, day, settings and source beside it."""
 
 import html
 import json
@@ -13,7 +13,7 @@ _FILE = Path(__file__).parent / "samples/gpu_records.json"
 
 @dataclass(frozen=True)
 class Recorded:
-    """One published table; shows itself with where it comes from. None stands for a run that did not fit into memory."""
+    """One table; shows itself with where it comes from. None stands for a run that did not fit into memory."""
 
     question: str
     device: str
@@ -41,7 +41,7 @@ class Recorded:
 
 
 def load(name: str = "length") -> Recorded:
-    """A record by name: "length", "baseline" or "t4".
+    """A record by name: "length", "baseline" and "t4" as others published them, "h200" from this kit.
 
     Raises:
         MissingArtifact: no record of that name; lists those that there are.
@@ -55,7 +55,7 @@ def load(name: str = "length") -> Recorded:
 
 def _title(name: str) -> str:
     """A column's name as a heading, its unit last."""
-    for end, unit in (("_tokens_per_s", ", tokens/s"), ("_tokens", ", tokens"), ("_gb", ", GB")):
+    for end, unit in (("_tokens_per_s", ", tokens/s"), ("_tokens", ", tokens"), ("_gb", ", GB"), ("_gib", ", GiB")):
         if name.endswith(end):
             return name.removesuffix(end).replace("_", " ") + unit
     return {"gb": "GB", "tokens_per_s": "tokens/s", "plain_torch_2_1_1": "plain, torch 2.1.1"}.get(

@@ -1,6 +1,7 @@
-"""Published comparisons come with their source, and are what was published."""
+"""Recorded comparisons come with their source, and are what was published."""
 
 import html
+from pathlib import Path
 
 import pytest
 
@@ -8,19 +9,19 @@ from ftkit import gpu_records
 from ftkit.errors import MissingArtifact
 
 
-@pytest.mark.parametrize("name", ["length", "baseline", "t4"])
+@pytest.mark.parametrize("name", ["length", "baseline", "t4", "h200"])
 def test_each_says_where_it_comes_from(name):
     record = gpu_records.load(name)
     for part in (record.device, record.day, record.by, record.source, record.settings):
         assert part
         assert part in record.where
         assert html.escape(part) in record._repr_html_()
-    assert record.source.startswith("https://")
+    assert record.source.startswith("https://") or (Path(__file__).parents[1] / record.source).is_file()
     assert record.rows
 
 
 def test_an_unknown_record_names_those_that_there_are():
-    with pytest.raises(MissingArtifact, match="length, baseline, t4"):
+    with pytest.raises(MissingArtifact, match="length, baseline, t4, h200"):
         gpu_records.load("h100")
 
 
@@ -44,3 +45,4 @@ def test_columns_are_named_with_their_units():
     assert "<th>length, tokens</th>" in page
     assert "<th>plain, tokens/s</th>" in page
     assert "<th>unsloth, GB</th>" in page
+    assert "<th>unsloth, GiB</th>" in gpu_records.load("h200")._repr_html_()

@@ -55,7 +55,7 @@ def test_imported_last_it_warns_and_leaves_names_stale(book, runs):
 
 def test_the_record_comes_with_device_day_and_source(book):
     page = book.page.read_text()
-    for name in ("length", "baseline", "t4"):
+    for name in ("length", "baseline", "t4", "h200"):
         record = gpu_records.load(name)
         assert record.device in page
         assert record.source in page
