@@ -18,12 +18,14 @@ help:
 quickstart: install
 	@$(BIN)/python -m ftkit quickstart
 
-# The fast tests share the cores; those that train or serve a model have both to themselves.
-FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
+# Two tests at a time, a thread each; a browser's clicks do not wait for a busy neighbour.
+TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+FAST := $(TWO) -m "not slow"
 
 test: install
 	@$(FAST)
-	@$(BIN)/python -m pytest -m slow
+	@$(TWO) --dist loadfile -m slow --ignore tests/browser
+	@$(BIN)/python -m pytest -m slow tests/browser
 
 test-fast: install
 	@$(FAST)

@@ -16,7 +16,7 @@ from ftkit.footprint import GIB, Term, Way, moments, total, trainable
 from ftkit.shapes import ModelShape
 
 BACKENDS = ("unsloth", "transformers")
-TRL_LOSS_PATH = "chunked"  # what train.train's runs use: SFTTrainer's default since TRL 1.14
+TRL_LOSS_PATH = "chunked"  # what train.train's runs use: SFTTrainer's default, or Unsloth's own loss on a GPU
 CONTEXT_GIB = 0.75  # CUDA's own, on an H200 (benchmarks/gpu.py); 0.5 on an A100 or H100, 0.14 on a T4
 LIBRARIES_GIB = 0.55  # resident on a CPU once torch, transformers, peft, trl and Unsloth are imported; measured: 0.52
 _FIXED = (0.98, 1.02)  # rounding of many small tensors
@@ -110,7 +110,7 @@ def estimate(
         backend: "unsloth" or "transformers"; by default the one that `config` gets where both are installed.
         loss_path: "full" computes all logits at once, "fast" overwrites them, "chunked" computes a few rows at a time.
             By default what the library does by itself: Unsloth chunks, Transformers does not. This kit's own runs go through
-            TRL, which chunks beside either: `TRL_LOSS_PATH`.
+            TRL, where the loss is chunked beside either: `TRL_LOSS_PATH`.
         method: "qlora", "lora" or "full" (every weight learns); by default what `config.load_in_4bit` says.
         attention: "sdpa" (also FlashAttention) or "eager", which writes all scores out.
         device: "cuda" or "cpu".

@@ -63,10 +63,10 @@ def peak_memory_gib() -> float:
 
 
 def free_gpu_memory_gib() -> float:
-    """What this process could hold on the GPU altogether: what is free there, and what it holds already."""
+    """What this process could still take on the GPU: what is free there, and what PyTorch keeps for reuse."""
     import torch
 
-    return float(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()) / GIB
+    return float(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()) / GIB
 
 
 _SLACK_GIB = 2.0

@@ -28,14 +28,13 @@ def default_model(hardware: Hardware | None = None) -> str:
 
     Also the bundled one, with a warning, on a GPU from which the Hub is out of reach.
     """
-    if (hardware or detect()).device != "cuda":
+    here = detect()
+    if (hardware or here).device != "cuda":
         return BUNDLED
-    return (
-        _in_reach(SMALL_HUB_MODEL) if detect().device == "cuda" else SMALL_HUB_MODEL
-    )  # a card may be described by hand
+    return _in_reach(SMALL_HUB_MODEL) if here.device == "cuda" else SMALL_HUB_MODEL  # a card described by hand
 
 
-@functools.cache
+@functools.cache  # an unreachable Hub takes seconds to say so, and once is enough
 def _in_reach(name: str) -> str:
     try:
         return hub.resolve(name)

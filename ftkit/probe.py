@@ -28,7 +28,7 @@ def tells_something(lengths: Sequence[int], batch_size: int, device: str = "cpu"
 
 
 def surely_fits(model: Any, config: TrainConfig, longest: int, free_gib: float) -> bool:
-    """Whether even the estimate's high end is less than half of what is free: nothing needs to be tried then.
+    """Whether even the estimate's high end, weights included, is less than half of what is free: nothing needs to be tried then.
 
     On a GPU with Unsloth a pass before the training costs a second compilation, longer than a short run.
     """

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -10,10 +11,16 @@ from contextlib import contextmanager, redirect_stdout
 # Loggers that Unsloth writes to: its own, and those that it takes from Transformers.
 _UNSLOTH_LOGGERS = ("unsloth_zoo.log", "transformers.models.llama.modeling_llama", "transformers.trainer")
 _CHATTER = ("Unsloth ", "Unsloth: ", "Not an error, but Unsloth", "==((====))==")
+_A_LOSS = re.compile(
+    r"truncat|could not|fail|unsuccessful|ignor|not support|dropout", re.IGNORECASE
+)  # rows or settings are changed
 
 
 def _hide_chatter() -> None:
-    """Hide what Unsloth logs on a GPU while it patches, trains and saves: banners, and repairs that it has made by itself."""
+    """Hide what Unsloth logs while it patches, trains and saves: banners, and repairs that it has made by itself.
+
+    A line of rows that it cuts or of a setting that it ignores comes through.
+    """
     for name in _UNSLOTH_LOGGERS:
         logging.getLogger(name).addFilter(_is_no_chatter)  # a second time changes nothing
     # said after any forward pass before trainer.train(), such as the probe's: it starts clean by itself
@@ -21,7 +28,8 @@ def _hide_chatter() -> None:
 
 
 def _is_no_chatter(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR or not str(record.msg).startswith(_CHATTER)
+    said = str(record.msg)
+    return record.levelno >= logging.ERROR or not said.startswith(_CHATTER) or bool(_A_LOSS.search(said))
 
 
 @contextmanager

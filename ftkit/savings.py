@@ -177,7 +177,7 @@ def _halve(name: str, floor: int) -> Callable[[TrainConfig], tuple[str, TrainCon
 
 
 _ORDER = (FREE, TIME, QUALITY)
-_UNSLOTH = _Change(FREE, "the loss is computed in parts, layers' inputs wait in the computer's RAM", _to_unsloth)
+_UNSLOTH = _Change(FREE, "layers' inputs wait in the computer's RAM, the loss is computed in parts", _to_unsloth)
 _CHANGES = (
     _UNSLOTH,
     _Change(FREE, "optimiser states in 8 bits", _setting("optim", "adamw_8bit")),

@@ -12,7 +12,8 @@ import pytest
 
 from ftkit import bundled, hub, models
 from ftkit.config import TrainConfig
-from ftkit.errors import ConfigError, MissingArtifact, MissingExtra, ModelError
+from ftkit.errors import ConfigError, FtkitWarning, MissingArtifact, MissingExtra, ModelError
+from ftkit.hardware import Hardware
 
 
 @pytest.fixture
@@ -242,3 +243,25 @@ def test_both_backends_start_from_the_same_loss(tmp_path):
 def test_an_empty_name_is_refused_as_empty():
     with pytest.raises(ModelError, match="name is empty"):
         models.load("")
+
+
+CARD = Hardware("cuda", "a card", 24.0, (8, 9), bf16=True, cores=4)
+
+
+def test_the_default_model_suits_the_machine_and_may_be_asked_for_another(monkeypatch):
+    """A card that is only described needs no download here."""
+    monkeypatch.setattr(models, "detect", lambda: Hardware("cpu", "a CPU", 16.0, None, bf16=True, cores=2))
+    assert models.default_model() == models.BUNDLED
+    assert models.default_model(CARD) == models.SMALL_HUB_MODEL
+
+
+def test_a_card_without_the_hub_gets_the_bundled_model_and_is_told(monkeypatch):
+    def out_of_reach(name):
+        raise ModelError(f"{name} cannot be reached.")
+
+    monkeypatch.setattr(models, "detect", lambda: CARD)
+    monkeypatch.setattr(hub, "resolve", out_of_reach)
+    models._in_reach.cache_clear()
+    with pytest.warns(FtkitWarning, match=r"cannot be reached\. So .* is taken"):
+        assert models.default_model() == models.BUNDLED
+    models._in_reach.cache_clear()

@@ -55,3 +55,17 @@ def test_no_embedding_is_kept_for_good(model):
     )
     trainer.forget_embeddings()
     assert noted == []
+
+
+def test_a_training_lets_go_of_noted_embeddings(model, tokenizer, splits, toy_config, tmp_path):
+    """Were the call left out, what was noted before would still stand there."""
+    from bitsandbytes.optim import GlobalOptimManager
+
+    from ftkit.runs import Run
+    from ftkit.train import train
+
+    GlobalOptimManager.get_instance().register_module_override(
+        model.get_input_embeddings(), "weight", {"optim_bits": 32}
+    )
+    train(model, tokenizer, splits, toy_config.replace(max_steps=1), Run.create("toy", tmp_path), preflight=False)
+    assert GlobalOptimManager.get_instance().module_weight_config_triple == []

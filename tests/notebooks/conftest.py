@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ftkit import bundled, headless
+from ftkit import bundled, hardware, headless
 from ftkit.runs import Run
 
 ROOT = Path(__file__).parents[2]
@@ -45,8 +45,10 @@ def execute(tmp_path_factory):
         path = ROOT / "notebooks" / f"{name}.ipynb"
         assert set(headless.declared_parameters(path)) == STANDARD
         root, output = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("executed")
-        # on a GPU "auto" is a Hub model, which is not part of the test
-        parameters = {"run_root": root, "base_model": bundled.NAME, **parameters}
+        model = (
+            {} if hardware.detect().device == "cpu" else {"base_model": bundled.NAME}
+        )  # on a GPU "auto" is a Hub model
+        parameters = {"run_root": root, **model, **parameters}
         arguments = [str(part) for item in parameters.items() for part in ("-p", *item)]
         # the tests' own MPLBACKEND would keep figures out of the page
         environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {"FTKIT_RUN_ROOT": str(root)}
