@@ -124,8 +124,11 @@ def main() -> None:
             ]
             r = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
             took[name] = r["seconds"]
-            print(f"{name:>17}  {rows:>7}  {r['seconds']:>8.1f}  {r['peak']:>8.2f}  {r['texts']:>9.2f}  {r['planted']:>12}  "
-                  f"{r['recall']:>6.4f}  {r['precision']:>9.4f}   {took[name] / took['ftkit minhash']:.1f} times", flush=True)  # fmt: skip
+            print(
+                f"{name:>17}  {rows:>7}  {r['seconds']:>8.1f}  {r['peak']:>8.2f}  {r['texts']:>9.2f}  {r['planted']:>12}  "
+                f"{r['recall']:>6.4f}  {r['precision']:>9.4f}   {took[name] / took['ftkit minhash']:.1f} times",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -46,9 +46,12 @@ def write_model(shape: str, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bundled.folder())
     facts = {key: value for key, value in _listed()[shape].items() if key != "model_type"}
     config = LlamaConfig(
-        **facts, max_position_embeddings=8192, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        **facts,
+        max_position_embeddings=8192,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = LlamaForCausalLM(config)
@@ -91,29 +94,45 @@ def run(task: dict) -> dict:
     before = torch.cuda.memory_allocated() / hardware.GIB
     length = task["length"]
     config = TrainConfig(
-        backend=task["backend"], dtype=task["dtype"], target_modules=tuple(task["targets"]), lora_r=16, lora_alpha=16,
-        max_length=length, max_steps=task["steps"], warmup_steps=0, eval_steps=0, save_steps=0,
-        per_device_train_batch_size=task["batch"], gradient_accumulation_steps=1,
-    )  # fmt: skip
+        backend=task["backend"],
+        dtype=task["dtype"],
+        target_modules=tuple(task["targets"]),
+        lora_r=16,
+        lora_alpha=16,
+        max_length=length,
+        max_steps=task["steps"],
+        warmup_steps=0,
+        eval_steps=0,
+        save_steps=0,
+        per_device_train_batch_size=task["batch"],
+        gradient_accumulation_steps=1,
+    )
     model, tokenizer = models.load(task["folder"], config)
     model = models.add_lora(model, config)
     torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
-        history = train(model, tokenizer, rows_of(length, 16, tokenizer), config, runs.Run.create("one", folder), preflight=False)  # fmt: skip
+        history = train(
+            model, tokenizer, rows_of(length, 16, tokenizer), config, runs.Run.create("one", folder), preflight=False
+        )
     free, whole = torch.cuda.mem_get_info()
     points = [point for point in history.points if point.loss is not None]
     shape = memory.ModelShape.from_config(model.config, task["shape"])
     estimate = memory.estimate(shape, config, backend=task["backend"], longest=length, loss_path=memory.TRL_LOSS_PATH)
     assert task["backend"] == "unsloth" or "unsloth" not in sys.modules
     return {
-        **task, "device": str(hardware.detect()), "day": date.today().isoformat(), "versions": runs.versions(), "left_gib": before,
+        **task,
+        "device": str(hardware.detect()),
+        "day": date.today().isoformat(),
+        "versions": runs.versions(),
+        "left_gib": before,
         "tokens_per_s": (points[-1].tokens - points[WARM - 1].tokens) / (points[-1].seconds - points[WARM - 1].seconds),
         "allocated_gib": torch.cuda.max_memory_allocated() / hardware.GIB,
-        "reserved_gib": torch.cuda.max_memory_reserved() / hardware.GIB, "used_gib": (whole - free) / hardware.GIB,
+        "reserved_gib": torch.cuda.max_memory_reserved() / hardware.GIB,
+        "used_gib": (whole - free) / hardware.GIB,
         "estimate": [estimate.low_gib, estimate.likely_gib, estimate.high_gib],
         "adapter_dtype": str(next(p.dtype for n, p in model.named_parameters() if "lora_A" in n)),
         "losses": [point.loss for point in points],
-    }  # fmt: skip
+    }
 
 
 def tasks_of(shape: str, folder: str, backend: str, options: argparse.Namespace) -> list[dict]:
@@ -128,8 +147,12 @@ def tasks_of(shape: str, folder: str, backend: str, options: argparse.Namespace)
 
 def in_a_process(tasks: list[dict]) -> Iterator[dict]:
     """What each task measured, as it comes; ends early, with the end of what was said, where one fails."""
-    process = subprocess.Popen([sys.executable, __file__, "--tasks", json.dumps(tasks)], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--tasks", json.dumps(tasks)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     said = []
     for line in process.stdout:
         if line.startswith('{"shape"'):
@@ -184,8 +207,16 @@ def as_line(found: dict) -> str:
     where = "all linear" if len(found["targets"]) > 4 else "attention"
     gib = [f"{found[name]:.2f}" for name in ("allocated_gib", "reserved_gib", "used_gib")]
     ends = " · ".join(f"{end:.2f}" for end in found["estimate"])
-    return FORMAT.format(found["shape"], found["backend"], found["dtype"], where, found["length"], f"{found['tokens_per_s']:.0f}",
-                         *gib, ends)  # fmt: skip
+    return FORMAT.format(
+        found["shape"],
+        found["backend"],
+        found["dtype"],
+        where,
+        found["length"],
+        f"{found['tokens_per_s']:.0f}",
+        *gib,
+        ends,
+    )
 
 
 def summary(results: list[dict]) -> None:
@@ -198,13 +229,17 @@ def summary(results: list[dict]) -> None:
         if len(pair) == 2:
             plain, fast = pair["transformers"], pair["unsloth"]
             apart = max(abs(a - b) / a for a, b in zip(plain["losses"], fast["losses"], strict=True))
-            print(f"{shape}, {dtype}, {targets} matrices, {length} tokens: Unsloth has {fast['tokens_per_s'] / plain['tokens_per_s']:.2f} times "
-                  f"the speed, {fast['allocated_gib'] / plain['allocated_gib']:.2f} times the memory; losses differ by at most {apart:.1%}")  # fmt: skip
+            print(
+                f"{shape}, {dtype}, {targets} matrices, {length} tokens: Unsloth has {fast['tokens_per_s'] / plain['tokens_per_s']:.2f} times "
+                f"the speed, {fast['allocated_gib'] / plain['allocated_gib']:.2f} times the memory; losses differ by at most {apart:.1%}"
+            )
     if results:
         errors = [abs(found["estimate"][1] / found["allocated_gib"] - 1) for found in results]
         covered = sum(found["estimate"][2] >= found["used_gib"] for found in results)
-        print(f"estimate: mean error {statistics.mean(errors):.1%}, largest {max(errors):.1%}; its high end is not below "
-              f"what lay on the card in {covered} of {len(results)}")  # fmt: skip
+        print(
+            f"estimate: mean error {statistics.mean(errors):.1%}, largest {max(errors):.1%}; its high end is not below "
+            f"what lay on the card in {covered} of {len(results)}"
+        )
         print(results[0]["device"], results[0]["day"], results[0]["versions"])
 
 

@@ -58,8 +58,11 @@ def _high(point: Point) -> float:
 
 def table(measured: Sequence[Point], guesses: Sequence[float]) -> list[Row]:
     """All rows, class by class."""
-    rules = (("the brief's table", rules_of_thumb.brief), ("LLaMA-Factory's table", rules_of_thumb.llama_factory),
-             ("accelerate estimate-memory", rules_of_thumb.accelerate))  # fmt: skip
+    rules = (
+        ("the brief's table", rules_of_thumb.brief),
+        ("LLaMA-Factory's table", rules_of_thumb.llama_factory),
+        ("accelerate estimate-memory", rules_of_thumb.accelerate),
+    )
     rows = []
     for quality in sorted({point.quality for point in measured}):
         rows.append(of_estimates(measured, guesses, quality))
@@ -106,8 +109,10 @@ def main() -> None:
         print(f"left out: {sum(out.reason == reason for out in left_out)} points: {reason}")
     if chosen.each:
         for point, guess in zip(measured, guesses, strict=True):
-            print(f"{point.id} {point.model:40} {point.way.method:6} {point.way.tokens:6} tokens {point.allocated_gib:7.2f} measured {guess:7.2f} likely "
-                  f"{100 * (guess / point.allocated_gib - 1):+6.1f} % {_high(point):7.2f} high {point.headline_gib:7.2f} headline")  # fmt: skip
+            print(
+                f"{point.id} {point.model:40} {point.way.method:6} {point.way.tokens:6} tokens {point.allocated_gib:7.2f} measured {guess:7.2f} likely "
+                f"{100 * (guess / point.allocated_gib - 1):+6.1f} % {_high(point):7.2f} high {point.headline_gib:7.2f} headline"
+            )
 
 
 if __name__ == "__main__":

@@ -51,15 +51,31 @@ def by_hand(model, tokenizer, splits, config, folder: str) -> None:
     ]
     order = length_batches([len(ids) for ids in parts[0]["input_ids"]], config.per_device_train_batch_size, config.seed)
     arguments = SFTConfig(
-        output_dir=folder, per_device_train_batch_size=config.per_device_train_batch_size, max_steps=config.max_steps,
+        output_dir=folder,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        max_steps=config.max_steps,
         per_device_eval_batch_size=config.per_device_train_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps, learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type, warmup_steps=config.warmup_steps, bf16=config.dtype == "bf16", logging_steps=1,
-        save_strategy="no", report_to="none", dataset_kwargs={"skip_prepare_dataset": True}, gradient_checkpointing=False,
-        train_sampling_strategy="sequential", prediction_loss_only=True,
-    )  # fmt: skip
-    trainer = SFTTrainer(model=model, args=arguments, processing_class=tokenizer, train_dataset=parts[0].select(order),
-                         eval_dataset=parts[1], data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100, pad_to_multiple_of=16))  # fmt: skip
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_steps,
+        bf16=config.dtype == "bf16",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        gradient_checkpointing=False,
+        train_sampling_strategy="sequential",
+        prediction_loss_only=True,
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset=parts[0].select(order),
+        eval_dataset=parts[1],
+        data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100, pad_to_multiple_of=16),
+    )
     trainer.train()
     trainer.evaluate()
     model.save_pretrained(folder)
@@ -119,9 +135,11 @@ def main() -> None:
 
     hand, kit = statistics.median(seconds["hand"]), statistics.median(seconds["kit"])
     busy = statistics.median(cpu["kit"]) / statistics.median(cpu["hand"]) - 1
-    print(f"\n{hardware.detect()}\n{options.steps} steps, medians of {options.repeats}: by hand {hand:.1f} s, ftkit {kit:.1f} s: "
-          f"{100 * (kit / hand - 1):+.1f} % of wall time, {100 * busy:+.1f} % of processor time\ninside ftkit's recorder: {statistics.median(inside):.2f} s, "
-          f"{100 * statistics.median(inside) / kit:.2f} % of the run")  # fmt: skip
+    print(
+        f"\n{hardware.detect()}\n{options.steps} steps, medians of {options.repeats}: by hand {hand:.1f} s, ftkit {kit:.1f} s: "
+        f"{100 * (kit / hand - 1):+.1f} % of wall time, {100 * busy:+.1f} % of processor time\ninside ftkit's recorder: {statistics.median(inside):.2f} s, "
+        f"{100 * statistics.median(inside) / kit:.2f} % of the run"
+    )
 
 
 if __name__ == "__main__":

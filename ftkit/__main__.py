@@ -29,8 +29,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ftkit", description="Learn LLM fine-tuning, then really do it.")
     commands = parser.add_subparsers(required=True, metavar="command")
     quickstart = commands.add_parser("quickstart", help="fine-tune the bundled model in one go and show what changed")
-    quickstart.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                            help="a parameter of the notebook, such as max_steps 60")  # fmt: skip
+    quickstart.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter of the notebook, such as max_steps 60",
+    )
     quickstart.set_defaults(run=_quickstart)
     notebook = commands.add_parser("notebook", help="run a notebook headlessly; leaves an executed copy and a page")
     notebook.add_argument("name", help="such as 00_quickstart, 00, or a path")
@@ -71,10 +78,12 @@ def _quickstart(options: argparse.Namespace) -> int:
     executed = headless.execute(headless.find("00_quickstart"), run.path, parameters)
     summary = json.loads(run.require("eval/summary.json").read_text(encoding="utf-8"))
     before, after, unseen = (summary[name]["exact_match"] for name in ("before", "after", "after_unseen"))
-    print(f"\nRun folder         {run.path}\nLoss curve         {run.require('figures/loss.png')}\n"
-          f"Executed notebook  {executed.html}\n"
-          f"Before → after     exact match {before['value']:.0%} → {after['value']:.0%} on {summary['after']['rows']} new invoices; "
-          f"{unseen['value']:.0%} on layouts and vendors never seen")  # fmt: skip
+    print(
+        f"\nRun folder         {run.path}\nLoss curve         {run.require('figures/loss.png')}\n"
+        f"Executed notebook  {executed.html}\n"
+        f"Before → after     exact match {before['value']:.0%} → {after['value']:.0%} on {summary['after']['rows']} new invoices; "
+        f"{unseen['value']:.0%} on layouts and vendors never seen"
+    )
     return 0
 
 
@@ -101,8 +110,16 @@ def _train(options: argparse.Namespace) -> int:
     print(f"{splits}; effective batch size {config.effective_batch_size}", flush=True)
     for finding in preflight.check(model, tokenizer, splits, config, run=run).warnings:
         print(f"○ {finding.title} {finding.fix}", flush=True)
-    history = train(model, tokenizer, splits, config, run, resume=not options.fresh, preflight=options.preflight,
-                    mirror=options.mirror)  # fmt: skip
+    history = train(
+        model,
+        tokenizer,
+        splits,
+        config,
+        run,
+        resume=not options.fresh,
+        preflight=options.preflight,
+        mirror=options.mirror,
+    )
     print(f"{history}\n{'run folder':>16}  {run.path}\n\n{diagnose(history, config)}")
     return 130 if history.stopped else 0
 

@@ -95,8 +95,11 @@ def mix(task: Any, general: Any, share: float = 0.08, *, seed: int = 0) -> Mixtu
         raise ConfigError(f"share={share!r} is outside 0 to 1 (0.05 to 0.10 is usual).")
     wanted = round(share / (1 - share) * len(task))
     if wanted > len(general):
-        warnings.warn(f"share={share:g} of {len(task)} task rows wants {wanted} general rows; there are {len(general)}, all are taken.",
-                      FtkitWarning, stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"share={share:g} of {len(task)} task rows wants {wanted} general rows; there are {len(general)}, all are taken.",
+            FtkitWarning,
+            stacklevel=2,
+        )
     rows = sorted(random.Random(seed).sample(range(len(general)), min(wanted, len(general))))
     if not len(task):
         raise DataError("There are no task rows to mix general ones into. Was every row dropped?")
@@ -120,8 +123,11 @@ def diversity(keep: float | None = None, *, min_new: float = 0.1, embed: Embed |
         raise ConfigError("diversity wants embed= and keep= together, or neither.")
     if embed is not None and keep is not None:
         share, encode = keep, embed
-        return Rule("diversity", f"rows close to one of the {share:.0%} that spread furthest (k-center)",
-                    whole=lambda examples: _k_center(Texts(examples), share, encode))  # fmt: skip
+        return Rule(
+            "diversity",
+            f"rows close to one of the {share:.0%} that spread furthest (k-center)",
+            whole=lambda examples: _k_center(Texts(examples), share, encode),
+        )
     return Rule(
         "diversity",
         f"rows of whose word 3-grams under {min_new:.0%} are new",
@@ -174,8 +180,13 @@ def _k_center(texts: Texts, keep: float, embed: Embed) -> Outcome:
         center = np.where(likeness > nearest, chosen[-1], center)
         nearest = np.maximum(nearest, likeness)
     taken = set(chosen)
-    findings = {i: Finding(f"cosine {nearest[i]:.2f} to a row that stays", float(nearest[i]), float(nearest.min()), int(center[i]))
-                for i in range(len(points)) if i not in taken}  # fmt: skip
+    findings = {
+        i: Finding(
+            f"cosine {nearest[i]:.2f} to a row that stays", float(nearest[i]), float(nearest.min()), int(center[i])
+        )
+        for i in range(len(points))
+        if i not in taken
+    }
     return Outcome(findings, {"least cosine to a row that stays": float(nearest.min())})
 
 

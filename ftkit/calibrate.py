@@ -10,8 +10,14 @@ from dataclasses import fields, replace
 from ftkit.footprint import GIB, Constants, terms, total
 from ftkit.measured import Point
 
-_RANGES = {"logits": (1.0, 6.0), "logits_wide": (1.0, 6.0), "logits_fast": (0.5, 5.0), "scores": (4.0, 30.0),
-           "scores_wide": (4.0, 30.0), "kept": (0.4, 2.0)}  # fmt: skip
+_RANGES = {
+    "logits": (1.0, 6.0),
+    "logits_wide": (1.0, 6.0),
+    "logits_fast": (0.5, 5.0),
+    "scores": (4.0, 30.0),
+    "scores_wide": (4.0, 30.0),
+    "kept": (0.4, 2.0),
+}
 _FINE = 1e-3
 
 

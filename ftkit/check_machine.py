@@ -29,9 +29,13 @@ def check_gpus() -> Iterator[Finding]:
     """More than one visible GPU in a process that was not launched as one of several."""
     count = visible_gpus()
     if count > 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Finding("several-gpus", "error", f"{count} GPUs are visible to one process: batches would be split in a way that 4-bit models do not survive.",
-                      f"torch sees {count} GPUs, WORLD_SIZE is not set",
-                      "Set os.environ['CUDA_VISIBLE_DEVICES'] = '0' before torch is imported, or launch with torchrun.")  # fmt: skip
+        yield Finding(
+            "several-gpus",
+            "error",
+            f"{count} GPUs are visible to one process: batches would be split in a way that 4-bit models do not survive.",
+            f"torch sees {count} GPUs, WORLD_SIZE is not set",
+            "Set os.environ['CUDA_VISIBLE_DEVICES'] = '0' before torch is imported, or launch with torchrun.",
+        )
 
 
 def visible_gpus() -> int:
@@ -52,18 +56,32 @@ def check_imports(backend: str, loaded: Iterable[str] | None = None) -> Iterator
         return
     before = order[:began]
     if late := [name for name in _PATCHED if name in before]:
-        yield Finding("unsloth-late", "warning", "Unsloth came after the libraries that it patches: training may be slower and take more memory.",
-                      f"imported before it: {', '.join(late)}", "Restart the kernel and call models.load, or `import unsloth`, first.", "backend")  # fmt: skip
+        yield Finding(
+            "unsloth-late",
+            "warning",
+            "Unsloth came after the libraries that it patches: training may be slower and take more memory.",
+            f"imported before it: {', '.join(late)}",
+            "Restart the kernel and call models.load, or `import unsloth`, first.",
+            "backend",
+        )
 
 
 def check_versions(run: Run) -> Iterator[Finding]:
     """Versions of the run's earlier steps beside those of now: losses of two versions may not be compared."""
     then, now = run.facts.get("versions", {}), versions()
-    changed = [f"{name} {then[name]} then, {now.get(name, 'none')} now" for name in _DECISIVE
-               if name in then and then[name] != now.get(name)]  # fmt: skip
+    changed = [
+        f"{name} {then[name]} then, {now.get(name, 'none')} now"
+        for name in _DECISIVE
+        if name in then and then[name] != now.get(name)
+    ]
     if changed:
-        yield Finding("versions-differ", "warning", "This run was begun with other versions: its losses may not be comparable with new ones.",
-                      ", ".join(changed), "Start another run, or install the versions of then.")  # fmt: skip
+        yield Finding(
+            "versions-differ",
+            "warning",
+            "This run was begun with other versions: its losses may not be comparable with new ones.",
+            ", ".join(changed),
+            "Start another run, or install the versions of then.",
+        )
 
 
 def check_disk(path: Path, config: TrainConfig, parameters: int) -> Iterator[Finding]:
@@ -74,10 +92,16 @@ def check_disk(path: Path, config: TrainConfig, parameters: int) -> Iterator[Fin
     free = shutil.disk_usage(_existing(path)).free
     if free < 2 * wanted:
         short = free < wanted
-        yield Finding("disk-low", "error" if short else "warning", "The disk is too full for the checkpoints of this run." if short
-                      else "The disk is nearly too full for this run.",
-                      f"{free / _MIB:,.0f} MiB free at {path}; {checkpoints} checkpoints and an adapter take {wanted / _MIB:,.0f} MiB",
-                      "Free some space, choose another folder, or lower save_total_limit.", "save_total_limit")  # fmt: skip
+        yield Finding(
+            "disk-low",
+            "error" if short else "warning",
+            "The disk is too full for the checkpoints of this run."
+            if short
+            else "The disk is nearly too full for this run.",
+            f"{free / _MIB:,.0f} MiB free at {path}; {checkpoints} checkpoints and an adapter take {wanted / _MIB:,.0f} MiB",
+            "Free some space, choose another folder, or lower save_total_limit.",
+            "save_total_limit",
+        )
 
 
 def check_writable(path: Path) -> Iterator[Finding]:
@@ -88,8 +112,13 @@ def check_writable(path: Path) -> Iterator[Finding]:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        yield Finding("run-not-writable", "error", "The run folder cannot be written.", f"{path}: {error.strerror or error}",
-                      "Choose another folder: Run.create(name, root='runs').")  # fmt: skip
+        yield Finding(
+            "run-not-writable",
+            "error",
+            "The run folder cannot be written.",
+            f"{path}: {error.strerror or error}",
+            "Choose another folder: Run.create(name, root='runs').",
+        )
 
 
 def _existing(path: Path) -> Any:

@@ -50,8 +50,13 @@ def check(needed: Need, config: TrainConfig, hardware: Hardware) -> Iterator[Fin
     from ftkit import memory
 
     if needed.estimate is None:
-        yield Finding("memory-unknown", "note", "Whether the run fits in memory cannot be said beforehand.", needed.problem,
-                      "Start with few steps and look at the peak memory.")  # fmt: skip
+        yield Finding(
+            "memory-unknown",
+            "note",
+            "Whether the run fits in memory cannot be said beforehand.",
+            needed.problem,
+            "Start with few steps and look at the peak memory.",
+        )
         return
     there = hardware.memory_gib
     found = memory.verdict(needed.estimate, there)
@@ -62,12 +67,24 @@ def check(needed: Need, config: TrainConfig, hardware: Hardware) -> Iterator[Fin
         severity, title = "error", "The run does not fit in memory, even by the lowest estimate."
     elif found == "does not fit":
         severity, title = "warning", "The run will probably not fit in memory."
-    changes = memory.savings(needed.shape, config, room_gib=there, device=hardware.device, longest=needed.longest,
-                             loss_path=memory.TRL_LOSS_PATH)  # fmt: skip
+    changes = memory.savings(
+        needed.shape,
+        config,
+        room_gib=there,
+        device=hardware.device,
+        longest=needed.longest,
+        loss_path=memory.TRL_LOSS_PATH,
+    )
     worth = [row for row in changes.rows[: changes.enough or _TIPS] if row.gain_gib >= _WORTH_GIB]
     most = max(worth, key=lambda row: row.gain_gib).change.split("=")[0] if worth else ""
-    yield Finding("memory-too-small", severity, title, f"{needed}; {hardware.name} has {there:.1f} GiB; most is {needed.estimate.dominant}",
-                  _advice(worth, enough=bool(changes.enough)), most)  # fmt: skip
+    yield Finding(
+        "memory-too-small",
+        severity,
+        title,
+        f"{needed}; {hardware.name} has {there:.1f} GiB; most is {needed.estimate.dominant}",
+        _advice(worth, enough=bool(changes.enough)),
+        most,
+    )
 
 
 def _surely(estimated: Any) -> float:

@@ -34,8 +34,13 @@ def check(model: Any, config: TrainConfig, hardware: Hardware) -> Iterator[Findi
     yield from _check_targets(model, config)
     differences = [*_loading(model, config), *(_adapter(model, config) if models.is_adapted(model) else ())]
     if differences:
-        yield Finding("model-differs", "warning", "The model is not what the settings say: the run's record would be wrong.", "\n".join(differences),
-                      "Load the model anew with models.load(name, config), or change the settings.")  # fmt: skip
+        yield Finding(
+            "model-differs",
+            "warning",
+            "The model is not what the settings say: the run's record would be wrong.",
+            "\n".join(differences),
+            "Load the model anew with models.load(name, config), or change the settings.",
+        )
     yield from _check_trainable(model, config)
     yield from _check_accumulation(model, config)
     yield from _check_devices(model, hardware)
@@ -45,17 +50,29 @@ def adapter_parameters(model: Any, config: TrainConfig) -> int:
     """Trainable parameters of the adapter: counted where there is one, else r * (inputs + outputs) of each target."""
     if models.is_adapted(model):
         return models.parameters(model)[0]
-    return sum(config.lora_r * (module.in_features + module.out_features) for name, module in model.named_modules()
-               if name.rsplit(".", 1)[-1] in config.target_modules and hasattr(module, "in_features"))  # fmt: skip
+    return sum(
+        config.lora_r * (module.in_features + module.out_features)
+        for name, module in model.named_modules()
+        if name.rsplit(".", 1)[-1] in config.target_modules and hasattr(module, "in_features")
+    )
 
 
 def _check_targets(model: Any, config: TrainConfig) -> Iterator[Finding]:
-    there = {name.rsplit(".", 1)[-1] for name, module in model.named_modules()
-             if "Linear" in type(module).__name__ and "lora_" not in name and not name.endswith("base_layer")}  # fmt: skip
+    there = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if "Linear" in type(module).__name__ and "lora_" not in name and not name.endswith("base_layer")
+    }
     if missing := [name for name in config.target_modules if name not in there]:
         names = ", ".join(sorted(there))
-        yield Finding("target-modules-missing", "error", f"The model has no layers named {', '.join(missing)}.", f"it has {names}",
-                      "Name the model's own layers in target_modules.", "target_modules")  # fmt: skip
+        yield Finding(
+            "target-modules-missing",
+            "error",
+            f"The model has no layers named {', '.join(missing)}.",
+            f"it has {names}",
+            "Name the model's own layers in target_modules.",
+            "target_modules",
+        )
 
 
 def _loading(model: Any, config: TrainConfig) -> Iterator[str]:
@@ -84,8 +101,14 @@ def _adapter(model: Any, config: TrainConfig) -> Iterator[str]:
 def _check_trainable(model: Any, config: TrainConfig) -> Iterator[Finding]:
     formats = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad}
     if config.dtype == "fp16" and models.is_adapted(model) and (halves := formats & set(_HALF.values())):
-        yield Finding("fp16-trainable", "error", "The adapter's weights are 16-bit: fp16's loss scaling refuses to update them.",
-                      f"trainable weights in {', '.join(sorted(halves))}", "Cast them: for p in model.parameters(): p.data = p.data.float() if p.requires_grad else p.data.", "dtype")  # fmt: skip
+        yield Finding(
+            "fp16-trainable",
+            "error",
+            "The adapter's weights are 16-bit: fp16's loss scaling refuses to update them.",
+            f"trainable weights in {', '.join(sorted(halves))}",
+            "Cast them: for p in model.parameters(): p.data = p.data.float() if p.requires_grad else p.data.",
+            "dtype",
+        )
 
 
 def _check_accumulation(model: Any, config: TrainConfig) -> Iterator[Finding]:
@@ -98,20 +121,35 @@ def _check_accumulation(model: Any, config: TrainConfig) -> Iterator[Finding]:
         kinds = [parameter.kind for parameter in inspect.signature(base.forward).parameters.values()]
         takes = inspect.Parameter.VAR_KEYWORD in kinds
     if not takes:
-        yield Finding("accumulation-loss", "warning", "This model averages the loss of each micro-batch: short answers weigh more than with one large batch.",
-                      f"{type(base).__name__}.forward takes no loss arguments; {config.gradient_accumulation_steps} micro-batches an update",
-                      "Raise per_device_train_batch_size and set gradient_accumulation_steps=1 where memory allows.", "gradient_accumulation_steps")  # fmt: skip
+        yield Finding(
+            "accumulation-loss",
+            "warning",
+            "This model averages the loss of each micro-batch: short answers weigh more than with one large batch.",
+            f"{type(base).__name__}.forward takes no loss arguments; {config.gradient_accumulation_steps} micro-batches an update",
+            "Raise per_device_train_batch_size and set gradient_accumulation_steps=1 where memory allows.",
+            "gradient_accumulation_steps",
+        )
 
 
 def _check_devices(model: Any, hardware: Hardware) -> Iterator[Finding]:
     places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
     places = places or {parameter.device.type for parameter in model.parameters()}
     if len(places) > 1:
-        yield Finding("model-split", "warning", "The model lies on several devices: training is slow, and 4-bit layers may raise wrong-device errors.",
-                      f"on {', '.join(sorted(places))}", "Load with device_map={'': 0} on a device that holds it whole: models.load does.")  # fmt: skip
+        yield Finding(
+            "model-split",
+            "warning",
+            "The model lies on several devices: training is slow, and 4-bit layers may raise wrong-device errors.",
+            f"on {', '.join(sorted(places))}",
+            "Load with device_map={'': 0} on a device that holds it whole: models.load does.",
+        )
     elif hardware.device == "cuda" and places == {"cpu"}:
-        yield Finding("model-split", "warning", "The model lies in the CPU's memory although there is a GPU.", f"{hardware.name} is unused",
-                      "Load with models.load, which puts it there.")  # fmt: skip
+        yield Finding(
+            "model-split",
+            "warning",
+            "The model lies in the CPU's memory although there is a GPU.",
+            f"{hardware.name} is unused",
+            "Load with models.load, which puts it there.",
+        )
 
 
 def check_probe(model: Any, tokenizer: Any, part: Part, config: TrainConfig) -> Iterator[Finding]:
@@ -123,18 +161,39 @@ def check_probe(model: Any, tokenizer: Any, part: Part, config: TrainConfig) -> 
     seen = f"loss {loss:.3f} nats a token on train rows {', '.join(str(n) for n, _, _ in rows)}"
     guessing = math.log(max(2, model.config.get_text_config().vocab_size))
     if not math.isfinite(loss):
-        yield Finding("probe-loss-not-finite", "error", "The loss of a first batch is not a number.", seen,
-                      "Try dtype='bf16' or 'fp32'; if it stays, the weights are damaged: load them anew.", "dtype")  # fmt: skip
+        yield Finding(
+            "probe-loss-not-finite",
+            "error",
+            "The loss of a first batch is not a number.",
+            seen,
+            "Try dtype='bf16' or 'fp32'; if it stays, the weights are damaged: load them anew.",
+            "dtype",
+        )
         return
     if loss <= 0:
-        yield Finding("probe-loss-zero", "error", "The loss of a first batch is zero: nothing would be learnt.", seen,
-                      "Look at a row with data.show_example: are its answers masked?")  # fmt: skip
+        yield Finding(
+            "probe-loss-zero",
+            "error",
+            "The loss of a first batch is zero: nothing would be learnt.",
+            seen,
+            "Look at a row with data.show_example: are its answers masked?",
+        )
     if loss > 1.5 * guessing:
-        yield Finding("probe-loss-high", "warning", "The model does worse than guessing: weights or tokenizer may not belong together.",
-                      f"{seen}; guessing gives {guessing:.1f}", "Load model and tokenizer with one call of models.load.")  # fmt: skip
+        yield Finding(
+            "probe-loss-high",
+            "warning",
+            "The model does worse than guessing: weights or tokenizer may not belong together.",
+            f"{seen}; guessing gives {guessing:.1f}",
+            "Load model and tokenizer with one call of models.load.",
+        )
     if abs(loss - expected) > _CLEARLY_DIFFERENT * max(expected, 0.1):
-        yield Finding("probe-loss-differs", "error", "The model's loss is not the mean over the answer tokens: something else is trained.",
-                      f"{seen}; the answer tokens alone give {expected:.3f}", "Load the model anew: its forward or loss function was replaced.")  # fmt: skip
+        yield Finding(
+            "probe-loss-differs",
+            "error",
+            "The model's loss is not the mean over the answer tokens: something else is trained.",
+            f"{seen}; the answer tokens alone give {expected:.3f}",
+            "Load the model anew: its forward or loss function was replaced.",
+        )
 
 
 def _probed(part: Part, config: TrainConfig) -> list[tuple[int, list[int], list[int]]]:
@@ -142,7 +201,9 @@ def _probed(part: Part, config: TrainConfig) -> list[tuple[int, list[int], list[
     rows = [
         (n, list(ids[: config.max_length]), list(labels[: config.max_length])) for n, _, ids, labels in part.readable
     ]
-    rows = sorted((row for row in rows if any(label != template.IGNORED for label in row[2][1:])), key=lambda row: len(row[1]))  # fmt: skip
+    rows = sorted(
+        (row for row in rows if any(label != template.IGNORED for label in row[2][1:])), key=lambda row: len(row[1])
+    )
     size = min(_PROBED, config.per_device_train_batch_size)
     middle = max(0, (len(rows) - size) // 2)
     return rows[middle : middle + size]

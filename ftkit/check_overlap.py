@@ -23,12 +23,24 @@ def check_leaks(train: Any, others: Mapping[str, Any]) -> Iterator[Finding]:
         report = leakage(train, part)
         rows = sorted({overlap.test for overlap in report.exact})
         if rows:
-            yield Finding("leak-exact", "error", f"{len(rows)} {name} rows stand in train: a score on them says nothing.", _pairs(report, name, exact=True),
-                          "Split with data.split, which keeps twins together, or take these rows out: leakage(train, part).without_leaks(part).", rows=_train(report, exact=True))  # fmt: skip
+            yield Finding(
+                "leak-exact",
+                "error",
+                f"{len(rows)} {name} rows stand in train: a score on them says nothing.",
+                _pairs(report, name, exact=True),
+                "Split with data.split, which keeps twins together, or take these rows out: leakage(train, part).without_leaks(part).",
+                rows=_train(report, exact=True),
+            )
         near = sorted({overlap.test for overlap in report.near})
         if near:
-            yield Finding("leak-near", "warning", f"{len(near)} {name} rows are nearly the same as a training row: scores come out too high.",
-                          _pairs(report, name, exact=False), "Split with data.split, which keeps near-duplicates together.", rows=_train(report, exact=False))  # fmt: skip
+            yield Finding(
+                "leak-near",
+                "warning",
+                f"{len(near)} {name} rows are nearly the same as a training row: scores come out too high.",
+                _pairs(report, name, exact=False),
+                "Split with data.split, which keeps near-duplicates together.",
+                rows=_train(report, exact=False),
+            )
 
 
 def check_duplicates(train: Any) -> Iterator[Finding]:
@@ -42,14 +54,22 @@ def check_duplicates(train: Any) -> Iterator[Finding]:
     groups = {first: rows for first, rows in groups.items() if len(rows) > 1}
     extra = sum(len(rows) - 1 for rows in groups.values())
     shown = "; ".join(listed(rows) for rows in list(groups.values())[:_SHOWN])
-    yield Finding("near-duplicates", "warning", f"{extra} of {len(train)} training rows repeat another one: they weigh more than the rest.",
-                  shown if len(groups) <= _SHOWN else f"{len(groups)} groups, such as {shown}", "Drop them: clean.clean with clean.near_duplicates(); keep them if repetition is meant.",
-                  rows=tuple(row for rows in groups.values() for row in rows[1:]))  # fmt: skip
+    yield Finding(
+        "near-duplicates",
+        "warning",
+        f"{extra} of {len(train)} training rows repeat another one: they weigh more than the rest.",
+        shown if len(groups) <= _SHOWN else f"{len(groups)} groups, such as {shown}",
+        "Drop them: clean.clean with clean.near_duplicates(); keep them if repetition is meant.",
+        rows=tuple(row for rows in groups.values() for row in rows[1:]),
+    )
 
 
 def _pairs(report: LeakageReport, name: str, *, exact: bool) -> str:
     overlaps = report.exact if exact else report.near
-    shown = [f"{name} row {o.test} ~ train row {o.train} ({'prompt' if o.on == 'prompt' else 'prompt and answer'}, {o.similarity:.0%} alike)" for o in overlaps[:_SHOWN]]  # fmt: skip
+    shown = [
+        f"{name} row {o.test} ~ train row {o.train} ({'prompt' if o.on == 'prompt' else 'prompt and answer'}, {o.similarity:.0%} alike)"
+        for o in overlaps[:_SHOWN]
+    ]
     more = f"\nand {len(overlaps) - _SHOWN} more" if len(overlaps) > _SHOWN else ""
     return "\n".join(shown) + more
 

@@ -54,8 +54,13 @@ class Part:
 
 
 def look(
-    name: str, examples: Any, tokenizer: Any, *, tokenized: Sequence[Mapping[str, Any]] | None = None, limit: int = 2_000
-) -> Part:  # fmt: skip
+    name: str,
+    examples: Any,
+    tokenizer: Any,
+    *,
+    tokenized: Sequence[Mapping[str, Any]] | None = None,
+    limit: int = 2_000,
+) -> Part:
     """Tokenise a part, or take what is tokenised already; past `limit` rows an even sample stands for all.
 
     Raises:
@@ -63,7 +68,9 @@ def look(
     """
     total = len(examples)
     if tokenized is not None and len(tokenized) != total:
-        raise ConfigError(f"tokenized holds {len(tokenized)} rows, the {name} part {total}: give template.tokenize of each row, uncut.")  # fmt: skip
+        raise ConfigError(
+            f"tokenized holds {len(tokenized)} rows, the {name} part {total}: give template.tokenize of each row, uncut."
+        )
     picked = range(total) if tokenized is not None or total <= limit else [i * total // limit for i in range(limit)]
     rows = [examples[i] for i in picked]
     tokens: list[Mapping[str, Any] | None] = []
@@ -103,17 +110,40 @@ def _check_trained(parts: Sequence[Part], max_length: int) -> Iterator[Finding]:
             continue
         cut = sum(not _trains_nothing(labels) for n, _, _, labels in rows if n in set(empty))
         reason = f"the answers of {cut} lie beyond max_length={max_length}" if cut else "their labels are all masked"
-        fix = f"Raise max_length to {part.longest}." if cut else "Derive the labels with template.tokenize; show_example shows a row token by token."  # fmt: skip
+        fix = (
+            f"Raise max_length to {part.longest}."
+            if cut
+            else "Derive the labels with template.tokenize; show_example shows a row token by token."
+        )
         if len(empty) == len(rows):
-            yield Finding("no-trained-tokens", "error", f"No {part.name} row has a token that the loss sees: it would be 0 or not a number.",
-                          f"{len(rows)} {part.name} rows; {reason}", fix, "max_length", _train_rows(part, empty))  # fmt: skip
+            yield Finding(
+                "no-trained-tokens",
+                "error",
+                f"No {part.name} row has a token that the loss sees: it would be 0 or not a number.",
+                f"{len(rows)} {part.name} rows; {reason}",
+                fix,
+                "max_length",
+                _train_rows(part, empty),
+            )
         else:
-            yield Finding("rows-without-trained-tokens", "warning", f"{len(empty)} of {len(rows)} {part.name} rows have no token that the loss sees.",
-                          f"{part.name} {listed(empty)}; {reason}", f"{fix} As they are, these rows teach nothing.", "max_length", _train_rows(part, empty))  # fmt: skip
+            yield Finding(
+                "rows-without-trained-tokens",
+                "warning",
+                f"{len(empty)} of {len(rows)} {part.name} rows have no token that the loss sees.",
+                f"{part.name} {listed(empty)}; {reason}",
+                f"{fix} As they are, these rows teach nothing.",
+                "max_length",
+                _train_rows(part, empty),
+            )
     share = trained_share(parts[:1], max_length)
     if 0 < share < _LOW_SHARE:
-        yield Finding("low-trained-share", "note", "The loss sees few of the tokens: most of the time goes into reading prompts.",
-                      f"{share:.1%} of the tokens are trained", "Shorten prompts where they repeat themselves; else this is the task.")  # fmt: skip
+        yield Finding(
+            "low-trained-share",
+            "note",
+            "The loss sees few of the tokens: most of the time goes into reading prompts.",
+            f"{share:.1%} of the tokens are trained",
+            "Shorten prompts where they repeat themselves; else this is the task.",
+        )
 
 
 def _trains_nothing(labels: Sequence[int]) -> bool:
@@ -122,15 +152,22 @@ def _trains_nothing(labels: Sequence[int]) -> bool:
 
 def _check_cut(parts: Sequence[Part], max_length: int) -> Iterator[Finding]:
     for part in parts:
-        lost = {n: sum(label != template.IGNORED for label in labels[max_length:])
-                for n, _, ids, labels in part.readable if len(ids) > max_length and not _trains_nothing(labels[:max_length])}  # fmt: skip
+        lost = {
+            n: sum(label != template.IGNORED for label in labels[max_length:])
+            for n, _, ids, labels in part.readable
+            if len(ids) > max_length and not _trains_nothing(labels[:max_length])
+        }
         if cut := [n for n, tokens in lost.items() if tokens]:
             yield Finding(
-                "answers-cut", "warning", f"max_length={max_length} cuts the answers of {len(cut)} of {len(part.readable)} {part.name} rows, "
+                "answers-cut",
+                "warning",
+                f"max_length={max_length} cuts the answers of {len(cut)} of {len(part.readable)} {part.name} rows, "
                 "and with them the stop token: such answers teach the model not to end.",
-                f"{part.name} {listed(cut)}; {sum(lost.values()):,} answer tokens are lost", f"Set max_length={part.longest}, or leave these rows out.",
-                "max_length", _train_rows(part, cut),
-            )  # fmt: skip
+                f"{part.name} {listed(cut)}; {sum(lost.values()):,} answer tokens are lost",
+                f"Set max_length={part.longest}, or leave these rows out.",
+                "max_length",
+                _train_rows(part, cut),
+            )
 
 
 def _check_text(parts: Sequence[Part], tokenizer: Any) -> Iterator[Finding]:
@@ -155,11 +192,23 @@ def _check_text(parts: Sequence[Part], tokenizer: Any) -> Iterator[Finding]:
             if answers and answers[-1] not in trained:
                 unanswered.append(n)
         if asked:
-            yield Finding("prompt-trained", "error", "The loss sees prompts: the model would learn to ask, not to answer.",
-                          f"{part.name} {listed(asked)}, such as {quoted(shown)}", "Mask all but the answers: template.tokenize does.", rows=_train_rows(part, asked))  # fmt: skip
+            yield Finding(
+                "prompt-trained",
+                "error",
+                "The loss sees prompts: the model would learn to ask, not to answer.",
+                f"{part.name} {listed(asked)}, such as {quoted(shown)}",
+                "Mask all but the answers: template.tokenize does.",
+                rows=_train_rows(part, asked),
+            )
         if unanswered:
-            yield Finding("answer-untrained", "warning", "The last answer of some rows is not, or not wholly, among the trained tokens.",
-                          f"{part.name} {listed(unanswered)}", "Look at one with data.show_example; the template may rewrite answers.", rows=_train_rows(part, unanswered))  # fmt: skip
+            yield Finding(
+                "answer-untrained",
+                "warning",
+                "The last answer of some rows is not, or not wholly, among the trained tokens.",
+                f"{part.name} {listed(unanswered)}",
+                "Look at one with data.show_example; the template may rewrite answers.",
+                rows=_train_rows(part, unanswered),
+            )
 
 
 def _check_stop(parts: Sequence[Part], tokenizer: Any, model: Any) -> Iterator[Finding]:
@@ -177,12 +226,15 @@ def _check_stop(parts: Sequence[Part], tokenizer: Any, model: Any) -> Iterator[F
         names = ", ".join(tokenizer.decode([i]) for i in sorted(stops)) or "none"
         every = len(without) == sum(bool(_ends(labels)) for _, _, _, labels in part.readable)
         yield Finding(
-            "stop-token-untrained", "error" if every else "warning",
+            "stop-token-untrained",
+            "error" if every else "warning",
             f"{'No answer ends' if every else f'The answers of {len(without)} {part.name} rows do not end'} in a stop token: the model would not learn to stop.",
             f"{part.name} {listed(without)}; stop tokens: {names}; an answer ends with {quoted(last)}",
-            "Set tokenizer.eos_token to the token with which the template ends an answer." if every else "Look at one of these rows with data.show_example.",
+            "Set tokenizer.eos_token to the token with which the template ends an answer."
+            if every
+            else "Look at one of these rows with data.show_example.",
             rows=_train_rows(part, without),
-        )  # fmt: skip
+        )
 
 
 def _ends(labels: Sequence[int]) -> list[list[int]]:
@@ -207,11 +259,23 @@ def _check_start(parts: Sequence[Part], tokenizer: Any) -> Iterator[Finding]:
         twice = [n for n, _, ids, _ in part.readable if list(ids[:2]) == [start, start]]
         never = [n for n, _, ids, _ in part.readable if expected and list(ids[:1]) != [start]]
         if twice:
-            yield Finding("double-bos", "error", f"Rows begin with two start tokens ({tokenizer.bos_token}): the model has never seen that.",
-                          f"{part.name} {listed(twice)}", "Tokenise rendered text with add_special_tokens=False, and let the template write one.", rows=_train_rows(part, twice))  # fmt: skip
+            yield Finding(
+                "double-bos",
+                "error",
+                f"Rows begin with two start tokens ({tokenizer.bos_token}): the model has never seen that.",
+                f"{part.name} {listed(twice)}",
+                "Tokenise rendered text with add_special_tokens=False, and let the template write one.",
+                rows=_train_rows(part, twice),
+            )
         if never:
-            yield Finding("missing-bos", "warning", f"Rows lack the start token ({tokenizer.bos_token}) that this tokenizer puts before plain text.",
-                          f"{part.name} {listed(never)}", "Tokenise with template.tokenize, which puts it there.", rows=_train_rows(part, never))  # fmt: skip
+            yield Finding(
+                "missing-bos",
+                "warning",
+                f"Rows lack the start token ({tokenizer.bos_token}) that this tokenizer puts before plain text.",
+                f"{part.name} {listed(never)}",
+                "Tokenise with template.tokenize, which puts it there.",
+                rows=_train_rows(part, never),
+            )
 
 
 def _check_context(parts: Sequence[Part], model: Any, max_length: int) -> Iterator[Finding]:
@@ -222,9 +286,15 @@ def _check_context(parts: Sequence[Part], model: Any, max_length: int) -> Iterat
         return
     for part in parts:
         if over := [n for n, _, ids, _ in part.readable if len(ids) > context]:
-            yield Finding("longer-than-context", "warning", f"Rows are longer than the {context:,} tokens that this model can read.",
-                          f"{part.name} {listed(over)}; the longest has {part.longest:,} tokens", f"Set max_length={context}, or leave these rows out.",
-                          "max_length", _train_rows(part, over))  # fmt: skip
+            yield Finding(
+                "longer-than-context",
+                "warning",
+                f"Rows are longer than the {context:,} tokens that this model can read.",
+                f"{part.name} {listed(over)}; the longest has {part.longest:,} tokens",
+                f"Set max_length={context}, or leave these rows out.",
+                "max_length",
+                _train_rows(part, over),
+            )
 
 
 def _train_rows(part: Part, numbers: Sequence[int]) -> tuple[int, ...]:

@@ -52,40 +52,78 @@ def _check_warmup(config: TrainConfig, updates: int) -> Iterator[Finding]:
     fix = f"Set warmup_steps={updates // 20}: about 5 % of the run."
     seen = f"warmup_steps={config.warmup_steps}, {updates} updates in all"
     if config.warmup_steps >= updates:
-        yield Finding("warmup-too-long", "warning", f"The warm-up outlasts the run: learning_rate={config.learning_rate:g} is never reached.",
-                      seen, fix, "warmup_steps")  # fmt: skip
+        yield Finding(
+            "warmup-too-long",
+            "warning",
+            f"The warm-up outlasts the run: learning_rate={config.learning_rate:g} is never reached.",
+            seen,
+            fix,
+            "warmup_steps",
+        )
     else:
         yield Finding("warmup-too-long", "note", "More than half of the run is warm-up.", seen, fix, "warmup_steps")
 
 
 def _check_marks(config: TrainConfig, updates: int) -> Iterator[Finding]:
     if config.save_steps > updates:
-        yield Finding("save-never", "note", "No checkpoint is written before the end: an interruption loses the run.",
-                      f"save_steps={config.save_steps}, {updates} updates in all", f"Set save_steps={max(1, updates // 3)}.", "save_steps")  # fmt: skip
+        yield Finding(
+            "save-never",
+            "note",
+            "No checkpoint is written before the end: an interruption loses the run.",
+            f"save_steps={config.save_steps}, {updates} updates in all",
+            f"Set save_steps={max(1, updates // 3)}.",
+            "save_steps",
+        )
     if config.eval_steps > updates:
-        yield Finding("eval-never", "note", "The validation loss is measured only at the end, so overfitting would show too late.",
-                      f"eval_steps={config.eval_steps}, {updates} updates in all", f"Set eval_steps={max(1, updates // 4)}.", "eval_steps")  # fmt: skip
+        yield Finding(
+            "eval-never",
+            "note",
+            "The validation loss is measured only at the end, so overfitting would show too late.",
+            f"eval_steps={config.eval_steps}, {updates} updates in all",
+            f"Set eval_steps={max(1, updates // 4)}.",
+            "eval_steps",
+        )
     measured = updates // config.eval_steps if config.eval_steps else 0
     if config.early_stopping_patience >= measured > 0:
-        yield Finding("early-stopping-idle", "warning", "Early stopping can never come into play: the run is over before.",
-                      f"early_stopping_patience={config.early_stopping_patience}, {measured} validation losses in {updates} updates",
-                      f"Set eval_steps={max(1, updates // (3 * (config.early_stopping_patience + 1)))} or a smaller early_stopping_patience.", "early_stopping_patience")  # fmt: skip
+        yield Finding(
+            "early-stopping-idle",
+            "warning",
+            "Early stopping can never come into play: the run is over before.",
+            f"early_stopping_patience={config.early_stopping_patience}, {measured} validation losses in {updates} updates",
+            f"Set eval_steps={max(1, updates // (3 * (config.early_stopping_patience + 1)))} or a smaller early_stopping_patience.",
+            "early_stopping_patience",
+        )
     if updates < _FEW:
         fp16 = config.dtype == "fp16"
-        yield Finding("few-updates", "warning" if fp16 else "note", f"{updates} updates are enough to see that it runs, not to learn from."
-                      + (" The first ones in fp16 are often skipped, while the loss scale is being found." if fp16 else ""),
-                      f"{updates} updates", f"Give at least {_FEW}: raise max_steps or num_train_epochs.",
-                      "max_steps" if config.max_steps > 0 else "num_train_epochs")  # fmt: skip
+        yield Finding(
+            "few-updates",
+            "warning" if fp16 else "note",
+            f"{updates} updates are enough to see that it runs, not to learn from."
+            + (" The first ones in fp16 are often skipped, while the loss scale is being found." if fp16 else ""),
+            f"{updates} updates",
+            f"Give at least {_FEW}: raise max_steps or num_train_epochs.",
+            "max_steps" if config.max_steps > 0 else "num_train_epochs",
+        )
 
 
 def _check_rows(config: TrainConfig, rows: int) -> Iterator[Finding]:
     if rows < config.effective_batch_size:
-        yield Finding("fewer-rows-than-batch", "warning", "The whole training set is smaller than one batch: each update sees all of it.",
-                      f"{rows} rows, {config.effective_batch_size} examples an update",
-                      "Add rows, or lower gradient_accumulation_steps.", "gradient_accumulation_steps")  # fmt: skip
+        yield Finding(
+            "fewer-rows-than-batch",
+            "warning",
+            "The whole training set is smaller than one batch: each update sees all of it.",
+            f"{rows} rows, {config.effective_batch_size} examples an update",
+            "Add rows, or lower gradient_accumulation_steps.",
+            "gradient_accumulation_steps",
+        )
     passes = passes_over(config, rows)
     if rows < _SMALL_SET and passes > _OVERFITTING_PASSES:
         field = "max_steps" if config.max_steps > 0 else "num_train_epochs"
-        yield Finding("too-many-epochs", "warning", f"Each row is read {passes:.1f} times: a set this small is learnt by heart.",
-                      f"{rows} rows, {updates_in(config, rows)} updates of {config.effective_batch_size} examples",
-                      f"Stay at {_OVERFITTING_PASSES} passes or below, or watch the validation loss turn up.", field)  # fmt: skip
+        yield Finding(
+            "too-many-epochs",
+            "warning",
+            f"Each row is read {passes:.1f} times: a set this small is learnt by heart.",
+            f"{rows} rows, {updates_in(config, rows)} updates of {config.effective_batch_size} examples",
+            f"Stay at {_OVERFITTING_PASSES} passes or below, or watch the validation loss turn up.",
+            field,
+        )

@@ -38,9 +38,7 @@ _CONSEQUENCES = {
 }
 
 
-def check_values(
-    config: TrainConfig, *, updates: int | None = None, longest: int | None = None
-) -> Iterator[Finding]:  # fmt: skip
+def check_values(config: TrainConfig, *, updates: int | None = None, longest: int | None = None) -> Iterator[Finding]:
     """Values outside the usual range of their knob.
 
     Args:
@@ -55,12 +53,14 @@ def check_values(
         below = value < usual[0]
         effect = _CONSEQUENCES.get(spec.name, ("", ""))[0 if below else 1]
         yield Finding(
-            "unusual-setting", "warning",
+            "unusual-setting",
+            "warning",
             f"{spec.name}={value:g} is {'below' if below else 'above'} the usual {usual[0]:g} to {usual[1]:g}"
             f"{': ' + effect if effect else ''}.",
-            f"{spec.name}: {spec.metadata['help']}", f"Try {spec.name}={usual[0 if below else 1]:g}, or keep it if a short run shows that it works.",
+            f"{spec.name}: {spec.metadata['help']}",
+            f"Try {spec.name}={usual[0 if below else 1]:g}, or keep it if a short run shows that it works.",
             spec.name,
-        )  # fmt: skip
+        )
     yield from _check_batch(config)
     yield from _check_alpha(config)
 
@@ -81,14 +81,16 @@ def _check_batch(config: TrainConfig) -> Iterator[Finding]:
         return
     few = size < _BATCH[0]
     yield Finding(
-        "effective-batch", "warning",
+        "effective-batch",
+        "warning",
         f"{size} examples stand behind each update, {'fewer' if few else 'more'} than the usual {_BATCH[0]} to {_BATCH[1]}: "
         + ("updates are noisy." if few else "there are few updates for the data."),
         f"{config.per_device_train_batch_size} examples in memory at once × {config.gradient_accumulation_steps} micro-batches",
         f"Set gradient_accumulation_steps={max(1, (_BATCH[0] if few else _BATCH[1]) // config.per_device_train_batch_size)}: it costs no memory."
-        if few or config.gradient_accumulation_steps > 1 else f"Set per_device_train_batch_size={_BATCH[1]} or lower.",
+        if few or config.gradient_accumulation_steps > 1
+        else f"Set per_device_train_batch_size={_BATCH[1]} or lower.",
         "gradient_accumulation_steps",
-    )  # fmt: skip
+    )
 
 
 def _check_alpha(config: TrainConfig) -> Iterator[Finding]:
@@ -97,23 +99,37 @@ def _check_alpha(config: TrainConfig) -> Iterator[Finding]:
         return
     weak = ratio < _ALPHA[0]
     yield Finding(
-        "alpha-ratio", "warning",
+        "alpha-ratio",
+        "warning",
         f"lora_alpha / lora_r is {ratio:g}, so the adapter's part is scaled {'down' if weak else 'up'}: it acts like a "
         f"{'lower' if weak else 'higher'} learning rate.",
         f"lora_alpha={config.lora_alpha}, lora_r={config.lora_r}; usual is once or twice r",
-        f"Set lora_alpha={min(512, 2 * config.lora_r)}.", "lora_alpha",
-    )  # fmt: skip
+        f"Set lora_alpha={min(512, 2 * config.lora_r)}.",
+        "lora_alpha",
+    )
 
 
 def check_device(config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
     """Number formats, optimiser and packing on this device; packages that the settings need."""
     yield from _check_dtype(config, hardware)
     if hardware.device == "cpu" and "8bit" in config.optim:
-        yield Finding("optimizer-replaced", "note", f"{config.optim} does not exist on a CPU; adamw_torch takes its place.",
-                      str(hardware), "Set optim='adamw_torch', so that the record says what ran.", "optim")  # fmt: skip
+        yield Finding(
+            "optimizer-replaced",
+            "note",
+            f"{config.optim} does not exist on a CPU; adamw_torch takes its place.",
+            str(hardware),
+            "Set optim='adamw_torch', so that the record says what ran.",
+            "optim",
+        )
     if config.packing:
-        yield Finding("packing-leaks", "error", "Packed examples would see each other: no backend here keeps them apart.",
-                      "packing=True", "Set packing=False; group_by_length=True saves most of the padding.", "packing")  # fmt: skip
+        yield Finding(
+            "packing-leaks",
+            "error",
+            "Packed examples would see each other: no backend here keeps them apart.",
+            "packing=True",
+            "Set packing=False; group_by_length=True saves most of the padding.",
+            "packing",
+        )
     yield from _check_packages(config)
 
 
@@ -121,17 +137,39 @@ def _check_dtype(config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
     on_gpu = hardware.device != "cpu"
     if config.dtype == "bf16" and not hardware.bf16:
         capability = hardware.compute_capability
-        seen = f"compute capability {capability[0]}.{capability[1]}, bf16 wants 8.0" if capability else "the CPU has no bf16 instructions"  # fmt: skip
-        yield Finding("bf16-unsupported", "error" if on_gpu else "warning", f"{hardware.name} has no bf16: it would be emulated, slowly, or fail in a kernel.",
-                      seen, f"Set dtype='{'fp16' if on_gpu else 'fp32'}', or take TrainConfig.for_hardware(hardware.detect()).", "dtype")  # fmt: skip
+        seen = (
+            f"compute capability {capability[0]}.{capability[1]}, bf16 wants 8.0"
+            if capability
+            else "the CPU has no bf16 instructions"
+        )
+        yield Finding(
+            "bf16-unsupported",
+            "error" if on_gpu else "warning",
+            f"{hardware.name} has no bf16: it would be emulated, slowly, or fail in a kernel.",
+            seen,
+            f"Set dtype='{'fp16' if on_gpu else 'fp32'}', or take TrainConfig.for_hardware(hardware.detect()).",
+            "dtype",
+        )
     if config.dtype == "fp16" and not on_gpu:
         best = "bf16" if hardware.bf16 else "fp32"
-        yield Finding("fp16-on-cpu", "error", "fp16 training needs a GPU: its loss scaling does not exist on a CPU.", str(hardware),
-                      f"Set dtype='{best}'.", "dtype")  # fmt: skip
+        yield Finding(
+            "fp16-on-cpu",
+            "error",
+            "fp16 training needs a GPU: its loss scaling does not exist on a CPU.",
+            str(hardware),
+            f"Set dtype='{best}'.",
+            "dtype",
+        )
     if config.dtype == "fp32" and on_gpu:
         best = "bf16" if hardware.bf16 else "fp16"
-        yield Finding("fp32-on-gpu", "warning", "fp32 takes twice the memory of 16-bit and is several times slower on a GPU.", str(hardware),
-                      f"Set dtype='{best}'.", "dtype")  # fmt: skip
+        yield Finding(
+            "fp32-on-gpu",
+            "warning",
+            "fp32 takes twice the memory of 16-bit and is several times slower on a GPU.",
+            str(hardware),
+            f"Set dtype='{best}'.",
+            "dtype",
+        )
 
 
 def _check_packages(config: TrainConfig) -> Iterator[Finding]:
@@ -142,5 +180,11 @@ def _check_packages(config: TrainConfig) -> Iterator[Finding]:
     }
     for package, (setting, way_out) in wanted.items():
         if setting and find_spec(package) is None:
-            yield Finding("package-missing", "error", f"{setting}={getattr(config, setting)} needs the package {package}, which is not installed.",
-                          f"no package {package}", f"Run: pip install {package}, or set {way_out}.", setting)  # fmt: skip
+            yield Finding(
+                "package-missing",
+                "error",
+                f"{setting}={getattr(config, setting)} needs the package {package}, which is not installed.",
+                f"no package {package}",
+                f"Run: pip install {package}, or set {way_out}.",
+                setting,
+            )

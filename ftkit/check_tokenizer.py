@@ -23,15 +23,29 @@ def check(tokenizer: Any, model: Any, parts: Sequence[Part] = ()) -> Iterator[Fi
     """All findings about special tokens; without a model only those of the tokenizer itself."""
     stop, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     if stop is None:
-        yield Finding("no-stop-token", "error", "The tokenizer has no stop token: answers would never end.", "tokenizer.eos_token is None",
-                      "Set tokenizer.eos_token to the token with which the template ends an answer.")  # fmt: skip
+        yield Finding(
+            "no-stop-token",
+            "error",
+            "The tokenizer has no stop token: answers would never end.",
+            "tokenizer.eos_token is None",
+            "Set tokenizer.eos_token to the token with which the template ends an answer.",
+        )
     if pad is None:
-        yield Finding("no-pad-token", "error", "The tokenizer has no pad token: rows of unlike length cannot share a batch.", "tokenizer.pad_token is None",
-                      "Load with models.load, which picks one, or set tokenizer.pad_token to a token that no text holds.")  # fmt: skip
+        yield Finding(
+            "no-pad-token",
+            "error",
+            "The tokenizer has no pad token: rows of unlike length cannot share a batch.",
+            "tokenizer.pad_token is None",
+            "Load with models.load, which picks one, or set tokenizer.pad_token to a token that no text holds.",
+        )
     elif pad == stop:
-        yield Finding("pad-is-stop", "warning", f"{tokenizer.pad_token} is both pad and stop token: whoever masks padding by token id masks the stop as well.",
-                      f"pad_token_id = eos_token_id = {pad}; train.train masks by position, so this run is safe",
-                      "Set tokenizer.pad_token to another token of the vocabulary.")  # fmt: skip
+        yield Finding(
+            "pad-is-stop",
+            "warning",
+            f"{tokenizer.pad_token} is both pad and stop token: whoever masks padding by token id masks the stop as well.",
+            f"pad_token_id = eos_token_id = {pad}; train.train masks by position, so this run is safe",
+            "Set tokenizer.pad_token to another token of the vocabulary.",
+        )
     if model is None:
         return
     yield from _check_configured(tokenizer, model)
@@ -44,8 +58,13 @@ def _check_configured(tokenizer: Any, model: Any) -> Iterator[Finding]:
     ids = set(configured if isinstance(configured, list) else [configured]) - {None}
     if ids and tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         names = ", ".join(tokenizer.decode([i]) for i in sorted(ids))
-        yield Finding("stop-token-differs", "warning", "The model's generation config stops at another token than the tokenizer: other engines would not stop.",
-                      f"generation_config: {names}; tokenizer: {tokenizer.eos_token}", "Set model.generation_config.eos_token_id = tokenizer.eos_token_id.")  # fmt: skip
+        yield Finding(
+            "stop-token-differs",
+            "warning",
+            "The model's generation config stops at another token than the tokenizer: other engines would not stop.",
+            f"generation_config: {names}; tokenizer: {tokenizer.eos_token}",
+            "Set model.generation_config.eos_token_id = tokenizer.eos_token_id.",
+        )
 
 
 def _check_range(model: Any, parts: Sequence[Part]) -> Iterator[Finding]:
@@ -55,9 +74,13 @@ def _check_range(model: Any, parts: Sequence[Part]) -> Iterator[Finding]:
     for part in parts:
         over = {n: max(ids) for n, _, ids, _ in part.readable if ids and max(ids) >= len(weight)}
         if over:
-            yield Finding("token-outside-embeddings", "error", "Rows hold tokens for which the model has no embedding: tokenizer and model do not belong together.",
-                          f"{part.name} {listed(over)}; token {max(over.values())}, the embedding has {len(weight):,} rows",
-                          "Load both with one call of models.load, or model.resize_token_embeddings(len(tokenizer)) and train the new rows.")  # fmt: skip
+            yield Finding(
+                "token-outside-embeddings",
+                "error",
+                "Rows hold tokens for which the model has no embedding: tokenizer and model do not belong together.",
+                f"{part.name} {listed(over)}; token {max(over.values())}, the embedding has {len(weight):,} rows",
+                "Load both with one call of models.load, or model.resize_token_embeddings(len(tokenizer)) and train the new rows.",
+            )
 
 
 def _check_trained(tokenizer: Any, model: Any, parts: Sequence[Part]) -> Iterator[Finding]:
@@ -68,7 +91,10 @@ def _check_trained(tokenizer: Any, model: Any, parts: Sequence[Part]) -> Iterato
     if weight is None or weight.device.type == "meta":
         return
     marked = set(tokenizer.added_tokens_decoder)
-    used = sorted({i for part in parts for _, _, ids, _ in part.readable for i in marked.intersection(ids)} & set(range(len(weight))))  # fmt: skip
+    used = sorted(
+        {i for part in parts for _, _, ids, _ in part.readable for i in marked.intersection(ids)}
+        & set(range(len(weight)))
+    )
     plain = [i for i in range(0, len(weight), max(1, len(weight) // _ORDINARY)) if i not in marked]
     if not used or not plain:
         return
@@ -80,8 +106,13 @@ def _check_trained(tokenizer: Any, model: Any, parts: Sequence[Part]) -> Iterato
     if untrained := sorted(small | same):
         names = ", ".join(tokenizer.decode([i]) for i in untrained)
         why = "about zero" if small >= same else "equal to one another"
-        yield Finding("template-tokens-untrained", "warning", "The template uses tokens that the base model was never trained on; an adapter does not train them either.",
-                      f"embeddings of {names} are {why}", "Take the instruct variant of this model, or a template of ordinary words.")  # fmt: skip
+        yield Finding(
+            "template-tokens-untrained",
+            "warning",
+            "The template uses tokens that the base model was never trained on; an adapter does not train them either.",
+            f"embeddings of {names} are {why}",
+            "Take the instruct variant of this model, or a template of ordinary words.",
+        )
 
 
 def _rows(weight: Any, ids: list[int]) -> Any:

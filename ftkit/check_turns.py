@@ -30,8 +30,13 @@ _Chat = list[dict[str, Any]]
 def check_template(tokenizer: Any) -> Iterator[Finding]:
     """Whether there is a template at all; without one no row can be read."""
     if not getattr(tokenizer, "chat_template", None):
-        yield Finding("no-chat-template", "error", "The tokenizer has no chat template: it belongs to a base model.", "tokenizer.chat_template is empty",
-                      "Take the instruct variant of this model, or set tokenizer.chat_template.")  # fmt: skip
+        yield Finding(
+            "no-chat-template",
+            "error",
+            "The tokenizer has no chat template: it belongs to a base model.",
+            "tokenizer.chat_template is empty",
+            "Take the instruct variant of this model, or set tokenizer.chat_template.",
+        )
 
 
 def check(parts: Sequence[Part], tokenizer: Any) -> Iterator[Finding]:
@@ -52,8 +57,14 @@ def _check_order(part: Part) -> Iterator[Finding]:
     if problems:
         rows = sorted(n for numbers in problems.values() for n in numbers)
         reasons = [f"{part.name} {listed(numbers)}: {problem}" for problem, numbers in list(problems.items())[:5]]
-        yield Finding("turns-malformed", "warning", f"{len(rows)} {part.name} rows are no chats that end with an answer.", "\n".join(reasons),
-                      "Leave them out: data.load_examples(..., on_error='skip') does; turns.merge_turns joins neighbours of one role.", rows=_rows(part, rows))  # fmt: skip
+        yield Finding(
+            "turns-malformed",
+            "warning",
+            f"{len(rows)} {part.name} rows are no chats that end with an answer.",
+            "\n".join(reasons),
+            "Leave them out: data.load_examples(..., on_error='skip') does; turns.merge_turns joins neighbours of one role.",
+            rows=_rows(part, rows),
+        )
 
 
 def _check_refusals(part: Part, tokenizer: Any) -> Iterator[Finding]:
@@ -108,22 +119,47 @@ _CHANGES: tuple[tuple[str, Callable[[_Chat], _Chat]], ...] = (
 )
 _MAP = "examples.map(lambda row: {{'messages': {}(row['messages'])}})"
 _REFUSALS = {
-    "system": ("template-refuses-system", "The template refuses a system turn.",
-               f"Fold it into the first user turn: {_MAP.format('turns.fold_system')}. Ask the trained model in the same way."),
-    "order": ("template-refuses-turns", "The template wants turns to alternate.",
-              f"Join neighbours of one role: {_MAP.format('turns.merge_turns')}."),
-    "system and order": ("template-refuses-system", "The template refuses a system turn, and wants turns to alternate.",
-                         "Mend both: examples.map(lambda row: {'messages': turns.merge_turns(turns.fold_system(row['messages']))})."),
-    "tools": ("template-loses-tools", "The template leaves out tool calls, results or schemas.",
-              "Write them into the text with template.fold_tools(messages, tools), or take a model whose template knows them."),
-    "rewrites": ("template-rewrites-turns", "The template writes an earlier answer differently once later turns follow.",
-                 "Keep the first question and answer of these chats, or use another template."),
-    "several": ("template-refuses-turns", "The template takes one question and answer, not several.",
-                "Keep the first question and answer of these chats, or use another template."),
-    "malformed": ("turns-malformed", "The turns of some chats are out of order, and the template refuses them.",
-                  "Leave these rows out: data.load_examples(..., on_error='skip') does."),
-    "other": ("template-refuses-turns", "The template refuses these turns.", "Change the turns to what the template takes, leave these rows out, or use another template."),
-}  # fmt: skip
+    "system": (
+        "template-refuses-system",
+        "The template refuses a system turn.",
+        f"Fold it into the first user turn: {_MAP.format('turns.fold_system')}. Ask the trained model in the same way.",
+    ),
+    "order": (
+        "template-refuses-turns",
+        "The template wants turns to alternate.",
+        f"Join neighbours of one role: {_MAP.format('turns.merge_turns')}.",
+    ),
+    "system and order": (
+        "template-refuses-system",
+        "The template refuses a system turn, and wants turns to alternate.",
+        "Mend both: examples.map(lambda row: {'messages': turns.merge_turns(turns.fold_system(row['messages']))}).",
+    ),
+    "tools": (
+        "template-loses-tools",
+        "The template leaves out tool calls, results or schemas.",
+        "Write them into the text with template.fold_tools(messages, tools), or take a model whose template knows them.",
+    ),
+    "rewrites": (
+        "template-rewrites-turns",
+        "The template writes an earlier answer differently once later turns follow.",
+        "Keep the first question and answer of these chats, or use another template.",
+    ),
+    "several": (
+        "template-refuses-turns",
+        "The template takes one question and answer, not several.",
+        "Keep the first question and answer of these chats, or use another template.",
+    ),
+    "malformed": (
+        "turns-malformed",
+        "The turns of some chats are out of order, and the template refuses them.",
+        "Leave these rows out: data.load_examples(..., on_error='skip') does.",
+    ),
+    "other": (
+        "template-refuses-turns",
+        "The template refuses these turns.",
+        "Change the turns to what the template takes, leave these rows out, or use another template.",
+    ),
+}
 
 
 def _cause(message: str) -> str:
@@ -136,13 +172,23 @@ def _check_dropped(part: Part, tokenizer: Any) -> Iterator[Finding]:
     rows = part.readable
     for n, example, ids, _ in rows[:: max(1, len(rows) // _RENDERED)]:
         text = _flat(tokenizer.decode(ids))
-        for role in {m["role"] for m in map(plain, example["messages"])
-                     if m["role"] in ("system", "user") and _flat(m["content"]) not in text}:  # fmt: skip
+        for role in {
+            m["role"]
+            for m in map(plain, example["messages"])
+            if m["role"] in ("system", "user") and _flat(m["content"]) not in text
+        }:
             dropped.setdefault(role, []).append(n)
     for role, numbers in dropped.items():
-        yield Finding("template-drops-turns", "warning", f"What the {role} turn says does not stand in the text that the model reads.",
-                      f"{part.name} {listed(numbers)}", "Fold it into the first user turn with turns.fold_system, or use another template."
-                      if role == "system" else "Print template.render of such a row; the template may rewrite the turn.", rows=_rows(part, numbers))  # fmt: skip
+        yield Finding(
+            "template-drops-turns",
+            "warning",
+            f"What the {role} turn says does not stand in the text that the model reads.",
+            f"{part.name} {listed(numbers)}",
+            "Fold it into the first user turn with turns.fold_system, or use another template."
+            if role == "system"
+            else "Print template.render of such a row; the template may rewrite the turn.",
+            rows=_rows(part, numbers),
+        )
 
 
 def _markers(tokenizer: Any) -> tuple[str, ...]:
@@ -167,13 +213,17 @@ def _check_markers(part: Part, markers: Sequence[str]) -> Iterator[Finding]:
     if rows:
         most = len(rows) > len(part.examples) / 2
         yield Finding(
-            "double-template", "error" if most else "warning",
-            "The messages are in a chat format already: the template would be applied twice." if most
+            "double-template",
+            "error" if most else "warning",
+            "The messages are in a chat format already: the template would be applied twice."
+            if most
             else "Some messages hold the template's own markers: they would be read as the end of a turn.",
             f"{part.name} {listed(rows)}: {quoted(seen)}",
-            "Load the raw turns: data.load_examples takes a `text` column in ChatML apart." if most else "Take the markers out of the text, or leave these rows out.",
+            "Load the raw turns: data.load_examples takes a `text` column in ChatML apart."
+            if most
+            else "Take the markers out of the text, or leave these rows out.",
             rows=_rows(part, rows),
-        )  # fmt: skip
+        )
 
 
 def _rows(part: Part, numbers: Sequence[int]) -> tuple[int, ...]:

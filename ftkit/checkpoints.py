@@ -53,7 +53,9 @@ def problem(folder: Path) -> str | None:
     try:
         noted = mark(folder)
         if noted.get("format", 0) > FORMAT:
-            raise DataError(f"{folder} was written by a newer ftkit (format {noted['format']}). Update ftkit, or choose another run name.")  # fmt: skip
+            raise DataError(
+                f"{folder} was written by a newer ftkit (format {noted['format']}). Update ftkit, or choose another run name."
+            )
         for name, known in noted.get("files", {}).items():  # marks of format 0 list no files
             path = folder / name
             if not path.is_file():
@@ -131,8 +133,10 @@ def refuse_other(checkpoint: Path, settings: TrainConfig, facts: Mapping[str, st
     try:
         before = TrainConfig.load(saved) if then is None else TrainConfig(**then)
     except (ConfigError, TypeError) as error:
-        raise ConfigError(f"{checkpoint} was written by a version of ftkit with other settings ({error}). "
-                          "Go on with that version, start another run, or pass resume=False to start this one afresh.") from error  # fmt: skip
+        raise ConfigError(
+            f"{checkpoint} was written by a version of ftkit with other settings ({error}). "
+            "Go on with that version, start another run, or pass resume=False to start this one afresh."
+        ) from error
     changed = [n for n in settings.__dataclass_fields__ if getattr(settings, n) != getattr(before, n)]
     if changed:
         listed = ", ".join(f"{n} ({getattr(before, n)} then, {getattr(settings, n)} now)" for n in changed)

@@ -193,16 +193,46 @@ def memory_claims(points: Sequence[Point] = ()) -> Claims:
     )
     seen = [p.allocated_gib for p in points if p.model == huge.name and p.way.method == "qlora"]
     told = f"; measured {min(seen):.0f} to {max(seen):.0f}" if seen else ""
-    return Claims((
-        Claim("gradients and optimiser states of a 7B", "about 28 GB", f"{mixed:.0f} GB in mixed precision, {pure:.0f} in pure bf16", "too low"),
-        Claim("7B to 8B, full fine-tuning", "about 60 GB", f"{full.likely_gib:.0f} GiB for an 8B in pure bf16, to {full.high_gib:.0f} in the process", "too low"),
-        Claim("QLoRA reduces memory", "4 to 8 times", f"weights {weights:.1f} times, the whole run {lora.likely_gib / qlora.likely_gib:.1f} times against 16-bit LoRA",
-              "true of quantised matrices alone"),
-        Claim("QLoRA of a 70B", "about 40 GB", f"{lean.likely_gib:.0f} GiB lean, {usual.likely_gib:.0f} (to {usual.high_gib:.0f}) at 16,384 tokens{told}",
-              "a best case, no room for length"),
-        Claim("16-bit LoRA of a 7B to 8B", "about 16 GB", f"weights alone {2 * large.parameters / GIB:.0f} GiB, the run {lora.likely_gib:.0f}", "a best case"),
-        Claim("double quantisation saves", "about 0.4 bits", f"{NF4_BITS - NF4_DOUBLE_BITS:.3f} bits a parameter", "right when rounded"),
-    ))  # fmt: skip
+    return Claims(
+        (
+            Claim(
+                "gradients and optimiser states of a 7B",
+                "about 28 GB",
+                f"{mixed:.0f} GB in mixed precision, {pure:.0f} in pure bf16",
+                "too low",
+            ),
+            Claim(
+                "7B to 8B, full fine-tuning",
+                "about 60 GB",
+                f"{full.likely_gib:.0f} GiB for an 8B in pure bf16, to {full.high_gib:.0f} in the process",
+                "too low",
+            ),
+            Claim(
+                "QLoRA reduces memory",
+                "4 to 8 times",
+                f"weights {weights:.1f} times, the whole run {lora.likely_gib / qlora.likely_gib:.1f} times against 16-bit LoRA",
+                "true of quantised matrices alone",
+            ),
+            Claim(
+                "QLoRA of a 70B",
+                "about 40 GB",
+                f"{lean.likely_gib:.0f} GiB lean, {usual.likely_gib:.0f} (to {usual.high_gib:.0f}) at 16,384 tokens{told}",
+                "a best case, no room for length",
+            ),
+            Claim(
+                "16-bit LoRA of a 7B to 8B",
+                "about 16 GB",
+                f"weights alone {2 * large.parameters / GIB:.0f} GiB, the run {lora.likely_gib:.0f}",
+                "a best case",
+            ),
+            Claim(
+                "double quantisation saves",
+                "about 0.4 bits",
+                f"{NF4_BITS - NF4_DOUBLE_BITS:.3f} bits a parameter",
+                "right when rounded",
+            ),
+        )
+    )
 
 
 def _html(head: Sequence[str], lines: Sequence[Sequence[str]], caption: str) -> str:

@@ -24,9 +24,24 @@ from ftkit.rules import (
 )
 
 __all__ = [
-    "CleanReport", "Drop", "DropTable", "Finding", "LeakageReport", "Outcome", "Rule", "balance", "clean", "default_rules", "diversity",
-    "exact_duplicates", "leakage", "length", "near_duplicates", "pii", "quality",
-]  # fmt: skip
+    "CleanReport",
+    "Drop",
+    "DropTable",
+    "Finding",
+    "LeakageReport",
+    "Outcome",
+    "Rule",
+    "balance",
+    "clean",
+    "default_rules",
+    "diversity",
+    "exact_duplicates",
+    "leakage",
+    "length",
+    "near_duplicates",
+    "pii",
+    "quality",
+]
 _PASS_ROWS = 1_000
 
 
@@ -159,8 +174,12 @@ class _Work:
         redo = {i: self.changes[at] for i, at in enumerate(self.left) if at in self.changes}
         if not redo:
             return left
-        return left.map(lambda row, i: {"messages": redo[i]} if i in redo else {"messages": row["messages"]}, with_indices=True,
-                        features=left.features, load_from_cache_file=False)  # fmt: skip
+        return left.map(
+            lambda row, i: {"messages": redo[i]} if i in redo else {"messages": row["messages"]},
+            with_indices=True,
+            features=left.features,
+            load_from_cache_file=False,
+        )
 
     def report(self) -> CleanReport:
         """Close the books: every row is either kept or dropped."""
@@ -171,5 +190,14 @@ class _Work:
                 f"{len(kept)} kept and {len(dropped)} dropped rows do not make {self.loaded.total}: a rule named a row twice."
             )
         rows = [self.loaded.position(at) for at in self.left]
-        return CleanReport(kept, dropped, self.loaded.total, tuple(self.counts), rows, tuple(self.flags), tuple(self.changed),
-                           self.dataset, [self.loaded.position(i) for i in range(len(self.dataset))])  # fmt: skip
+        return CleanReport(
+            kept,
+            dropped,
+            self.loaded.total,
+            tuple(self.counts),
+            rows,
+            tuple(self.flags),
+            tuple(self.changed),
+            self.dataset,
+            [self.loaded.position(i) for i in range(len(self.dataset))],
+        )

@@ -88,11 +88,18 @@ class CleanReport:
 
     def save(self, path: str | Path) -> Path:
         """Write the report, without the kept rows, as JSON: counts, ratios, and every drop with its reason."""
-        return storage.write_json(path, {
-            "total": self.total, "kept": len(self.kept), "ratios": self.ratios, "rules": [asdict(c) for c in self.counts],
-            "dropped": [asdict(d) for d in self.dropped], "flagged": [asdict(d) for d in self.flagged],
-            "changed": [asdict(d) for d in self.changed],
-        })  # fmt: skip
+        return storage.write_json(
+            path,
+            {
+                "total": self.total,
+                "kept": len(self.kept),
+                "ratios": self.ratios,
+                "rules": [asdict(c) for c in self.counts],
+                "dropped": [asdict(d) for d in self.dropped],
+                "flagged": [asdict(d) for d in self.flagged],
+                "changed": [asdict(d) for d in self.changed],
+            },
+        )
 
     def __str__(self) -> str:
         lines = [f"kept {len(self.kept)} of {self.total} rows ({len(self.kept) / self.total:.1%})"]
@@ -109,9 +116,11 @@ class CleanReport:
             f"{html.escape('; '.join(f'{n} {_short(v)}' for n, v in c.notes.items()))}</td><td>{c.seconds:.1f}</td></tr>"
             for c in self.counts
         )
-        return (f"<p><b>Kept {len(self.kept)} of {self.total} rows</b> ({len(self.kept) / self.total:.1%})</p><table><tr><th>rule</th>"
-                "<th style='text-align:left'>what it drops</th><th>seen</th><th>dropped</th><th>flagged</th><th>changed</th><th style='text-align:left'>notes</th><th>s</th></tr>"
-                f"{cells}</table>")  # fmt: skip
+        return (
+            f"<p><b>Kept {len(self.kept)} of {self.total} rows</b> ({len(self.kept) / self.total:.1%})</p><table><tr><th>rule</th>"
+            "<th style='text-align:left'>what it drops</th><th>seen</th><th>dropped</th><th>flagged</th><th>changed</th><th style='text-align:left'>notes</th><th>s</th></tr>"
+            f"{cells}</table>"
+        )
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,21 @@ from ftkit.hardware import Hardware
 from ftkit.storage import write_text
 
 _ALIASES = {
-    "lr": "learning_rate", "r": "lora_r", "rank": "lora_r", "alpha": "lora_alpha", "dropout": "lora_dropout",
-    "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "steps": "max_steps", "optimizer": "optim",
-    "batch_size": "per_device_train_batch_size", "micro_batch_size": "per_device_train_batch_size",
-    "max_seq_length": "max_length", "sequence_len": "max_length", "lr_scheduler": "lr_scheduler_type",
-}  # fmt: skip
+    "lr": "learning_rate",
+    "r": "lora_r",
+    "rank": "lora_r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "optimizer": "optim",
+    "batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "max_seq_length": "max_length",
+    "sequence_len": "max_length",
+    "lr_scheduler": "lr_scheduler_type",
+}
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -48,62 +58,137 @@ class TrainConfig:
         ConfigError: lists every setting that is misspelt, of the wrong type or out of range, at once.
     """
 
-    # fmt: off
-    backend: str = knob("auto", "who loads and patches the model; auto takes Unsloth where it is installed",
-                        group="model", choices=("auto", "unsloth", "transformers"))
+    backend: str = knob(
+        "auto",
+        "who loads and patches the model; auto takes Unsloth where it is installed",
+        group="model",
+        choices=("auto", "unsloth", "transformers"),
+    )
     load_in_4bit: bool = knob(True, "QLoRA: keep the frozen base model in 4-bit NF4", group="model")
     bnb_4bit_use_double_quant: bool = knob(True, "also quantise the scales; saves 0.37 bits a parameter", group="model")
-    dtype: str = knob("bf16", "number format of the computation; a T4 has fp16 only", group="model",
-                      choices=("bf16", "fp16", "fp32"))
-    gradient_checkpointing: bool = knob(True, "recompute activations: less memory, about a third more time", group="model")
+    dtype: str = knob(
+        "bf16", "number format of the computation; a T4 has fp16 only", group="model", choices=("bf16", "fp16", "fp32")
+    )
+    gradient_checkpointing: bool = knob(
+        True, "recompute activations: less memory, about a third more time", group="model"
+    )
 
-    lora_r: int = knob(16, "rank: width of the trainable detour", group="adapter", low=1, high=256, typical=(8, 64), log=True)
-    lora_alpha: int = knob(32, "the detour is scaled by alpha / r; usually r or twice r", group="adapter",
-                           low=1, high=512, typical=(8, 128), log=True)
-    lora_dropout: float = knob(0.0, "share of the detour's inputs dropped in training; Unsloth is fastest at 0",
-                               group="adapter", low=0.0, high=0.9, typical=(0.0, 0.1))
-    target_modules: tuple[str, ...] = knob(ALL_LINEAR, "weight matrices that get a detour; fewer is cheaper and weaker",
-                                           group="adapter")
+    lora_r: int = knob(
+        16, "rank: width of the trainable detour", group="adapter", low=1, high=256, typical=(8, 64), log=True
+    )
+    lora_alpha: int = knob(
+        32,
+        "the detour is scaled by alpha / r; usually r or twice r",
+        group="adapter",
+        low=1,
+        high=512,
+        typical=(8, 128),
+        log=True,
+    )
+    lora_dropout: float = knob(
+        0.0,
+        "share of the detour's inputs dropped in training; Unsloth is fastest at 0",
+        group="adapter",
+        low=0.0,
+        high=0.9,
+        typical=(0.0, 0.1),
+    )
+    target_modules: tuple[str, ...] = knob(
+        ALL_LINEAR, "weight matrices that get a detour; fewer is cheaper and weaker", group="adapter"
+    )
     use_rslora: bool = knob(False, "scale by alpha / sqrt(r), steadier at high rank", group="adapter")
     use_dora: bool = knob(False, "train magnitude and direction apart; slower", group="adapter")
 
-    learning_rate: float = knob(2e-4, "step size; LoRA wants about ten times full fine-tuning's", group="optimisation",
-                                low=1e-6, high=1e-2, typical=(1e-4, 3e-4), log=True)
-    lr_scheduler_type: str = knob("cosine", "how the step size falls after warm-up", group="optimisation",
-                                  choices=("cosine", "linear", "constant_with_warmup", "constant"))
-    warmup_steps: int = knob(50, "steps over which the step size rises from zero", group="optimisation",
-                             low=0, high=10_000, typical=(5, 100))
-    per_device_train_batch_size: int = knob(2, "examples in memory at once", group="optimisation", low=1, high=512, log=True)
-    gradient_accumulation_steps: int = knob(4, "micro-batches summed before an update: batch size without memory",
-                                            group="optimisation", low=1, high=512, log=True)
-    num_train_epochs: float = knob(1.0, "passes over the data; small sets overfit past three", group="optimisation",
-                                   low=0.01, high=100, typical=(1, 5))
-    max_steps: int = knob(-1, "updates in all; -1 lets the epochs decide", group="optimisation", low=-1, high=10_000_000)
-    optim: str = knob("adamw_8bit", "8-bit Adam needs a quarter of Adam's memory, on a GPU", group="optimisation",
-                      choices=("adamw_8bit", "adamw_torch", "adamw_torch_fused", "paged_adamw_8bit", "sgd"))
-    weight_decay: float = knob(0.01, "pull of the adapter towards zero", group="optimisation", low=0.0, high=1.0,
-                               typical=(0.0, 0.1))
-    max_grad_norm: float = knob(1.0, "longer gradients are clipped to this", group="optimisation", low=0.0, high=100.0,
-                                typical=(0.3, 1.0))
+    learning_rate: float = knob(
+        2e-4,
+        "step size; LoRA wants about ten times full fine-tuning's",
+        group="optimisation",
+        low=1e-6,
+        high=1e-2,
+        typical=(1e-4, 3e-4),
+        log=True,
+    )
+    lr_scheduler_type: str = knob(
+        "cosine",
+        "how the step size falls after warm-up",
+        group="optimisation",
+        choices=("cosine", "linear", "constant_with_warmup", "constant"),
+    )
+    warmup_steps: int = knob(
+        50, "steps over which the step size rises from zero", group="optimisation", low=0, high=10_000, typical=(5, 100)
+    )
+    per_device_train_batch_size: int = knob(
+        2, "examples in memory at once", group="optimisation", low=1, high=512, log=True
+    )
+    gradient_accumulation_steps: int = knob(
+        4,
+        "micro-batches summed before an update: batch size without memory",
+        group="optimisation",
+        low=1,
+        high=512,
+        log=True,
+    )
+    num_train_epochs: float = knob(
+        1.0,
+        "passes over the data; small sets overfit past three",
+        group="optimisation",
+        low=0.01,
+        high=100,
+        typical=(1, 5),
+    )
+    max_steps: int = knob(
+        -1, "updates in all; -1 lets the epochs decide", group="optimisation", low=-1, high=10_000_000
+    )
+    optim: str = knob(
+        "adamw_8bit",
+        "8-bit Adam needs a quarter of Adam's memory, on a GPU",
+        group="optimisation",
+        choices=("adamw_8bit", "adamw_torch", "adamw_torch_fused", "paged_adamw_8bit", "sgd"),
+    )
+    weight_decay: float = knob(
+        0.01, "pull of the adapter towards zero", group="optimisation", low=0.0, high=1.0, typical=(0.0, 0.1)
+    )
+    max_grad_norm: float = knob(
+        1.0, "longer gradients are clipped to this", group="optimisation", low=0.0, high=100.0, typical=(0.3, 1.0)
+    )
     seed: int = knob(42, "of weights, shuffling and dropout", group="optimisation", low=0, high=2**31 - 1)
 
-    max_length: int = knob(2048, "tokens an example may have; longer ones are cut", group="length",
-                           low=8, high=1_048_576, typical=(512, 8192), log=True)
-    group_by_length: bool = knob(False, "batches of examples of like length: less padding, the same order every epoch",
-                                 group="length")
-    packing: bool = knob(False, "several short examples in one row; needs a backend that keeps them apart", group="length")
+    max_length: int = knob(
+        2048,
+        "tokens an example may have; longer ones are cut",
+        group="length",
+        low=8,
+        high=1_048_576,
+        typical=(512, 8192),
+        log=True,
+    )
+    group_by_length: bool = knob(
+        False, "batches of examples of like length: less padding, the same order every epoch", group="length"
+    )
+    packing: bool = knob(
+        False, "several short examples in one row; needs a backend that keeps them apart", group="length"
+    )
 
     logging_steps: int = knob(1, "updates between two points of the loss curve", group="records", low=1, high=10_000)
-    eval_steps: int = knob(20, "updates between two validation losses; 0 measures only at the end", group="records",
-                           low=0, high=100_000)
-    max_eval_examples: int = knob(200, "validation rows measured each time; more is steadier and slower", group="records",
-                                  low=1, high=1_000_000)
-    early_stopping_patience: int = knob(0, "validation losses in a row without a new best after which training ends, with the adapter of "
-                                        "the best one; 0 trains to the end", group="records", low=0, high=1000)
+    eval_steps: int = knob(
+        20, "updates between two validation losses; 0 measures only at the end", group="records", low=0, high=100_000
+    )
+    max_eval_examples: int = knob(
+        200, "validation rows measured each time; more is steadier and slower", group="records", low=1, high=1_000_000
+    )
+    early_stopping_patience: int = knob(
+        0,
+        "validation losses in a row without a new best after which training ends, with the adapter of "
+        "the best one; 0 trains to the end",
+        group="records",
+        low=0,
+        high=1000,
+    )
     save_steps: int = knob(50, "updates between two checkpoints; 0 writes none", group="records", low=0, high=100_000)
     save_total_limit: int = knob(2, "checkpoints kept", group="records", low=1, high=100)
-    report_to: str = knob("none", "where else metrics go", group="records", choices=("none", "tensorboard", "trackio", "wandb"))
-    # fmt: on
+    report_to: str = knob(
+        "none", "where else metrics go", group="records", choices=("none", "tensorboard", "trackio", "wandb")
+    )
 
     def __new__(cls, *_: Any, **settings: Any) -> Self:
         """Refuse misspelt names with a suggestion, before the generated `__init__` would raise a bare TypeError."""
@@ -128,8 +213,10 @@ class TrainConfig:
         if self.max_steps == 0:
             raise ConfigError("max_steps=0 would train nothing. Give at least 1, or -1 to let num_train_epochs decide.")
         if self.early_stopping_patience and not self.eval_steps:
-            raise ConfigError(f"early_stopping_patience={self.early_stopping_patience} with eval_steps=0: validation would be measured only at "
-                              "the end. Set eval_steps, such as 20.")  # fmt: skip
+            raise ConfigError(
+                f"early_stopping_patience={self.early_stopping_patience} with eval_steps=0: validation would be measured only at "
+                "the end. Set eval_steps, such as 20."
+            )
 
     @property
     def effective_batch_size(self) -> int:
@@ -144,10 +231,15 @@ class TrainConfig:
         """
         if hardware.device == "cpu":
             sensible: dict[str, Any] = {
-                "dtype": "bf16" if hardware.bf16 else "fp32", "gradient_checkpointing": False, "optim": "adamw_torch",
-                "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_length": 512,
-                "group_by_length": True, "max_eval_examples": 16,
-            }  # fmt: skip
+                "dtype": "bf16" if hardware.bf16 else "fp32",
+                "gradient_checkpointing": False,
+                "optim": "adamw_torch",
+                "per_device_train_batch_size": 4,
+                "gradient_accumulation_steps": 2,
+                "max_length": 512,
+                "group_by_length": True,
+                "max_eval_examples": 16,
+            }
         else:
             sensible = {"dtype": "bf16" if hardware.bf16 else "fp16"}
             if hardware.memory_gib >= 40:

@@ -56,13 +56,26 @@ def _tiles(found: Consequences) -> str:
     if found.epochs is not None:
         passes = f"{found.updates_per_epoch:,} an epoch · {found.epochs:.3g} epochs of {rows:,} rows"
     tiles = [
-        ("trainable parameters", "?" if found.trainable is None else f"{found.trainable:,}", share or "model unknown", "trainable"),
-        ("effective batch size", f"{found.effective_batch_size}",
-         f"{config.per_device_train_batch_size} at once × {config.gradient_accumulation_steps}", "batch"),
+        (
+            "trainable parameters",
+            "?" if found.trainable is None else f"{found.trainable:,}",
+            share or "model unknown",
+            "trainable",
+        ),
+        (
+            "effective batch size",
+            f"{found.effective_batch_size}",
+            f"{config.per_device_train_batch_size} at once × {config.gradient_accumulation_steps}",
+            "batch",
+        ),
         ("weight updates", "?" if found.updates is None else f"{found.updates:,}", passes, "updates"),
-        ("time on this machine", "not measured yet" if found.seconds is None else clock(found.seconds), _pace(found) if pace else
-         "press Measure, or give seconds_per_step", "time"),
-    ]  # fmt: skip
+        (
+            "time on this machine",
+            "not measured yet" if found.seconds is None else clock(found.seconds),
+            _pace(found) if pace else "press Measure, or give seconds_per_step",
+            "time",
+        ),
+    ]
     cells = "".join(
         f'<div class="ftkit-tile ftkit-{key}"><span>{title}</span><b{_dim(value)}>{value}</b><small>{html.escape(small)}</small></div>'
         for title, value, small, key in tiles
@@ -104,8 +117,10 @@ def memory_bar(found: Consequences) -> str:
     limit = f'<i style="left:{edge:.2f}%;border-left:3px solid {RED};top:-4px;bottom:-4px"></i>' if edge < 99.9 else ""
     word = _verdict(found)
     text = f"{word}: likely {estimate.likely_gib:.1f} GiB, between {estimate.low_gib:.1f} and {estimate.high_gib:.1f}"
-    return (f'{head}<div class="ftkit-bar">{"".join(parts)}{bracket}{limit}</div>'
-            f'<div class="ftkit-memory" style="margin-top:3px">{text}</div><div class="ftkit-keys">{"".join(keys)}</div>')  # fmt: skip
+    return (
+        f'{head}<div class="ftkit-bar">{"".join(parts)}{bracket}{limit}</div>'
+        f'<div class="ftkit-memory" style="margin-top:3px">{text}</div><div class="ftkit-keys">{"".join(keys)}</div>'
+    )
 
 
 def _largest(items: Sequence[Item]) -> list[tuple[str, float, str]]:
@@ -126,8 +141,14 @@ def _step_size(found: Consequences) -> str:
     config = found.config
     warms = config.warmup_steps > 0 and config.lr_scheduler_type != "constant"
     notes = ["" if found.updates is not None else " (their number is unknown)", "; shaded: warm-up" if warms else ""]
-    drawn = sketch.chart([sketch.Line(found.learning_rates)], x=f"weight updates{''.join(notes)}", y="learning rate", height=150,
-                         band=(0.0, float(config.warmup_steps)) if warms else None, show=as_text)  # fmt: skip
+    drawn = sketch.chart(
+        [sketch.Line(found.learning_rates)],
+        x=f"weight updates{''.join(notes)}",
+        y="learning rate",
+        height=150,
+        band=(0.0, float(config.warmup_steps)) if warms else None,
+        show=as_text,
+    )
     return f'<div class="ftkit-head">Step size over the run</div>{drawn}'
 
 

@@ -81,7 +81,7 @@ class Consequences:
             {round(total * i / (_CURVE_POINTS - 1)) for i in range(_CURVE_POINTS)}
             | {min(self.config.warmup_steps, total)}
         )
-        return [(float(step), learning_rate(self.config, step, total)) for step in stops]  # fmt: skip
+        return [(float(step), learning_rate(self.config, step, total)) for step in stops]
 
     def facts(self) -> dict[str, str]:
         """The same in words, with units."""
@@ -112,8 +112,18 @@ def consequences(config: TrainConfig, situation: Situation) -> Consequences:
     updates = check_schedule.updates_in(config, situation.rows)
     trainable, total = _parameters(config, situation)
     memory, problem = _memory(config, situation)
-    return Consequences(config, situation, trainable, total, per_epoch, updates, _seconds(config, situation, updates), memory, problem,
-                        _findings(config, situation))  # fmt: skip
+    return Consequences(
+        config,
+        situation,
+        trainable,
+        total,
+        per_epoch,
+        updates,
+        _seconds(config, situation, updates),
+        memory,
+        problem,
+        _findings(config, situation),
+    )
 
 
 def updates_per_epoch(config: TrainConfig, rows: int) -> int:

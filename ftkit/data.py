@@ -24,9 +24,23 @@ from ftkit.template import render, show_example, tokenize, trained_share
 from ftkit.texts import Texts
 
 __all__ = [
-    "Loaded", "Splits", "detect_format", "digest", "load_examples", "load_splits", "prompt", "read_rows", "render", "samples",
-    "save", "show_example", "split", "to_messages", "tokenize", "trained_share",
-]  # fmt: skip
+    "Loaded",
+    "Splits",
+    "detect_format",
+    "digest",
+    "load_examples",
+    "load_splits",
+    "prompt",
+    "read_rows",
+    "render",
+    "samples",
+    "save",
+    "show_example",
+    "split",
+    "to_messages",
+    "tokenize",
+    "trained_share",
+]
 
 
 @dataclass(frozen=True)
@@ -111,8 +125,12 @@ def _twins(examples: Any, near: float | None) -> dict[str, list[int]]:
         labels = similar.join(len(keys), [*enumerate(same), *((p.first, p.second) for p in links)])
         largest = Counter(labels).most_common(1)[0][1] if labels else 0
         if largest > 0.5 * len(keys) and len(set(labels)) < 0.5 * len(first):
-            warnings.warn(f"{largest} of {len(keys)} rows are linked as at least {near:.0%} alike (a long instruction that all share?), so "
-                          "only rows with equal prompts are kept together.", FtkitWarning, stacklevel=3)  # fmt: skip
+            warnings.warn(
+                f"{largest} of {len(keys)} rows are linked as at least {near:.0%} alike (a long instruction that all share?), so "
+                "only rows with equal prompts are kept together.",
+                FtkitWarning,
+                stacklevel=3,
+            )
             labels = same
     groups: dict[str, list[int]] = {}
     for i, label in enumerate(labels):

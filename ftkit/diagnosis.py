@@ -109,9 +109,17 @@ def _not_a_number(history: Curve) -> list[Reading]:
     for name, pairs in (("training", history.losses), ("validation", history.val_losses)):
         if lost := [step for step, value in pairs if not math.isfinite(value)]:
             where = f"the {name} loss is no number from step {lost[0]} on ({len(lost)} of {len(pairs)} points)."
-            return [Reading("nan", "problem", f"Not a number from step {lost[0]}", where,
-                            "The weights are spoiled: go back to an earlier checkpoint or start again, with a lower learning_rate, "
-                            "more warmup_steps, or dtype='bf16' or 'fp32' in place of fp16.", lost[0])]  # fmt: skip
+            return [
+                Reading(
+                    "nan",
+                    "problem",
+                    f"Not a number from step {lost[0]}",
+                    where,
+                    "The weights are spoiled: go back to an earlier checkpoint or start again, with a lower learning_rate, "
+                    "more warmup_steps, or dtype='bf16' or 'fp32' in place of fp16.",
+                    lost[0],
+                )
+            ]
     return []
 
 
@@ -126,18 +134,42 @@ def _skipped(history: Curve, config: Any) -> list[Reading]:
     first = next((step for step, count in counted if count < step), None)
     evidence = f"{applied} of {steps} updates were applied; the rest were skipped because a gradient overflowed."
     if applied == 0 or missing > max(10, 0.1 * steps):
-        return [Reading("skipped", "problem", "Updates are skipped", evidence,
-                        f"dtype='bf16' where the device has it, else 'fp32' or a lower learning_rate{_now(config, 'learning_rate')}.", first)]  # fmt: skip
-    return [Reading("skipped", "note", "A few updates were skipped", evidence,
-                    "Normal in fp16: the scaler needs some steps to find its scale.", first)]  # fmt: skip
+        return [
+            Reading(
+                "skipped",
+                "problem",
+                "Updates are skipped",
+                evidence,
+                f"dtype='bf16' where the device has it, else 'fp32' or a lower learning_rate{_now(config, 'learning_rate')}.",
+                first,
+            )
+        ]
+    return [
+        Reading(
+            "skipped",
+            "note",
+            "A few updates were skipped",
+            evidence,
+            "Normal in fp16: the scaler needs some steps to find its scale.",
+            first,
+        )
+    ]
 
 
 def _shape(train: Pairs, config: Any) -> list[Reading]:
     """Readings of the training loss alone."""
     values = [value for _, value in train]
     if values and max(map(abs, values)) < 1e-6:
-        return [Reading("nothing-trained", "problem", "Nothing is trained", f"the loss is zero at all {len(values)} points.",
-                        "Every label is masked: look at data.show_example, and at max_length.", train[0][0])]  # fmt: skip
+        return [
+            Reading(
+                "nothing-trained",
+                "problem",
+                "Nothing is trained",
+                f"the loss is zero at all {len(values)} points.",
+                "Every label is masked: look at data.show_example, and at max_length.",
+                train[0][0],
+            )
+        ]
     if len(values) < 4:
         return []
     if reading := _diverging(train, config):
@@ -159,9 +191,14 @@ def _diverging(train: Pairs, config: Any) -> Reading | None:
     if not exploded and end - low <= max(0.3 * low, 0.3 * (start - low), 4 * _noise(values), 0.1):
         return None
     step = train[0][0] if exploded or start <= smooth[lowest] else train[lowest][0]
-    return Reading("diverging", "problem", f"Diverging from step {step}",
-                   f"training loss was {low:.3g} nats a token near step {step} and is {end:.3g} at the end.",
-                   f"Divide learning_rate by three to ten{_now(config, 'learning_rate')}, or warm up longer{_now(config, 'warmup_steps')}.", step)  # fmt: skip
+    return Reading(
+        "diverging",
+        "problem",
+        f"Diverging from step {step}",
+        f"training loss was {low:.3g} nats a token near step {step} and is {end:.3g} at the end.",
+        f"Divide learning_rate by three to ten{_now(config, 'learning_rate')}, or warm up longer{_now(config, 'warmup_steps')}.",
+        step,
+    )
 
 
 def _flat(train: Pairs, config: Any) -> Reading | None:
@@ -170,11 +207,15 @@ def _flat(train: Pairs, config: Any) -> Reading | None:
     begin, _, end, chance = _thirds(values)
     if begin - end > max(0.05 * begin, min(chance, 0.5 * begin)):
         return None
-    return Reading("flat", "problem", "Flat",
-                   f"training loss was {begin:.3g} nats a token in the first third of the run and {end:.3g} in the last; "
-                   f"{chance:.2g} may be chance.",
-                   f"Raise learning_rate three to ten times{_now(config, 'learning_rate')}. If that changes nothing, look at the mask "
-                   "(data.show_example) and at target_modules; a loss that starts near zero has nothing left to learn.")  # fmt: skip
+    return Reading(
+        "flat",
+        "problem",
+        "Flat",
+        f"training loss was {begin:.3g} nats a token in the first third of the run and {end:.3g} in the last; "
+        f"{chance:.2g} may be chance.",
+        f"Raise learning_rate three to ten times{_now(config, 'learning_rate')}. If that changes nothing, look at the mask "
+        "(data.show_example) and at target_modules; a loss that starts near zero has nothing left to learn.",
+    )
 
 
 def _levelled(train: Pairs) -> Reading | None:
@@ -184,10 +225,15 @@ def _levelled(train: Pairs) -> Reading | None:
     _, middle, end, chance = _thirds(values)
     if len(values) < 12 or end < 0.35 * start or middle - end > max(0.07 * start, chance):
         return None
-    return Reading("levelled", "note", f"Levelled off at {end:.2g}",
-                   f"training loss fell from {start:.3g} and has stayed near {end:.3g} nats a token for the last third of the run.",
-                   "Normal where answers cannot be foreseen word by word. On a task with one right answer it is not: check that each answer "
-                   "belongs to its question, then try a higher learning_rate or lora_r.", train[len(train) // 2][0])  # fmt: skip
+    return Reading(
+        "levelled",
+        "note",
+        f"Levelled off at {end:.2g}",
+        f"training loss fell from {start:.3g} and has stayed near {end:.3g} nats a token for the last third of the run.",
+        "Normal where answers cannot be foreseen word by word. On a task with one right answer it is not: check that each answer "
+        "belongs to its question, then try a higher learning_rate or lora_r.",
+        train[len(train) // 2][0],
+    )
 
 
 def _spikes(train: Pairs, config: Any) -> Reading | None:
@@ -205,10 +251,15 @@ def _spikes(train: Pairs, config: Any) -> Reading | None:
         len(jumps) > max(1, len(values) // 30),
         max(jumps, key=lambda j: j[1])[1],
     )
-    return Reading("spikes", "problem" if many else "note", "Spikes" if many else "A spike that passed",
-                   f"loss jumps up to {worst:.3g} and comes back, at step {', '.join(map(str, steps[:5]))}{' and more' if len(steps) > 5 else ''}.",
-                   "Look at those batches for odd rows; a lower learning_rate, more warmup_steps or a smaller max_grad_norm"
-                   f"{_now(config, 'max_grad_norm')} calm it.", steps[0])  # fmt: skip
+    return Reading(
+        "spikes",
+        "problem" if many else "note",
+        "Spikes" if many else "A spike that passed",
+        f"loss jumps up to {worst:.3g} and comes back, at step {', '.join(map(str, steps[:5]))}{' and more' if len(steps) > 5 else ''}.",
+        "Look at those batches for odd rows; a lower learning_rate, more warmup_steps or a smaller max_grad_norm"
+        f"{_now(config, 'max_grad_norm')} calm it.",
+        steps[0],
+    )
 
 
 def _validation(train: Pairs, val: Pairs, config: Any) -> list[Reading]:
@@ -219,26 +270,47 @@ def _validation(train: Pairs, val: Pairs, config: Any) -> list[Reading]:
     at_best = median([value for step, value in train if step <= best_step][-3:] or [train[0][1]])
     end = median([value for _, value in train][-3:])
     if last_step > best_step and last > 1.05 * best + 0.01 and end <= 1.05 * at_best:
-        return [Reading("overfitting", "problem", f"Overfitting from step {best_step}",
-                        f"validation loss was lowest at step {best_step} ({best:.3g}) and has risen to {last:.3g}, while training loss went "
-                        f"from {at_best:.3g} to {end:.3g}.",
-                        f"Stop there (early_stopping_patience=2 keeps that adapter), read the rows fewer times{_passes(config)}, or get more of them.", best_step)]  # fmt: skip
+        return [
+            Reading(
+                "overfitting",
+                "problem",
+                f"Overfitting from step {best_step}",
+                f"validation loss was lowest at step {best_step} ({best:.3g}) and has risen to {last:.3g}, while training loss went "
+                f"from {at_best:.3g} to {end:.3g}.",
+                f"Stop there (early_stopping_patience=2 keeps that adapter), read the rows fewer times{_passes(config)}, or get more of them.",
+                best_step,
+            )
+        ]
     if last > 2 * end + 0.3 and len(train) >= _ENOUGH_POINTS:
-        return [Reading("gap", "problem", "Knows its rows, not the task",
-                        f"training loss ends at {end:.3g}, validation at {last:.3g} nats a token.",
-                        "The rows are memorised, or validation is of another kind: more and more varied rows, fewer epochs.", last_step)]  # fmt: skip
+        return [
+            Reading(
+                "gap",
+                "problem",
+                "Knows its rows, not the task",
+                f"training loss ends at {end:.3g}, validation at {last:.3g} nats a token.",
+                "The rows are memorised, or validation is of another kind: more and more varied rows, fewer epochs.",
+                last_step,
+            )
+        ]
     return []
 
 
 def _healthy(train: Pairs, val: Pairs) -> Reading:
     start, end = train[0][1], median([value for _, value in train][-5:])
     seen = f", and validation ends at {val[-1][1]:.3g}" if val else "; validation was not measured"
-    return Reading("healthy", "good", "Healthy", f"training loss fell from {start:.3g} to {end:.3g} nats a token{seen}.", "")  # fmt: skip
+    return Reading(
+        "healthy", "good", "Healthy", f"training loss fell from {start:.3g} to {end:.3g} nats a token{seen}.", ""
+    )
 
 
 def _too_early(points: int) -> Reading:
-    return Reading("too-early", "note", "Too early to tell", f"the curve has {points} points so far; {_ENOUGH_POINTS} are the least to read it by.",
-                   "Train on, or lower logging_steps.")  # fmt: skip
+    return Reading(
+        "too-early",
+        "note",
+        "Too early to tell",
+        f"the curve has {points} points so far; {_ENOUGH_POINTS} are the least to read it by.",
+        "Train on, or lower logging_steps.",
+    )
 
 
 def _thirds(values: Sequence[float]) -> tuple[float, float, float, float]:

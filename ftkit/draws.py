@@ -42,8 +42,13 @@ def draw(
     return None
 
 
-def _ask(space: tuple[Axis, ...], done: tuple[Trial, ...], seed: int, prune_after: int | None,
-         given: dict[str, Any] | None = None) -> Any:  # fmt: skip
+def _ask(
+    space: tuple[Axis, ...],
+    done: tuple[Trial, ...],
+    seed: int,
+    prune_after: int | None,
+    given: dict[str, Any] | None = None,
+) -> Any:
     """One suggestion of a study that knows the trials that ended; `given` settings are taken as they are."""
     distributions = {axis.field: _distribution(axis) for axis in space}
     with _silent() as optuna:
@@ -65,10 +70,12 @@ def _remembered(trial: Trial, space: tuple[Axis, ...], distributions: dict[str, 
     curve = {step: loss for step, loss in trial.history.val_losses if math.isfinite(loss)}
     finished = trial.state == "finished"
     return optuna.trial.create_trial(
-        state=state.COMPLETE if finished else state.PRUNED, value=trial.value if finished else None,
-        params={axis.field: _raw(axis, trial.settings[axis.field]) for axis in space}, distributions=distributions,
+        state=state.COMPLETE if finished else state.PRUNED,
+        value=trial.value if finished else None,
+        params={axis.field: _raw(axis, trial.settings[axis.field]) for axis in space},
+        distributions=distributions,
         intermediate_values=curve,
-    )  # fmt: skip
+    )
 
 
 def _distribution(axis: Axis) -> Any:

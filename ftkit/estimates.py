@@ -148,8 +148,11 @@ def of_way(shape: ModelShape, way: Way, *, backend: str = "transformers", device
         likely_gib=start + total(found) / GIB,
         high_gib=start * 1.3 + high + elastic + (CONTEXT_GIB if device == "cuda" else 0.0),
         items=(*before, *(Item(t.name, t.bytes / GIB, t.how) for t in found)),
-        about=_about(shape, way, backend, device), device=device, trainable=trainable(shape, way), elastic_gib=elastic,
-    )  # fmt: skip
+        about=_about(shape, way, backend, device),
+        device=device,
+        trainable=trainable(shape, way),
+        elastic_gib=elastic,
+    )
 
 
 def _ends(moment: Sequence[Term], way: Way, backend: str, device: str) -> tuple[float, float]:
@@ -187,9 +190,15 @@ def _backend(config: TrainConfig) -> str:
 
 
 def _problems(backend: str, attention: str | None, device: str, longest: int | None) -> list[str]:
-    wrong = [f"{name}={value!r} is not one of {', '.join(known)}." for name, value, known in
-             (("backend", backend, BACKENDS), ("attention", attention or "sdpa", ("sdpa", "eager")), ("device", device, ("cuda", "cpu")))
-             if value not in known]  # fmt: skip
+    wrong = [
+        f"{name}={value!r} is not one of {', '.join(known)}."
+        for name, value, known in (
+            ("backend", backend, BACKENDS),
+            ("attention", attention or "sdpa", ("sdpa", "eager")),
+            ("device", device, ("cuda", "cpu")),
+        )
+        if value not in known
+    ]
     if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 1):
         wrong.append(f"longest={longest!r}: wanted the tokens of the longest example, 1 or more.")
     return wrong
@@ -210,16 +219,23 @@ def _way(
     length = -(-length // _CPU_WIDTH) * _CPU_WIDTH if on_cpu else length
     eager = attention == "eager" if attention else on_cpu and length <= _PLAIN_ATTENTION_TOKENS
     return Way(
-        method=method, micro_batch=config.per_device_train_batch_size, length=length, r=config.lora_r,
-        target_modules=config.target_modules, use_dora=config.use_dora, double_quant=config.bnb_4bit_use_double_quant,
+        method=method,
+        micro_batch=config.per_device_train_batch_size,
+        length=length,
+        r=config.lora_r,
+        target_modules=config.target_modules,
+        use_dora=config.use_dora,
+        double_quant=config.bnb_4bit_use_double_quant,
         compute_bytes=4 if config.dtype == "fp32" else 2,
         # TRL turns a 4-bit model's adapter to bf16, on a CPU beside Unsloth too; on a GPU Unsloth keeps it in 32-bit
         adapter_bytes=2 if method == "qlora" and config.dtype == "bf16" and (on_cpu or backend != "unsloth") else 4,
         optim="adamw_torch" if on_cpu and "8bit" in config.optim else config.optim,
-        checkpointing=config.gradient_checkpointing, offloaded=backend == "unsloth" and not on_cpu,
-        loss_path=loss_path or ("chunked" if backend == "unsloth" else "full"), eager=eager,
+        checkpointing=config.gradient_checkpointing,
+        offloaded=backend == "unsloth" and not on_cpu,
+        loss_path=loss_path or ("chunked" if backend == "unsloth" else "full"),
+        eager=eager,
         accumulates=config.gradient_accumulation_steps > 1,
-    )  # fmt: skip
+    )
 
 
 def _about(shape: ModelShape, way: Way, backend: str, device: str) -> str:
@@ -247,16 +263,26 @@ class Beside:
 
     def __str__(self) -> str:
         e = self.estimate
-        return (f"measured {self.measured_gib:.2f} GiB, estimated {e.likely_gib:.2f} ({e.low_gib:.2f} to {e.high_gib:.2f}): "
-                f"{100 * self.error:+.0f} %, {'within' if self.within else 'outside'} the range")  # fmt: skip
+        return (
+            f"measured {self.measured_gib:.2f} GiB, estimated {e.likely_gib:.2f} ({e.low_gib:.2f} to {e.high_gib:.2f}): "
+            f"{100 * self.error:+.0f} %, {'within' if self.within else 'outside'} the range"
+        )
 
     def _repr_html_(self) -> str:
         e = self.estimate
-        cells = (f"{e.low_gib:.2f}", f"{e.likely_gib:.2f}", f"{e.high_gib:.2f}", f"{self.measured_gib:.2f}", f"{100 * self.error:+.0f} %",
-                 "yes" if self.within else "no")  # fmt: skip
+        cells = (
+            f"{e.low_gib:.2f}",
+            f"{e.likely_gib:.2f}",
+            f"{e.high_gib:.2f}",
+            f"{self.measured_gib:.2f}",
+            f"{100 * self.error:+.0f} %",
+            "yes" if self.within else "no",
+        )
         head = ("low, GiB", "likely, GiB", "high, GiB", "measured, GiB", "likely is off by", "within the range")
-        return (f"<table><caption>{html.escape(e.about)}</caption><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>"
-                f"<tr>{''.join(f'<td>{c}</td>' for c in cells)}</tr></table>")  # fmt: skip
+        return (
+            f"<table><caption>{html.escape(e.about)}</caption><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>"
+            f"<tr>{''.join(f'<td>{c}</td>' for c in cells)}</tr></table>"
+        )
 
 
 def beside(estimated: MemoryEstimate, measured: Any) -> Beside:

@@ -16,9 +16,20 @@ from ftkit.metrics import Score, difference_interval, exact_match, exact_words, 
 from ftkit.runs import Run
 
 __all__ = [
-    "Comparison", "EvalReport", "Examples", "Score", "compare", "evaluate", "exact_match", "exact_words", "interval",
-    "leave", "perplexity", "squad_normalise", "token_f1",
-]  # fmt: skip
+    "Comparison",
+    "EvalReport",
+    "Examples",
+    "Score",
+    "compare",
+    "evaluate",
+    "exact_match",
+    "exact_words",
+    "interval",
+    "leave",
+    "perplexity",
+    "squad_normalise",
+    "token_f1",
+]
 
 
 @dataclass(frozen=True)
@@ -37,13 +48,17 @@ class EvalReport:
 
     def summary(self) -> dict[str, Any]:
         """Numbers alone, for `summary.json`."""
-        scores = {n: {"value": s.value, "low": s.low, "high": s.high}
-                  for n, s in (("exact_match", self.exact_match), ("token_f1", self.token_f1))}  # fmt: skip
+        scores = {
+            n: {"value": s.value, "low": s.low, "high": s.high}
+            for n, s in (("exact_match", self.exact_match), ("token_f1", self.token_f1))
+        }
         return {"name": self.name, "rows": len(self.rows), "stopped": self.stopped, **scores}
 
     def __str__(self) -> str:
-        return (f"{self.name}: exact match {self.exact_match}, token F1 {self.token_f1}, "
-                f"{self.stopped:.0%} of {len(self.rows)} answers stopped by themselves")  # fmt: skip
+        return (
+            f"{self.name}: exact match {self.exact_match}, token F1 {self.token_f1}, "
+            f"{self.stopped:.0%} of {len(self.rows)} answers stopped by themselves"
+        )
 
     def _repr_html_(self) -> str:
         cells = (self.name, str(self.exact_match), str(self.token_f1), f"{self.stopped:.0%}", str(len(self.rows)))
@@ -99,14 +114,22 @@ class Examples:
     pairs: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
 
     def __str__(self) -> str:
-        blocks = [f"PROMPT\n{b['prompt']}\nWANTED\n{b['expected'][0]}\n{self.before_name.upper()} {_tick(b)}\n{b['answer']}\n"
-                  f"{self.after_name.upper()} {_tick(a)}\n{a['answer']}" for b, a in self.pairs]  # fmt: skip
+        blocks = [
+            f"PROMPT\n{b['prompt']}\nWANTED\n{b['expected'][0]}\n{self.before_name.upper()} {_tick(b)}\n{b['answer']}\n"
+            f"{self.after_name.upper()} {_tick(a)}\n{a['answer']}"
+            for b, a in self.pairs
+        ]
         return "\n\n".join(blocks)
 
     def _repr_html_(self) -> str:
         head = _row(("prompt", "wanted", self.before_name, self.after_name), "th")
-        rows = "".join(_row((b["prompt"], b["expected"][0], f"{_tick(b)} {b['answer']}", f"{_tick(a)} {a['answer']}"),
-                            style="text-align:left;white-space:pre-wrap;vertical-align:top;max-width:24em") for b, a in self.pairs)  # fmt: skip
+        rows = "".join(
+            _row(
+                (b["prompt"], b["expected"][0], f"{_tick(b)} {b['answer']}", f"{_tick(a)} {a['answer']}"),
+                style="text-align:left;white-space:pre-wrap;vertical-align:top;max-width:24em",
+            )
+            for b, a in self.pairs
+        )
         return f"<table>{head}{rows}</table>"
 
 
@@ -164,14 +187,23 @@ def evaluate(
     )
     rows: tuple[dict[str, Any], ...] = tuple(
         {
-            "prompt": turns[-1]["content"], "expected": list(references), "answer": answer.text, "stopped": answer.stopped,
-            "tokens": answer.tokens, "exact_match": exact_match(answer.text, references, normalise),
+            "prompt": turns[-1]["content"],
+            "expected": list(references),
+            "answer": answer.text,
+            "stopped": answer.stopped,
+            "tokens": answer.tokens,
+            "exact_match": exact_match(answer.text, references, normalise),
             "token_f1": token_f1(answer.text, references, normalise),
         }
         for turns, references, answer in zip(prompts, expected, answers, strict=True)
-    )  # fmt: skip
-    return EvalReport(name, interval([r["exact_match"] for r in rows]), interval([r["token_f1"] for r in rows]),
-                      sum(r["stopped"] for r in rows) / len(rows), rows)  # fmt: skip
+    )
+    return EvalReport(
+        name,
+        interval([r["exact_match"] for r in rows]),
+        interval([r["token_f1"] for r in rows]),
+        sum(r["stopped"] for r in rows) / len(rows),
+        rows,
+    )
 
 
 def compare(before: EvalReport, after: EvalReport) -> Comparison:

@@ -106,8 +106,10 @@ def _survey(examples: Any, format: str) -> _Kinds:
         listed = "\n  ".join(bad[:_SHOWN]) + (f"\n  … and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else "")
         raise DataError(f"{len(bad)} of {total} rows do not fit {format}, so nothing was written:\n  {listed}")
     if (read_as := detect_format(columns)) != format:
-        raise DataError(f"With its other columns ({', '.join(columns)}) the file would be read as {read_as}, not as {format}. "
-                        "Remove or rename those first: examples.remove_columns([...]).")  # fmt: skip
+        raise DataError(
+            f"With its other columns ({', '.join(columns)}) the file would be read as {read_as}, not as {format}. "
+            "Remove or rename those first: examples.remove_columns([...])."
+        )
     return columns
 
 
@@ -151,8 +153,10 @@ def _sharegpt(turns: _Turns) -> _Row:
 def _spoken(turn: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """One turn of ShareGPT, or two where an assistant says something and calls tools."""
     more = {key: turn[key] for key in ("name", "tool_call_id") if key in turn}
-    calls = [{k: v for k, v in call.items() if k not in ("type", "function")} | call["function"]
-             for call in parse_calls(turn.get("tool_calls"))]  # fmt: skip
+    calls = [
+        {k: v for k, v in call.items() if k not in ("type", "function")} | call["function"]
+        for call in parse_calls(turn.get("tool_calls"))
+    ]
     if turn["content"] or not calls:
         yield {"from": _SPEAKERS[turn["role"]], "value": turn["content"], **more}
         more = {}
@@ -197,8 +201,13 @@ def _write_parquet(path: Path, rows: Iterator[_Row], columns: _Kinds, format: st
     import pyarrow
     import pyarrow.parquet
 
-    plain = {"text": pyarrow.string(), "flag": pyarrow.bool_(), "number": pyarrow.int64(), "measure": pyarrow.float64(),
-             "words": pyarrow.list_(pyarrow.string())}  # fmt: skip
+    plain = {
+        "text": pyarrow.string(),
+        "flag": pyarrow.bool_(),
+        "number": pyarrow.int64(),
+        "measure": pyarrow.float64(),
+        "words": pyarrow.list_(pyarrow.string()),
+    }
     types = {}
     for name, kinds in columns.items():
         if name in _TURNS.get(format, ()):

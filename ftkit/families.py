@@ -23,7 +23,12 @@ Rows = list[tuple[str, int, int]]
 
 
 def _split_attention(w: Widths, out: str = "o_proj") -> Rows:
-    return [("q_proj", w.hidden, w.queries), ("k_proj", w.hidden, w.keys), ("v_proj", w.hidden, w.keys), (out, w.queries, w.hidden)]  # fmt: skip
+    return [
+        ("q_proj", w.hidden, w.queries),
+        ("k_proj", w.hidden, w.keys),
+        ("v_proj", w.hidden, w.keys),
+        (out, w.queries, w.hidden),
+    ]
 
 
 def _llama(w: Widths) -> Rows:
@@ -36,8 +41,12 @@ def _llama(w: Widths) -> Rows:
 
 
 def _phi3(w: Widths) -> Rows:
-    return [("qkv_proj", w.hidden, w.queries + 2 * w.keys), ("o_proj", w.queries, w.hidden),
-            ("gate_up_proj", w.hidden, 2 * w.feed_forward), ("down_proj", w.feed_forward, w.hidden)]  # fmt: skip
+    return [
+        ("qkv_proj", w.hidden, w.queries + 2 * w.keys),
+        ("o_proj", w.queries, w.hidden),
+        ("gate_up_proj", w.hidden, 2 * w.feed_forward),
+        ("down_proj", w.feed_forward, w.hidden),
+    ]
 
 
 def _phi(w: Widths) -> Rows:
@@ -45,8 +54,12 @@ def _phi(w: Widths) -> Rows:
 
 
 def _neox(w: Widths) -> Rows:
-    return [("query_key_value", w.hidden, w.queries + 2 * w.keys), ("dense", w.queries, w.hidden),
-            ("dense_h_to_4h", w.hidden, w.feed_forward), ("dense_4h_to_h", w.feed_forward, w.hidden)]  # fmt: skip
+    return [
+        ("query_key_value", w.hidden, w.queries + 2 * w.keys),
+        ("dense", w.queries, w.hidden),
+        ("dense_h_to_4h", w.hidden, w.feed_forward),
+        ("dense_4h_to_h", w.feed_forward, w.hidden),
+    ]
 
 
 def _plain(w: Widths, facts: Mapping[str, Any]) -> int:
@@ -115,12 +128,22 @@ class Family:
     rms_norm: bool = True
 
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (
-    Family("llama"), Family("mistral"), Family("granite"), Family("smollm3", tied=True),
-    Family("qwen2", layer_extra=_qwen2), Family("qwen3", layer_extra=_qwen3, head_dim=128),
-    Family("gemma", tied=True, head_dim=256), Family("gemma2", layer_extra=_gemma2, tied=True, head_dim=256),
-    Family("gemma3_text", layer_extra=_gemma3, tied=True, head_dim=256),
-    Family("olmo2", layer_extra=_olmo2), Family("olmo3", layer_extra=_olmo2), Family("phi3", _phi3),
-    Family("phi", _phi, _phi_extra, lambda w: 2 * w.hidden + w.vocabulary, rms_norm=False),
-    Family("gpt_neox", _neox, _neox_extra, lambda w: 2 * w.hidden, rms_norm=False),
-)}  # fmt: skip
+FAMILIES: Mapping[str, Family] = {
+    family.name: family
+    for family in (
+        Family("llama"),
+        Family("mistral"),
+        Family("granite"),
+        Family("smollm3", tied=True),
+        Family("qwen2", layer_extra=_qwen2),
+        Family("qwen3", layer_extra=_qwen3, head_dim=128),
+        Family("gemma", tied=True, head_dim=256),
+        Family("gemma2", layer_extra=_gemma2, tied=True, head_dim=256),
+        Family("gemma3_text", layer_extra=_gemma3, tied=True, head_dim=256),
+        Family("olmo2", layer_extra=_olmo2),
+        Family("olmo3", layer_extra=_olmo2),
+        Family("phi3", _phi3),
+        Family("phi", _phi, _phi_extra, lambda w: 2 * w.hidden + w.vocabulary, rms_norm=False),
+        Family("gpt_neox", _neox, _neox_extra, lambda w: 2 * w.hidden, rms_norm=False),
+    )
+}

@@ -119,14 +119,18 @@ class PreflightReport:
         colour = _COLOURS["error"] if self.errors else "#1b6e3a"
         parts = [f'<p><b style="color:{colour}">{html.escape(self._verdict())}</b></p>']
         if self.facts:
-            cells = "".join(f"<tr><th>{html.escape(n)}</th><td {_LEFT}>{html.escape(v)}</td></tr>" for n, v in self.facts.items())  # fmt: skip
+            cells = "".join(
+                f"<tr><th>{html.escape(n)}</th><td {_LEFT}>{html.escape(v)}</td></tr>" for n, v in self.facts.items()
+            )
             parts.append(f'<table style="margin-bottom:1em">{cells}</table>')
         if self.findings:
             head = "".join(f"<th {_LEFT}>{name}</th>" for name in ("", "found", "evidence", "what to do", "setting"))
             parts.append(f"<table><tr>{head}</tr>{''.join(map(_row, self.findings))}</table>")
         if self.passed:
-            ids = " ".join(f'<span title="{html.escape(self.checked[n])}" style="white-space:nowrap;margin-right:1em">✓ {n}</span>'
-                           for n in self.passed)  # fmt: skip
+            ids = " ".join(
+                f'<span title="{html.escape(self.checked[n])}" style="white-space:nowrap;margin-right:1em">✓ {n}</span>'
+                for n in self.passed
+            )
             parts.append(f'<p style="max-width:70em;color:#1b6e3a">{ids}</p>')
         whys = "; ".join(f"{', '.join(ids)} ({html.escape(why)})" for why, ids in self._whys())
         return "".join(parts) + (f'<p style="max-width:70em;color:#555">Not checked: {whys}</p>' if whys else "")
@@ -170,14 +174,26 @@ def _row(finding: Finding) -> str:
     setting = f"<code>{html.escape(finding.field)}</code>" if finding.field else ""
     cells = (severity, title, html.escape(finding.evidence).replace("\n", "<br>"), html.escape(finding.fix), setting)
     widths = ("white-space:nowrap", "max-width:22em", "max-width:26em", "max-width:26em", "")
-    return "<tr>" + "".join(
-        f'<td style="text-align:left;vertical-align:top;{width}">{cell}</td>' for cell, width in zip(cells, widths, strict=True)
-    ) + "</tr>"  # fmt: skip
+    return (
+        "<tr>"
+        + "".join(
+            f'<td style="text-align:left;vertical-align:top;{width}">{cell}</td>'
+            for cell, width in zip(cells, widths, strict=True)
+        )
+        + "</tr>"
+    )
 
 
 def _wrapped(text: str, indent: str) -> str:
     lines = [
-        textwrap.fill(line, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        textwrap.fill(
+            line,
+            _WIDTH,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
         for line in text.splitlines()
-    ]  # fmt: skip
+    ]
     return "\n".join(lines).replace(_KEPT, " ")

@@ -19,8 +19,13 @@ NF4_BITS, NF4_DOUBLE_BITS = (
 CHUNK_TOKENS = 256  # TRL's chunked loss; litgpt's is 128, Unsloth's takes what is free
 METHODS = ("qlora", "lora", "full")
 LOSS_PATHS = ("full", "fast", "chunked")
-OPTIMISER_BYTES = {"adamw_torch": (2.0, 0.0), "adamw_torch_fused": (2.0, 0.0), "sgd": (0.0, 0.0),
-                   "adamw_8bit": (0.0, 2.03), "paged_adamw_8bit": (0.0, 2.03)}  # fmt: skip
+OPTIMISER_BYTES = {
+    "adamw_torch": (2.0, 0.0),
+    "adamw_torch_fused": (2.0, 0.0),
+    "sgd": (0.0, 0.0),
+    "adamw_8bit": (0.0, 2.03),
+    "paged_adamw_8bit": (0.0, 2.03),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +81,16 @@ class Way:
             wrong.append(f"loss_path={self.loss_path!r} is not one of {', '.join(LOSS_PATHS)}.")
         if self.optim not in OPTIMISER_BYTES:
             wrong.append(f"optim={self.optim!r} is not one of {', '.join(OPTIMISER_BYTES)}.")
-        wrong += [f"{name}={value!r}: wanted a whole number of 1 or more." for name, value in
-                  (("micro_batch", self.micro_batch), ("length", self.length), ("r", self.r), ("chunk_tokens", self.chunk_tokens))
-                  if isinstance(value, bool) or not isinstance(value, int) or value < 1]  # fmt: skip
+        wrong += [
+            f"{name}={value!r}: wanted a whole number of 1 or more."
+            for name, value in (
+                ("micro_batch", self.micro_batch),
+                ("length", self.length),
+                ("r", self.r),
+                ("chunk_tokens", self.chunk_tokens),
+            )
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ]
         if wrong:
             raise ConfigError("\n".join(wrong))
 
@@ -139,16 +151,28 @@ def _weights(shape: ModelShape, way: Way) -> list[Term]:
         ]
     bits = NF4_DOUBLE_BITS if way.double_quant else NF4_BITS
     rest = 4 if way.upcast else way.compute_bytes
-    return [Term("weights in 4-bit", bits / 8 * shape.matrix_parameters, f"{shape.matrix_parameters:,} parameters x {bits:g} bits"),
-            Term("embedding, head, norms", rest * shape.other_parameters, f"{shape.other_parameters:,} parameters x {rest} bytes")]  # fmt: skip
+    return [
+        Term(
+            "weights in 4-bit",
+            bits / 8 * shape.matrix_parameters,
+            f"{shape.matrix_parameters:,} parameters x {bits:g} bits",
+        ),
+        Term(
+            "embedding, head, norms",
+            rest * shape.other_parameters,
+            f"{shape.other_parameters:,} parameters x {rest} bytes",
+        ),
+    ]
 
 
 def _adapter(shape: ModelShape, way: Way) -> list[Term]:
     count, width = trainable(shape, way), way.adapter_bytes
     follows, fixed = OPTIMISER_BYTES[way.optim]
     states = follows * width + fixed
-    return [Term("adapter and its gradients", 2 * width * count, f"{count:,} parameters x {width} + {width} bytes"),
-            Term("optimiser states", states * count, f"{count:,} parameters x {states:g} bytes")]  # fmt: skip
+    return [
+        Term("adapter and its gradients", 2 * width * count, f"{count:,} parameters x {width} + {width} bytes"),
+        Term("optimiser states", states * count, f"{count:,} parameters x {states:g} bytes"),
+    ]
 
 
 def _full(shape: ModelShape, way: Way) -> list[Term]:
@@ -177,13 +201,24 @@ def _activations(shape: ModelShape, way: Way, constants: Constants) -> list[Term
     stream = 4 if way.upcast else way.compute_bytes
     if not way.checkpointing:
         count = shape.num_layers
-        return [Term("activations of all layers", constants.kept * count * layer, f"{count} layers, nothing recomputed", True),
-                Term("attention scores", count * scores, "written out in every layer", True), logits]  # fmt: skip
+        return [
+            Term(
+                "activations of all layers", constants.kept * count * layer, f"{count} layers, nothing recomputed", True
+            ),
+            Term("attention scores", count * scores, "written out in every layer", True),
+            logits,
+        ]
     resident = 2 if way.offloaded else shape.num_layers
-    kept = Term("inputs of layers", resident * way.tokens * shape.hidden_size * stream,
-                f"{resident} layers x {way.tokens:,} tokens x {shape.hidden_size} x {stream} bytes", True)  # fmt: skip
-    one = [Term("one layer at work", layer, "recomputed for its backward pass", True),
-           Term("attention scores", scores, "written out in that layer", True)]  # fmt: skip
+    kept = Term(
+        "inputs of layers",
+        resident * way.tokens * shape.hidden_size * stream,
+        f"{resident} layers x {way.tokens:,} tokens x {shape.hidden_size} x {stream} bytes",
+        True,
+    )
+    one = [
+        Term("one layer at work", layer, "recomputed for its backward pass", True),
+        Term("attention scores", scores, "written out in that layer", True),
+    ]
     return [kept, *max(one, [logits], key=total)]
 
 

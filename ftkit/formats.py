@@ -16,19 +16,50 @@ from ftkit.errors import DataError
 Messages = list[dict[str, str]]
 ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
-    "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "system": "system",
-    "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
     "function_call": "function_call",
-}  # fmt: skip
+}
 _OPENAI_ROLES = {"function": "tool"}
 _CHATML_TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
 _CHATML_BETWEEN = re.compile(r"<s>|</s>|<\|endoftext\|>|<\|begin_of_text\|>")
 _NEXT = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
-_PROMPT_NAMES = ("question", "prompt", "query", "instruction", "input", "user", "request", "source", "text", "context",
-                 "article")  # fmt: skip
-_ANSWER_NAMES = ("answer", "response", "output", "completion", "reply", "target", "assistant", "label", "summary",
-                 "solution")  # fmt: skip
+_PROMPT_NAMES = (
+    "question",
+    "prompt",
+    "query",
+    "instruction",
+    "input",
+    "user",
+    "request",
+    "source",
+    "text",
+    "context",
+    "article",
+)
+_ANSWER_NAMES = (
+    "answer",
+    "response",
+    "output",
+    "completion",
+    "reply",
+    "target",
+    "assistant",
+    "label",
+    "summary",
+    "solution",
+)
 
 
 def detect_format(columns: Iterable[str], *, chatml: bool = True) -> str:
@@ -42,8 +73,10 @@ def detect_format(columns: Iterable[str], *, chatml: bool = True) -> str:
         if wanted <= there and (chatml or name != "chatml"):
             return name
     formats = "; ".join(f"{name}: {' + '.join(sorted(wanted))}" for name, wanted in _COLUMNS.items())
-    raise DataError(f"Unknown format. Columns: {', '.join(sorted(there)) or 'none'}. Wanted one of: {formats}. "
-                    f"For other columns give a mapping, such as mapping={suggest_mapping(there)}.")  # fmt: skip
+    raise DataError(
+        f"Unknown format. Columns: {', '.join(sorted(there)) or 'none'}. Wanted one of: {formats}. "
+        f"For other columns give a mapping, such as mapping={suggest_mapping(there)}."
+    )
 
 
 def used_columns(format: str) -> set[str]:
@@ -112,8 +145,11 @@ def order_problem(messages: Sequence[Mapping[str, str | None]]) -> str | None:
 
 def plain(message: Mapping[str, Any]) -> dict[str, Any]:
     """One message without the keys that Arrow filled with None; `content` is always there."""
-    return {"role": message["role"], "content": message.get("content") or "",
-            **{k: v for k, v in message.items() if k not in ("role", "content") and v is not None}}  # fmt: skip
+    return {
+        "role": message["role"],
+        "content": message.get("content") or "",
+        **{k: v for k, v in message.items() if k not in ("role", "content") and v is not None},
+    }
 
 
 def parse_calls(value: Any, where: str = "a turn") -> list[dict[str, Any]]:

@@ -98,9 +98,14 @@ def _answer(
     drawing = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     with torch.inference_mode():
         output = model.generate(
-            input_ids=tokens, attention_mask=mask, max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=pad,
-            use_cache=True, **drawing,
-        )  # fmt: skip
+            input_ids=tokens,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=stops,
+            pad_token_id=pad,
+            use_cache=True,
+            **drawing,
+        )
     return [_cut(row, stops, tokenizer) for row in output[:, width:].tolist()]
 
 

@@ -104,8 +104,13 @@ def fits(estimated: MemoryEstimate, gpus: Sequence[GPU] | None = None) -> Fits:
     """
     if estimated.device != "cuda":
         raise ConfigError("This estimate is for a CPU's process. Estimate with device='cuda' to hold it against GPUs.")
-    return Fits(estimated, tuple(Fit(card, verdict(estimated, card.usable_gib), card.usable_gib - estimated.high_gib + estimated.elastic_gib)
-                                 for card in (gpus or table())))  # fmt: skip
+    return Fits(
+        estimated,
+        tuple(
+            Fit(card, verdict(estimated, card.usable_gib), card.usable_gib - estimated.high_gib + estimated.elastic_gib)
+            for card in (gpus or table())
+        ),
+    )
 
 
 def verdict(estimated: MemoryEstimate, room_gib: float) -> str:

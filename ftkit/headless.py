@@ -68,8 +68,14 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> Executed:
     os.environ["FTKIT_HEADLESS"] = "1"  # widgets show their defaults instead of waiting for a person
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        papermill.execute_notebook(str(path), str(notebook), parameters=parameters, progress_bar=True, kernel_name="python3",
-                                   cwd=str(_working_folder(path)))  # fmt: skip
+        papermill.execute_notebook(
+            str(path),
+            str(notebook),
+            parameters=parameters,
+            progress_bar=True,
+            kernel_name="python3",
+            cwd=str(_working_folder(path)),
+        )
     except papermill.PapermillExecutionError as error:
         raise NotebookError(
             f"{path.name} cell {error.exec_count}: {error.ename}: {error.evalue}\nAs far as it came: {notebook}"

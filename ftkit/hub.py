@@ -38,8 +38,10 @@ def _checked_folder(path: Path) -> str:
         )
         raise ModelError(f"{path} is no model folder: it has no config.json. {hint}")
     if not any(path.glob("*.safetensors")):
-        raise ModelError(f"{path} has no *.safetensors. Pickled weights are not loaded, because they can run code: "
-                         "convert them once with model.save_pretrained on a machine that you trust.")  # fmt: skip
+        raise ModelError(
+            f"{path} has no *.safetensors. Pickled weights are not loaded, because they can run code: "
+            "convert them once with model.save_pretrained on a machine that you trust."
+        )
     return str(path)
 
 
@@ -62,11 +64,15 @@ def _reach(name: str) -> None:
     except HFValidationError as error:
         raise ModelError(f"{name!r} is no model name: a Hub id is 'owner/name'. {offline}") from error
     except GatedRepoError as error:
-        raise ModelError(f"{name!r} is gated. Open {page}, accept its terms, then run `hf auth login` or set HF_TOKEN. "
-                         f"Ungated: 'Qwen/Qwen2.5-1.5B-Instruct', {bundled.NAME!r}.") from error  # fmt: skip
+        raise ModelError(
+            f"{name!r} is gated. Open {page}, accept its terms, then run `hf auth login` or set HF_TOKEN. "
+            f"Ungated: 'Qwen/Qwen2.5-1.5B-Instruct', {bundled.NAME!r}."
+        ) from error
     except RepositoryNotFoundError as error:
-        raise ModelError(f"{name!r} is not on the Hub, or is private: see {page}. Check the spelling; for a private model "
-                         "run `hf auth login` or set HF_TOKEN.") from error  # fmt: skip
+        raise ModelError(
+            f"{name!r} is not on the Hub, or is private: see {page}. Check the spelling; for a private model "
+            "run `hf auth login` or set HF_TOKEN."
+        ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ModelError(f"{name!r} is not in the cache and the Hub cannot be reached. {offline}") from error
     except EntryNotFoundError as error:

@@ -104,8 +104,11 @@ class KnobRow:
         self.box.observe(self._typed, names="value")
         if self.spec.metadata["high"] >= _NO_SLIDER_FROM:
             return [self.box]
-        self.slider = widgets.SelectionSlider(options=[(as_text(v), v) for v in stops(self.name)], readout=False,
-                                              layout=widgets.Layout(flex="1 1 auto", width="auto"))  # fmt: skip
+        self.slider = widgets.SelectionSlider(
+            options=[(as_text(v), v) for v in stops(self.name)],
+            readout=False,
+            layout=widgets.Layout(flex="1 1 auto", width="auto"),
+        )
         self.slider.add_class(f"ftkit-track-{self.name}")
         self.slider.observe(self._picked, names="value")
         return [self.slider, self.box]
@@ -153,8 +156,10 @@ class KnobRow:
         facts = self.spec.metadata
         usual = f" · usual {as_text(facts['typical'][0])} to {as_text(facts['typical'][1])}" if facts["typical"] else ""
         parts = [f'<div class="ftkit-help">{html.escape(facts["help"])}<b>{usual}</b></div>']
-        parts += [f'<div class="ftkit-note" style="color:{_COLOURS[kind]}"><b>{"✗" if kind == "error" else "!"}</b> {html.escape(text)}</div>'
-                  for kind, text in self._notes]  # fmt: skip
+        parts += [
+            f'<div class="ftkit-note" style="color:{_COLOURS[kind]}"><b>{"✗" if kind == "error" else "!"}</b> {html.escape(text)}</div>'
+            for kind, text in self._notes
+        ]
         if self._refusal:
             parts.append(
                 f'<div class="ftkit-note" style="color:{_COLOURS["error"]}"><b>✗ not taken:</b> {html.escape(self._refusal)}</div>'

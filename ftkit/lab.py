@@ -96,8 +96,16 @@ class Variants:
         return [asdict(row) for row in self.rows]
 
     def _lines(self) -> list[list[str]]:
-        trained = [[row.name, f"{row.parameters:,}", f"{row.first_loss:.3f}", f"{row.last_loss:.3f}", f"{row.held_out_loss:.3f}"]
-                   for row in self.rows]  # fmt: skip
+        trained = [
+            [
+                row.name,
+                f"{row.parameters:,}",
+                f"{row.first_loss:.3f}",
+                f"{row.last_loss:.3f}",
+                f"{row.held_out_loss:.3f}",
+            ]
+            for row in self.rows
+        ]
         return [["base model", "0", "", "", f"{self.base_loss:.3f}"], *trained]
 
     def __str__(self) -> str:
@@ -111,8 +119,17 @@ class Variants:
         return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{lines}</table>"
 
 
-def compare(model: Any, variants: Mapping[str, Mapping[str, Any]], rows: Sequence[TokenRow], held_out: Sequence[TokenRow], *,
-            steps: int, learning_rate: float, alpha: int = 16, seed: int = 0) -> tuple[dict[str, list[float]], Variants]:  # fmt: skip
+def compare(
+    model: Any,
+    variants: Mapping[str, Mapping[str, Any]],
+    rows: Sequence[TokenRow],
+    held_out: Sequence[TokenRow],
+    *,
+    steps: int,
+    learning_rate: float,
+    alpha: int = 16,
+    seed: int = 0,
+) -> tuple[dict[str, list[float]], Variants]:
     """Train each variant from the same base on the same rows; the training losses, and a table with held-out losses.
 
     Args:

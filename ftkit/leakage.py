@@ -57,16 +57,22 @@ class LeakageReport:
             listed = "\n  ".join(
                 f"test row {o.test} = train row {o.train} ({_named(o.on)})" for o in self.exact[:_SHOWN]
             )
-            raise DataError(f"{len(rows)} of {self.test_rows} test rows stand in the training set, so a score on them says nothing:\n  {listed}\n"
-                            "Split with data.split, which keeps twins together, or take these rows out of one of the two.")  # fmt: skip
+            raise DataError(
+                f"{len(rows)} of {self.test_rows} test rows stand in the training set, so a score on them says nothing:\n  {listed}\n"
+                "Split with data.split, which keeps twins together, or take these rows out of one of the two."
+            )
 
     def __str__(self) -> str:
-        lines = [f"{'✗' if self.exact else '○' if self.near else '✓'} {len(self.exact)} exact and {len(self.near)} near overlaps "
-                 f"between {self.train_rows} train and {self.test_rows} test rows"]  # fmt: skip
+        lines = [
+            f"{'✗' if self.exact else '○' if self.near else '✓'} {len(self.exact)} exact and {len(self.near)} near overlaps "
+            f"between {self.train_rows} train and {self.test_rows} test rows"
+        ]
         if self.skipped:
             lines[0] = f"○{lines[0][1:]} ({self.skipped} comparisons left out among rows full of boilerplate)"
-        lines += [f"  test row {o.test} ~ train row {o.train}: {_named(o.on)}, {o.similarity:.0%} alike"
-                  for o in (self.exact + self.near)[:_SHOWN]]  # fmt: skip
+        lines += [
+            f"  test row {o.test} ~ train row {o.train}: {_named(o.on)}, {o.similarity:.0%} alike"
+            for o in (self.exact + self.near)[:_SHOWN]
+        ]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

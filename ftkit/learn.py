@@ -39,9 +39,14 @@ class Prediction:
         import ipywidgets
 
         self._slider = ipywidgets.FloatSlider(
-            value=self.low, min=self.low, max=self.high, step=(self.high - self.low) / 100, readout_format=".3g",
-            description="my guess", continuous_update=False,
-        )  # fmt: skip
+            value=self.low,
+            min=self.low,
+            max=self.high,
+            step=(self.high - self.low) / 100,
+            readout_format=".3g",
+            description="my guess",
+            continuous_update=False,
+        )
         self._slider.observe(self._moved, names="value")
         display(HTML(f"<i>Predict:</i> {html.escape(self.question)}"), self._slider)
 
@@ -106,8 +111,10 @@ def explore(draw: Callable[..., Any], **choices: tuple[Sequence[Any], Any]) -> A
     import ipywidgets
     from IPython.display import display
 
-    sliders = {name: ipywidgets.SelectionSlider(options=values, value=default, description=name, continuous_update=False)
-               for name, (values, default) in choices.items()}  # fmt: skip
+    sliders = {
+        name: ipywidgets.SelectionSlider(options=values, value=default, description=name, continuous_update=False)
+        for name, (values, default) in choices.items()
+    }
     box = ipywidgets.interactive(draw, **sliders)
     display(box)
     return box

@@ -98,8 +98,12 @@ def blocksize(weights: Any, size: int = 64, kind: str = "nf4", ax: Any = None) -
     _percent(ax)
     ax.set_ylim(bottom=0)
     error = quantization.error(weights, kind, size)
-    label(ax, "weights that share a scale", "relative error",
-          f"What does a block size buy?  {kind}, {size}: {error:.1%}, {32 / size:.3f} bits")  # fmt: skip
+    label(
+        ax,
+        "weights that share a scale",
+        "relative error",
+        f"What does a block size buy?  {kind}, {size}: {error:.1%}, {32 / size:.3f} bits",
+    )
     return ax
 
 
@@ -136,8 +140,12 @@ def adapter_weight(losses: Mapping[float, float], weight: float = 1.0, ax: Any =
     ax.axvline(weight, color=GREY, linestyle=":")
     ax.plot([weight], [losses[weight]], color=ORANGE, marker="D", markersize=9)
     ax.set_ylim(bottom=0)
-    label(ax, "factor on BA", "held-out loss, nats a trained token",
-          f"How loud should the adapter be?  at {weight:g}: {losses[weight]:.3f}")  # fmt: skip
+    label(
+        ax,
+        "factor on BA",
+        "held-out loss, nats a trained token",
+        f"How loud should the adapter be?  at {weight:g}: {losses[weight]:.3f}",
+    )
     return ax
 
 
@@ -148,8 +156,10 @@ def backends(side: Any) -> Any:
     layout = {"figsize": (10.5, 3.6), "layout": "constrained", "width_ratios": (1, 1, 1.3)}
     _, (speed, memory, loss) = pyplot.subplots(1, 3, **layout)
     names = [run.name.replace(", ", ",\n") for run in side.runs]
-    for panel, values, form in ((speed, [r.tokens_per_s for r in side.runs], "{:.0f}"),
-                                (memory, [r.peak_gib for r in side.runs], "{:.2f}")):  # fmt: skip
+    for panel, values, form in (
+        (speed, [r.tokens_per_s for r in side.runs], "{:.0f}"),
+        (memory, [r.peak_gib for r in side.runs], "{:.2f}"),
+    ):
         bars = panel.barh(names, values, color=[_LOOKS[i % len(_LOOKS)][0] for i in range(len(names))])
         panel.bar_label(bars, [form.format(value) for value in values], padding=-34, color="white", fontweight="bold")
         panel.invert_yaxis()
@@ -170,10 +180,14 @@ def by_length(rows: Sequence[Mapping[str, Any]], ax: Any = None) -> Any:
     ax = axes(ax)
     both = [row for row in rows if row["plain_gb"]]
     lengths = [row["length_tokens"] for row in both]
-    _lines(ax, {
-        "faster by": [row["unsloth_tokens_per_s"] / row["plain_tokens_per_s"] - 1 for row in both],
-        "memory saved": [1 - row["unsloth_gb"] / row["plain_gb"] for row in both],
-    }, xs=lengths)  # fmt: skip
+    _lines(
+        ax,
+        {
+            "faster by": [row["unsloth_tokens_per_s"] / row["plain_tokens_per_s"] - 1 for row in both],
+            "memory saved": [1 - row["unsloth_gb"] / row["plain_gb"] for row in both],
+        },
+        xs=lengths,
+    )
     ax.axhline(1.0, color=BLUE, linewidth=1, linestyle=":", label="the claim: 2 times as fast")
     ax.axhline(0.6, color=ORANGE, linewidth=1, linestyle=":", label="the claim: 60 % less memory")
     lost = [row["length_tokens"] for row in rows if not row["plain_gb"]]

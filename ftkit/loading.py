@@ -153,8 +153,10 @@ def _open(source: Any, split: str | None) -> tuple[str, readers.Rows, str | None
     if not isinstance(source, str | Path):
         if isinstance(source, Mapping) or hasattr(source, "columns"):
             named = ", ".join(map(str, source)) if isinstance(source, Mapping) else "DataFrame"
-            raise DataError(f"{type(source).__name__} ({named[:80]}) is no list of rows. Pick a part, such as source['train'], or give "
-                            "frame.to_dict('records').")  # fmt: skip
+            raise DataError(
+                f"{type(source).__name__} ({named[:80]}) is no list of rows. Pick a part, such as source['train'], or give "
+                "frame.to_dict('records')."
+            )
         if not isinstance(source, Iterable):
             raise DataError(
                 f"{type(source).__name__} is no dataset: give a path, a Hub id, a list of dicts or a Dataset."
@@ -186,8 +188,10 @@ def _hub_rows(name: str, split: str) -> readers.Rows:
         rows = load_dataset(name, split=split)
     except (DatasetsError, HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         # `datasets` raises FileNotFoundError and ConnectionError alike here: the text is what tells them apart
-        raise DataError(f"{name!r} could not be read from the Hub: {(str(error) or type(error).__name__).splitlines()[0][:200]} "
-                        "Is the name right, the network there, and for gated data `hf auth login` done?") from error  # fmt: skip
+        raise DataError(
+            f"{name!r} could not be read from the Hub: {(str(error) or type(error).__name__).splitlines()[0][:200]} "
+            "Is the name right, the network there, and for gated data `hf auth login` done?"
+        ) from error
     return ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 

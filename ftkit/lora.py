@@ -29,8 +29,11 @@ def targets(model: Any, names: Iterable[str]) -> list[Target]:
         ValueError: no layer has one of these names.
     """
     wanted = set(names)
-    found = [Target(name, module.in_features, module.out_features) for name, module in model.named_modules()
-             if name.rsplit(".", 1)[-1] in wanted and hasattr(module, "in_features")]  # fmt: skip
+    found = [
+        Target(name, module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if name.rsplit(".", 1)[-1] in wanted and hasattr(module, "in_features")
+    ]
     if not found:
         raise ValueError(f"This model has no layer named {', '.join(sorted(wanted))}.")
     return found

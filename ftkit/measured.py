@@ -15,9 +15,30 @@ from ftkit.errors import ConfigError, DataError, ModelError
 from ftkit.footprint import Way
 from ftkit.shapes import ModelShape
 
-COLUMNS = ("id", "model", "method", "weight_storage", "compute_dtype", "seq_len", "micro_batch", "tokens_per_step_fwd", "lora_r",
-           "target_modules", "optimizer", "grad_checkpointing", "attention", "loss_path", "gpu", "peak_alloc_gib",
-           "headline_gib", "headline_metric", "framework", "quality", "source", "notes")  # fmt: skip
+COLUMNS = (
+    "id",
+    "model",
+    "method",
+    "weight_storage",
+    "compute_dtype",
+    "seq_len",
+    "micro_batch",
+    "tokens_per_step_fwd",
+    "lora_r",
+    "target_modules",
+    "optimizer",
+    "grad_checkpointing",
+    "attention",
+    "loss_path",
+    "gpu",
+    "peak_alloc_gib",
+    "headline_gib",
+    "headline_metric",
+    "framework",
+    "quality",
+    "source",
+    "notes",
+)
 _LOSSES = (
     ("full-logits", "full"),
     ("fast-ce", "fast"),
@@ -26,8 +47,13 @@ _LOSSES = (
     ("cut", "chunked"),
     ("liger", "chunked"),
 )
-_SHORT = {"o": ("o_proj", "dense"), "c_attn": ("q_proj", "k_proj", "v_proj"), "c_proj": ("o_proj", "down_proj"), "w1": ("up_proj",),
-          "w2": ("gate_proj",)}  # fmt: skip
+_SHORT = {
+    "o": ("o_proj", "dense"),
+    "c_attn": ("q_proj", "k_proj", "v_proj"),
+    "c_proj": ("o_proj", "down_proj"),
+    "w1": ("up_proj",),
+    "w2": ("gate_proj",),
+}
 
 
 @dataclass(frozen=True)
@@ -107,8 +133,19 @@ def _point(row: Mapping[str, str]) -> Point:
         raise
     except ValueError as error:
         raise DataError(f"Point {row['id']}: {error}.") from error
-    return Point(row["id"], row["model"], shape, way, allocated, headline, row["headline_metric"], row["gpu"], row["framework"],
-                 row["quality"], row["source"])  # fmt: skip
+    return Point(
+        row["id"],
+        row["model"],
+        shape,
+        way,
+        allocated,
+        headline,
+        row["headline_metric"],
+        row["gpu"],
+        row["framework"],
+        row["quality"],
+        row["source"],
+    )
 
 
 def _shape(row: Mapping[str, str]) -> ModelShape:
@@ -130,14 +167,21 @@ def _way(row: Mapping[str, str], shape: ModelShape) -> Way:
     batch, saver = int(row["micro_batch"]), row["grad_checkpointing"]
     tokens = int(row["tokens_per_step_fwd"] or batch * int(row["seq_len"]))
     return Way(
-        method=method, micro_batch=batch, length=max(1, tokens // batch), r=int(row["lora_r"] or 1),
+        method=method,
+        micro_batch=batch,
+        length=max(1, tokens // batch),
+        r=int(row["lora_r"] or 1),
         target_modules=() if method == "full" else _targets(row["target_modules"], shape),
-        double_quant="dq" in row["weight_storage"], compute_bytes=4 if row["compute_dtype"] == "fp32" else 2,
-        adapter_bytes=2 if row["framework"].startswith("litgpt") else 4, optim="adamw_8bit" if "8bit" in row["optimizer"] else "adamw_torch",
-        checkpointing=not saver.startswith("off"), offloaded="unsloth" in saver, eager=row["attention"] == "eager",
+        double_quant="dq" in row["weight_storage"],
+        compute_bytes=4 if row["compute_dtype"] == "fp32" else 2,
+        adapter_bytes=2 if row["framework"].startswith("litgpt") else 4,
+        optim="adamw_8bit" if "8bit" in row["optimizer"] else "adamw_torch",
+        checkpointing=not saver.startswith("off"),
+        offloaded="unsloth" in saver,
+        eager=row["attention"] == "eager",
         loss_path=next((path for sign, path in _LOSSES if sign in row["loss_path"]), "full"),
         upcast=method == "qlora" and "prepare_model_for_kbit" in row["notes"],
-    )  # fmt: skip
+    )
 
 
 def _targets(text: str, shape: ModelShape) -> tuple[str, ...]:
@@ -182,6 +226,16 @@ def pairs(measured: Iterable[Point], first: str = "lora", second: str = "qlora")
         way = replace(point.way, method=first, double_quant=False, adapter_bytes=4, upcast=False)
         same = replace(point, id="", way=way, allocated_gib=0.0, headline_gib=0.0, quality="")
         groups.setdefault(same, {})[point.way.method] = point
-    found = [Pair(same.model, same.shape.parameters, same.device, same.way.length, runs[first].allocated_gib, runs[second].allocated_gib)
-             for same, runs in groups.items() if first in runs and second in runs]  # fmt: skip
+    found = [
+        Pair(
+            same.model,
+            same.shape.parameters,
+            same.device,
+            same.way.length,
+            runs[first].allocated_gib,
+            runs[second].allocated_gib,
+        )
+        for same, runs in groups.items()
+        if first in runs and second in runs
+    ]
     return tuple(sorted(found, key=lambda pair: (pair.parameters, pair.length)))

@@ -17,6 +17,27 @@ from ftkit.savings import Saving, Savings, advice, savings
 from ftkit.shapes import ModelShape, find, names
 
 __all__ = [
-    "FITTED", "GPU", "TRL_LOSS_PATH", "Beside", "Constants", "Fits", "Item", "MemoryEstimate", "ModelShape", "Saving", "Savings", "Way", "advice",
-    "beside", "estimate", "find", "fits", "gpu", "gpus", "names", "of_way", "savings", "verdict",
-]  # fmt: skip
+    "FITTED",
+    "GPU",
+    "TRL_LOSS_PATH",
+    "Beside",
+    "Constants",
+    "Fits",
+    "Item",
+    "MemoryEstimate",
+    "ModelShape",
+    "Saving",
+    "Savings",
+    "Way",
+    "advice",
+    "beside",
+    "estimate",
+    "find",
+    "fits",
+    "gpu",
+    "gpus",
+    "names",
+    "of_way",
+    "savings",
+    "verdict",
+]

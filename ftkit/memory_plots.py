@@ -16,9 +16,14 @@ _GROUPS = (  # what a bar's part is called, its colour and hatch, and the items 
     ("embedding, head, norms beside 4-bit weights", "#56B4E9", "//", ("embedding, head, norms",)),
     ("gradients, adapter", GREEN, "..", ("adapter and its gradients", "gradients", "the update's temporary")),
     ("optimiser states", ORANGE, "xx", ("optimiser states",)),
-    ("activations", "#CC79A7", "\\\\", ("inputs of layers", "activations of all layers", "one layer at work", "attention scores")),
+    (
+        "activations",
+        "#CC79A7",
+        "\\\\",
+        ("inputs of layers", "activations of all layers", "one layer at work", "attention scores"),
+    ),
     ("logits and their loss", "#F0E442", "++", ("logits and their loss",)),
-)  # fmt: skip
+)
 _LINE_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", GREY)
 
 
@@ -40,8 +45,16 @@ def parts(
         for name, colour, hatch, items in _GROUPS:
             if not (size := sum(run[item] for item in items)):
                 continue
-            ax.barh(place, size, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5,
-                    label=None if name in named else name)  # fmt: skip
+            ax.barh(
+                place,
+                size,
+                left=left,
+                color=colour,
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=0.5,
+                label=None if name in named else name,
+            )
             named.add(name)
             left += size
         ax.plot([run.low_gib, run.high_gib], [place, place], color="black", linewidth=1, marker="|", markersize=9)
@@ -53,8 +66,15 @@ def parts(
     )
     handles, names = ax.get_legend_handles_labels()
     order = [names.index(name) for name, *_ in _GROUPS if name in names]
-    ax.legend([handles[i] for i in order], [names[i] for i in order], frameon=False, loc="upper center",
-              bbox_to_anchor=(0.5, -0.18), ncols=3, fontsize=8)  # fmt: skip
+    ax.legend(
+        [handles[i] for i in order],
+        [names[i] for i in order],
+        frameon=False,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.18),
+        ncols=3,
+        fontsize=8,
+    )
     label(ax, "memory, GiB (thin line: from low to high)", "", "What takes the memory?")
     return ax
 

@@ -40,9 +40,13 @@ class Mirror:
         """
         mirror = cls(Path(folder), run.path.name)
         if not mirror.folder.parent.is_dir():
-            raise StorageError(f"mirror={str(folder)!r}: {mirror.folder.parent} does not exist. Mount the drive or make the folder first.")  # fmt: skip
+            raise StorageError(
+                f"mirror={str(folder)!r}: {mirror.folder.parent} does not exist. Mount the drive or make the folder first."
+            )
         if mirror.path.resolve() == run.path.resolve():
-            raise StorageError(f"mirror={str(folder)!r} is where the run itself lies. Choose a folder on another disk or drive.")  # fmt: skip
+            raise StorageError(
+                f"mirror={str(folder)!r} is where the run itself lies. Choose a folder on another disk or drive."
+            )
         with storage.explained(mirror.folder):
             mirror.folder.mkdir(exist_ok=True)
             tempfile.TemporaryFile(dir=mirror.folder).close()
@@ -61,8 +65,11 @@ class Mirror:
             with storage.explained(self.path):
                 self._push(run)
         except OSError as error:  # a StorageError is one too
-            warnings.warn(f"The mirror {self.path} is not up to date: {error} Training goes on; the next checkpoint tries again.",
-                          FtkitWarning, stacklevel=2)  # fmt: skip
+            warnings.warn(
+                f"The mirror {self.path} is not up to date: {error} Training goes on; the next checkpoint tries again.",
+                FtkitWarning,
+                stacklevel=2,
+            )
             return False
         return True
 

@@ -77,8 +77,10 @@ def load(name: str | Path = BUNDLED, config: TrainConfig | None = None) -> tuple
         with quiet(enabled=Path(source).is_dir()):  # a download keeps its progress bar
             model, tokenizer = (_load_unsloth if backend == "unsloth" else _load_transformers)(source, config)
     except OSError as error:
-        raise ModelError(f"{str(name)!r} could not be loaded: {(str(error) or type(error).__name__).splitlines()[0]} Wanted: config.json, tokenizer files "
-                         "and *.safetensors; pickled weights are not loaded, because they can run code.") from error  # fmt: skip
+        raise ModelError(
+            f"{str(name)!r} could not be loaded: {(str(error) or type(error).__name__).splitlines()[0]} Wanted: config.json, tokenizer files "
+            "and *.safetensors; pickled weights are not loaded, because they can run code."
+        ) from error
     keep_trainable(model)
     _distinct_pad(tokenizer)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -96,8 +98,10 @@ def choose_backend(config: TrainConfig) -> str:
     else:
         wanted = config.backend
     if wanted not in available:
-        raise MissingExtra(f"backend={wanted!r} is not installed; there are: {', '.join(available) or 'none'}. "
-                           "Run: make install, or in Colab ftkit.colab.install().")  # fmt: skip
+        raise MissingExtra(
+            f"backend={wanted!r} is not installed; there are: {', '.join(available) or 'none'}. "
+            "Run: make install, or in Colab ftkit.colab.install()."
+        )
     if wanted == "unsloth" and config.load_in_4bit and not config.bnb_4bit_use_double_quant:
         raise ConfigError(
             "bnb_4bit_use_double_quant=False: Unsloth always double-quantises. Use backend='transformers'."
@@ -115,8 +119,10 @@ def add_lora(model: Any, config: TrainConfig) -> Any:
     if is_adapted(model):
         return model
     if hasattr(model, "peft_config"):
-        raise ConfigError("This base model already carries an adapter from an earlier add_lora or train. Go on with the model "
-                          "that add_lora returned, or call models.load again for a fresh one.")  # fmt: skip
+        raise ConfigError(
+            "This base model already carries an adapter from an earlier add_lora or train. Go on with the model "
+            "that add_lora returned, or call models.load again for a fresh one."
+        )
     _check_targets(model, config)
     if _is_unsloth(model):
         from unsloth import FastLanguageModel
@@ -124,10 +130,18 @@ def add_lora(model: Any, config: TrainConfig) -> Any:
         extra = {"use_dora": True} if config.use_dora else {}
         with quiet():
             return FastLanguageModel.get_peft_model(
-                model, r=config.lora_r, target_modules=list(config.target_modules), lora_alpha=config.lora_alpha,
-                lora_dropout=config.lora_dropout, bias="none", use_rslora=config.use_rslora, random_state=config.seed,
-                use_gradient_checkpointing=_checkpointing(config), max_seq_length=config.max_length, **extra,
-            )  # fmt: skip
+                model,
+                r=config.lora_r,
+                target_modules=list(config.target_modules),
+                lora_alpha=config.lora_alpha,
+                lora_dropout=config.lora_dropout,
+                bias="none",
+                use_rslora=config.use_rslora,
+                random_state=config.seed,
+                use_gradient_checkpointing=_checkpointing(config),
+                max_seq_length=config.max_length,
+                **extra,
+            )
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -135,10 +149,19 @@ def add_lora(model: Any, config: TrainConfig) -> Any:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     torch.manual_seed(config.seed)
-    return get_peft_model(model, LoraConfig(
-        task_type="CAUSAL_LM", r=config.lora_r, target_modules=list(config.target_modules), lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout, bias="none", use_rslora=config.use_rslora, use_dora=config.use_dora,
-    ))  # fmt: skip
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=config.lora_r,
+            target_modules=list(config.target_modules),
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            bias="none",
+            use_rslora=config.use_rslora,
+            use_dora=config.use_dora,
+        ),
+    )
 
 
 def suit_attention(model: Any, longest: int) -> None:
@@ -183,13 +206,17 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
         raise MissingArtifact(f"{path} holds no adapter. train.train writes one; Run.sample() / 'adapter' has one.")
     config = config or TrainConfig.for_hardware(detect(), load_in_4bit=False, backend="transformers")
     if merge and config.load_in_4bit:
-        raise ConfigError("merge=True with load_in_4bit=True: 4-bit weights would round the adapter away. "
-                          "Use config.replace(load_in_4bit=False).")  # fmt: skip
+        raise ConfigError(
+            "merge=True with load_in_4bit=True: 4-bit weights would round the adapter away. "
+            "Use config.replace(load_in_4bit=False)."
+        )
     facts = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
     model, tokenizer = load(facts["base_model_name_or_path"], config)
     if merge and getattr(model, "is_loaded_in_4bit", False):
-        raise ConfigError(f"{facts['base_model_name_or_path']} stores 4-bit weights: merging would round the adapter away. "
-                          "Train on the 16-bit repository of the same model.")  # fmt: skip
+        raise ConfigError(
+            f"{facts['base_model_name_or_path']} stores 4-bit weights: merging would round the adapter away. "
+            "Train on the 16-bit repository of the same model."
+        )
     with quiet():
         model = PeftModel.from_pretrained(model, str(path))
         if (path / "tokenizer_config.json").exists():
@@ -239,10 +266,15 @@ def _load_unsloth(source: str, config: TrainConfig) -> tuple[Any, Any]:
     from unsloth import FastLanguageModel
 
     model, tokenizer = FastLanguageModel.from_pretrained(
-        model_name=source, max_seq_length=config.max_length, dtype=_torch_dtype(config), load_in_4bit=config.load_in_4bit,
-        use_gradient_checkpointing=_checkpointing(config), trust_remote_code=False, use_safetensors=True,
+        model_name=source,
+        max_seq_length=config.max_length,
+        dtype=_torch_dtype(config),
+        load_in_4bit=config.load_in_4bit,
+        use_gradient_checkpointing=_checkpointing(config),
+        trust_remote_code=False,
+        use_safetensors=True,
         use_exact_model_name=True,  # else a 4-bit copy from another repository would be taken for the one that was named
-    )  # fmt: skip
+    )
     return model, tokenizer
 
 
@@ -252,13 +284,19 @@ def _load_transformers(source: str, config: TrainConfig) -> tuple[Any, Any]:
     quantization = None
     if config.load_in_4bit:
         quantization = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=_torch_dtype(config),
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=_torch_dtype(config),
             bnb_4bit_use_double_quant=config.bnb_4bit_use_double_quant,
-        )  # fmt: skip
+        )
     model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=_torch_dtype(config), quantization_config=quantization, trust_remote_code=False, use_safetensors=True,
+        source,
+        dtype=_torch_dtype(config),
+        quantization_config=quantization,
+        trust_remote_code=False,
+        use_safetensors=True,
         device_map={"": 0} if detect().device == "cuda" else "cpu",
-    )  # fmt: skip
+    )
     return model, AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 

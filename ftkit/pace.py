@@ -50,8 +50,13 @@ class Pace:
             return None
         steps = max(p.step for p in points)
         tokens = max((p.tokens or 0 for p in points), default=0)
-        return cls(statistics.median(deltas) / config.effective_batch_size, source,
-                   tokens / (steps * config.effective_batch_size) if tokens else None, _seconds_per_evaluation(points), config)  # fmt: skip
+        return cls(
+            statistics.median(deltas) / config.effective_batch_size,
+            source,
+            tokens / (steps * config.effective_batch_size) if tokens else None,
+            _seconds_per_evaluation(points),
+            config,
+        )
 
     @classmethod
     def of_runs(cls, root: str | Path, base_model: str, device: str) -> Self | None:
@@ -96,6 +101,12 @@ def _seconds_per_update(points: Sequence[Point]) -> list[float]:
 
 def _seconds_per_evaluation(points: Sequence[Point]) -> float:
     """Median time from a training point to the validation of the same step; 0 where none was measured."""
-    spent = [after.seconds - before.seconds for before, after in itertools.pairwise(points)
-             if after.val_loss is not None and before.step == after.step and before.seconds is not None and after.seconds is not None]  # fmt: skip
+    spent = [
+        after.seconds - before.seconds
+        for before, after in itertools.pairwise(points)
+        if after.val_loss is not None
+        and before.step == after.step
+        and before.seconds is not None
+        and after.seconds is not None
+    ]
     return max(0.0, statistics.median(spent)) if spent else 0.0

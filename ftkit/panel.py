@@ -38,12 +38,20 @@ class Panel:
         self.running(False)
 
     def _button(self, name: str, enabled: bool) -> Any:
-        looks = {"Train": ("success", "play", "Train these settings, or go on where they were stopped"),
-                 "Stop": ("warning", "stop", "Finish this update, save, and leave a run that can go on"),
-                 "Measure": ("", "clock-o", "Make a few real updates and note how long one takes")}  # fmt: skip
+        looks = {
+            "Train": ("success", "play", "Train these settings, or go on where they were stopped"),
+            "Stop": ("warning", "stop", "Finish this update, save, and leave a run that can go on"),
+            "Measure": ("", "clock-o", "Make a few real updates and note how long one takes"),
+        }
         style, icon, tip = looks[name]
-        button = self._w.Button(description=name, button_style=style, icon=icon, tooltip=tip, disabled=not enabled,
-                                layout=self._w.Layout(width=f"{_BUTTON_PX}px", flex="0 0 auto"))  # fmt: skip
+        button = self._w.Button(
+            description=name,
+            button_style=style,
+            icon=icon,
+            tooltip=tip,
+            disabled=not enabled,
+            layout=self._w.Layout(width=f"{_BUTTON_PX}px", flex="0 0 auto"),
+        )
         button.on_click(lambda _: self._act(name.lower(), None))
         button.enabled_at_all = enabled
         return button
@@ -65,12 +73,18 @@ class Panel:
             made.on_click(lambda _: self._act("preset", name))
             return made
 
-        back = self._w.Button(description="start again", icon="undo", tooltip="Back to the settings that the form began with",
-                              layout=self._w.Layout(width="auto", flex="0 0 auto"))  # fmt: skip
+        back = self._w.Button(
+            description="start again",
+            icon="undo",
+            tooltip="Back to the settings that the form began with",
+            layout=self._w.Layout(width="auto", flex="0 0 auto"),
+        )
         back.on_click(lambda _: self._act("reset", None))
         label = self._label
-        return self._w.HBox([label("How long"), *map(button, presets.EFFORTS), label("Made for"), *map(button, presets.MACHINES), back],
-                            layout=self._w.Layout(flex_flow="row wrap", align_items="center", margin="0 0 4px"))  # fmt: skip
+        return self._w.HBox(
+            [label("How long"), *map(button, presets.EFFORTS), label("Made for"), *map(button, presets.MACHINES), back],
+            layout=self._w.Layout(flex_flow="row wrap", align_items="center", margin="0 0 4px"),
+        )
 
     def _label(self, text: str) -> Any:
         return self._w.HTML(f'<span class="ftkit-head">{text}</span>', layout=self._w.Layout(margin="2px 4px 2px 10px"))
@@ -148,8 +162,11 @@ class Panel:
             self._live.value = ""
             return
         smoothed = list(zip([step for step, _ in trained], smooth([loss for _, loss in trained]), strict=True))
-        lines = [sketch.Line(trained, "each update", faint=True), sketch.Line(smoothed, "smoothed"),
-                 sketch.Line(measured, "validation", ORANGE, dash="5 4", marked=True)]  # fmt: skip
+        lines = [
+            sketch.Line(trained, "each update", faint=True),
+            sketch.Line(smoothed, "smoothed"),
+            sketch.Line(measured, "validation", ORANGE, dash="5 4", marked=True),
+        ]
         drawn = sketch.chart(
             lines, x="weight updates", y="loss, nats a trained token", width=720, height=210, x_max=_right_end(session)
         )
@@ -168,8 +185,16 @@ class Panel:
             )
             mark.observe(lambda change, name=row.name: self._choose(name, change["new"]), names="value")
             cells += [mark, *(w.HTML(html.escape(text)) for text in table.cells(row))]
-        grid = w.GridBox(cells, layout=w.Layout(grid_template_columns=f"28px repeat({len(table.columns)}, max-content)",
-                                                grid_gap="0 14px", overflow="auto", align_items="center", width="100%"))  # fmt: skip
+        grid = w.GridBox(
+            cells,
+            layout=w.Layout(
+                grid_template_columns=f"28px repeat({len(table.columns)}, max-content)",
+                grid_gap="0 14px",
+                overflow="auto",
+                align_items="center",
+                width="100%",
+            ),
+        )
         head = '<div class="ftkit-head">Runs so far, with the settings that differ. Tick some to lay their curves over each other.</div>'
         grid.add_class("ftkit-runs")
         self._runs.children = [w.HTML(head), grid]

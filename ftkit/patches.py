@@ -105,8 +105,11 @@ def families(file: str = "models/mapper.py", package: str = "unsloth") -> dict[s
     Raises:
         MissingExtra: the package is not installed.
     """
-    tables = [ast.literal_eval(node.value) for node in ast.parse(_source(package, file)).body
-              if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)]  # fmt: skip
+    tables = [
+        ast.literal_eval(node.value)
+        for node in ast.parse(_source(package, file)).body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+    ]
     names = (repository.split("/")[-1] for table in tables for repository in table)
     words = (re.match(r"(?:meta-)?([a-z]+)", name.lower()) for name in names)
     return dict(Counter(word.group(1) for word in words if word).most_common())
@@ -126,8 +129,13 @@ def _gives_a_function(node: ast.expr) -> bool:
 
 def _owners(name: str, top: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The module, and its own classes with those below them; what a module only re-exports would count twice."""
-    classes = [(key, base) for key, value in top.items() if issubclass(type(value), type) and value.__module__ == name
-               for base in value.__mro__ if base.__module__ == name]  # fmt: skip
+    classes = [
+        (key, base)
+        for key, value in top.items()
+        if issubclass(type(value), type) and value.__module__ == name
+        for base in value.__mro__
+        if base.__module__ == name
+    ]
     return [(name, top), *((f"{name}.{key}", dict(vars(base))) for key, base in classes)]
 
 

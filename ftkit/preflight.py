@@ -73,7 +73,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ftkit import (  # fmt: skip
+from ftkit import (
     check_machine,
     check_memory,
     check_model,
@@ -97,17 +97,34 @@ from ftkit.runs import Run
 _DATA = {"no-rows": "the training part has rows", "val-empty": "the validation part has rows"}
 _LEAKS = ("leak-exact", "leak-near")
 CHECKS: dict[str, str] = (
-    _DATA | check_turns.CHECKS | check_rows.CHECKS | check_tokenizer.CHECKS | check_overlap.CHECKS | settings.CHECKS
-    | check_schedule.CHECKS | check_memory.CHECKS | check_model.CHECKS | check_machine.CHECKS | check_model.PROBES
-)  # fmt: skip
+    _DATA
+    | check_turns.CHECKS
+    | check_rows.CHECKS
+    | check_tokenizer.CHECKS
+    | check_overlap.CHECKS
+    | settings.CHECKS
+    | check_schedule.CHECKS
+    | check_memory.CHECKS
+    | check_model.CHECKS
+    | check_machine.CHECKS
+    | check_model.PROBES
+)
 
 
 def check(
-    model: Any, tokenizer: Any, examples: Any, config: TrainConfig, *, val: Any = None, test: Any = None,
-    hardware: Hardware | None = None, run: Run | None = None,
+    model: Any,
+    tokenizer: Any,
+    examples: Any,
+    config: TrainConfig,
+    *,
+    val: Any = None,
+    test: Any = None,
+    hardware: Hardware | None = None,
+    run: Run | None = None,
     tokenized: Mapping[str, Sequence[Mapping[str, Any]]] | Sequence[Mapping[str, Any]] | None = None,
-    probe: bool = False, max_rows: int = 2_000,
-) -> PreflightReport:  # fmt: skip
+    probe: bool = False,
+    max_rows: int = 2_000,
+) -> PreflightReport:
     """Look at everything that a training needs, and say all that is wrong with it at once; raises nothing by itself.
 
     Args:
@@ -130,7 +147,11 @@ def check(
     """
     started, looking = time.monotonic(), _Look(config, hardware or detect(), run)
     if isinstance(examples, Splits):
-        examples, val, test = examples.train, val if val is not None else examples.val, test if test is not None else examples.test  # fmt: skip
+        examples, val, test = (
+            examples.train,
+            val if val is not None else examples.val,
+            test if test is not None else examples.test,
+        )
     given = {"train": examples, "val": val, "test": test}
     looking.data(given)
     parts = looking.rows(tokenizer, model, given, tokenized, max_rows)
@@ -159,9 +180,10 @@ def check_settings(
     """
     updates = check_schedule.updates_in(config, rows)
     found = [
-        *settings.check_values(config, updates=updates, longest=longest), *settings.check_device(config, hardware),
+        *settings.check_values(config, updates=updates, longest=longest),
+        *settings.check_device(config, hardware),
         *check_schedule.check(config, rows),
-    ]  # fmt: skip
+    ]
     if shape is not None:
         found += check_memory.check(check_memory.need(shape, config, hardware, longest), config, hardware)
     return worst_first(found)
@@ -190,15 +212,36 @@ class _Look:
         """Whether there are rows at all."""
         for name, part in given.items():
             if part is not None and len(part) and "messages" not in getattr(part, "column_names", ()):
-                raise DataError(f"The {name} part is no Dataset with `messages`. Read it with data.load_examples, which takes lists too.")  # fmt: skip
-        self.take(["no-rows"], [] if len(given["train"]) else [
-            Finding("no-rows", "error", "The training part has no rows.", "0 rows", "Load examples: data.load_examples.")])  # fmt: skip
+                raise DataError(
+                    f"The {name} part is no Dataset with `messages`. Read it with data.load_examples, which takes lists too."
+                )
+        self.take(
+            ["no-rows"],
+            []
+            if len(given["train"])
+            else [
+                Finding(
+                    "no-rows", "error", "The training part has no rows.", "0 rows", "Load examples: data.load_examples."
+                )
+            ],
+        )
         if given["val"] is None:
             self.skip(["val-empty"], "no validation part given")
             return
-        self.take(["val-empty"], [] if len(given["val"]) else [
-            Finding("val-empty", "error", "The validation part has no rows: overfitting could not be seen.", "0 rows",
-                    "Split with data.split(examples, val=0.1, test=0.1).")])  # fmt: skip
+        self.take(
+            ["val-empty"],
+            []
+            if len(given["val"])
+            else [
+                Finding(
+                    "val-empty",
+                    "error",
+                    "The validation part has no rows: overfitting could not be seen.",
+                    "0 rows",
+                    "Split with data.split(examples, val=0.1, test=0.1).",
+                )
+            ],
+        )
 
     def rows(self, tokenizer: Any, model: Any, given: Mapping[str, Any], tokenized: Any, limit: int) -> list[Part]:
         """Tokenise train and val and look at turns, masks and special tokens."""
@@ -209,8 +252,11 @@ class _Look:
             self.skip(set(ids) - {"no-chat-template"}, "needs a chat template")
         else:
             ready = tokenized if isinstance(tokenized, Mapping) or tokenized is None else {"train": tokenized}
-            parts = [check_rows.look(name, given[name], tokenizer, tokenized=(ready or {}).get(name), limit=limit)
-                     for name in ("train", "val") if given[name] is not None and len(given[name])]  # fmt: skip
+            parts = [
+                check_rows.look(name, given[name], tokenizer, tokenized=(ready or {}).get(name), limit=limit)
+                for name in ("train", "val")
+                if given[name] is not None and len(given[name])
+            ]
             self.take(ids, check_turns.check(parts, tokenizer))
             self.found += check_rows.check(parts, tokenizer, model, self.config.max_length)
             self._tell(parts)
@@ -226,7 +272,9 @@ class _Look:
             seen = len(part.numbers)
             lengths = [len(ids) for _, _, ids, _ in part.readable] or [0]
             sample = "" if seen == part.total else f" (a sample of {seen:,})"
-            self.facts[f"{part.name} rows"] = f"{part.total:,}{sample} · {statistics.median(lengths):.0f} tokens in the middle, {max(lengths)} at most"  # fmt: skip
+            self.facts[f"{part.name} rows"] = (
+                f"{part.total:,}{sample} · {statistics.median(lengths):.0f} tokens in the middle, {max(lengths)} at most"
+            )
         share = check_rows.trained_share(parts[:1], self.config.max_length)
         self.facts["trained tokens"] = f"{share:.0%} of those that are read"
 
@@ -235,7 +283,9 @@ class _Look:
         train = given["train"]
         others = {name: part for name, part in given.items() if name != "train" and part is not None and len(part)}
         if len(train) > check_overlap.MOST_ROWS:
-            self.skip(check_overlap.CHECKS, f"more than {check_overlap.MOST_ROWS:,} rows: use leakage.leakage and clean.clean")  # fmt: skip
+            self.skip(
+                check_overlap.CHECKS, f"more than {check_overlap.MOST_ROWS:,} rows: use leakage.leakage and clean.clean"
+            )
             return
         self.take(["near-duplicates"], check_overlap.check_duplicates(train) if len(train) else [])
         if not others or not len(train):
@@ -250,7 +300,9 @@ class _Look:
         ids = {*settings.CHECKS, *check_schedule.CHECKS}
         self.take(ids, check_settings(self.config, self.hardware, rows=rows, longest=longest))
         if rows and (updates := check_schedule.updates_in(self.config, rows)):
-            self.facts["updates"] = f"{updates:,} of {self.config.effective_batch_size} examples · {check_schedule.passes_over(self.config, rows):.1f} passes over the data"  # fmt: skip
+            self.facts["updates"] = (
+                f"{updates:,} of {self.config.effective_batch_size} examples · {check_schedule.passes_over(self.config, rows):.1f} passes over the data"
+            )
         if model is None:
             self.skip(check_memory.CHECKS, "no model given")
             return
@@ -276,7 +328,10 @@ class _Look:
             self.skip(["disk-low"], "no model given")
             return
         place = self.run.path if self.run is not None else runs.default_root()
-        self.take(["disk-low"], check_machine.check_disk(place, self.config, check_model.adapter_parameters(model, self.config)))  # fmt: skip
+        self.take(
+            ["disk-low"],
+            check_machine.check_disk(place, self.config, check_model.adapter_parameters(model, self.config)),
+        )
 
     def probe(self, model: Any, tokenizer: Any, parts: Sequence[Part], wanted: bool) -> None:
         """One batch through the model, where that is wanted and can work."""
@@ -289,6 +344,9 @@ class _Look:
     def report(self, seconds: float) -> PreflightReport:
         """All that was found, in order, with what was looked at."""
         return PreflightReport(
-            worst_first(self.found), {name: about for name, about in CHECKS.items() if name in self.checked},
-            {name: self.skipped[name] for name in CHECKS if name in self.skipped}, self.facts, seconds,
-        )  # fmt: skip
+            worst_first(self.found),
+            {name: about for name, about in CHECKS.items() if name in self.checked},
+            {name: self.skipped[name] for name in CHECKS if name in self.skipped},
+            self.facts,
+            seconds,
+        )

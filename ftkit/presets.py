@@ -13,20 +13,47 @@ from ftkit.hardware import Hardware
 _EFFORTS: dict[str, tuple[str, dict[str, Any]]] = {
     "quick look": (
         "does it learn at all? Twenty updates, a narrow adapter",
-        {"lora_r": 8, "lora_alpha": 16, "max_steps": 20, "num_train_epochs": 1.0, "warmup_steps": 2, "eval_steps": 10,
-         "save_steps": 10, "max_eval_examples": 16, "learning_rate": 2e-4},
+        {
+            "lora_r": 8,
+            "lora_alpha": 16,
+            "max_steps": 20,
+            "num_train_epochs": 1.0,
+            "warmup_steps": 2,
+            "eval_steps": 10,
+            "save_steps": 10,
+            "max_eval_examples": 16,
+            "learning_rate": 2e-4,
+        },
     ),
     "balanced": (
         "one pass over the data with the usual adapter",
-        {"lora_r": 16, "lora_alpha": 32, "max_steps": -1, "num_train_epochs": 1.0, "warmup_steps": 10, "eval_steps": 20,
-         "save_steps": 50, "max_eval_examples": 100, "learning_rate": 2e-4},
+        {
+            "lora_r": 16,
+            "lora_alpha": 32,
+            "max_steps": -1,
+            "num_train_epochs": 1.0,
+            "warmup_steps": 10,
+            "eval_steps": 20,
+            "save_steps": 50,
+            "max_eval_examples": 100,
+            "learning_rate": 2e-4,
+        },
     ),
     "thorough": (
         "three passes, a wide adapter, a gentler step size",
-        {"lora_r": 32, "lora_alpha": 64, "max_steps": -1, "num_train_epochs": 3.0, "warmup_steps": 50, "eval_steps": 50,
-         "save_steps": 100, "max_eval_examples": 200, "learning_rate": 1e-4},
+        {
+            "lora_r": 32,
+            "lora_alpha": 64,
+            "max_steps": -1,
+            "num_train_epochs": 3.0,
+            "warmup_steps": 50,
+            "eval_steps": 50,
+            "save_steps": 100,
+            "max_eval_examples": 200,
+            "learning_rate": 1e-4,
+        },
     ),
-}  # fmt: skip
+}
 # Visible memory: what torch reports on the usual cloud machines, GiB.
 MACHINES = {
     "T4": Hardware("cuda", "Tesla T4", 14.6, (7, 5), False, 2),
@@ -35,10 +62,25 @@ MACHINES = {
 }
 # Memory against speed: what fits an 8B model in 4-bit there. Everything else is left as it is.
 _ROOM: dict[str, dict[str, Any]] = {
-    "T4": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "max_length": 1024, "load_in_4bit": True},
-    "L4": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_length": 2048, "load_in_4bit": True},
-    "A100": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_length": 2048, "load_in_4bit": False},
-}  # fmt: skip
+    "T4": {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 8,
+        "max_length": 1024,
+        "load_in_4bit": True,
+    },
+    "L4": {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 4,
+        "max_length": 2048,
+        "load_in_4bit": True,
+    },
+    "A100": {
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "max_length": 2048,
+        "load_in_4bit": False,
+    },
+}
 
 EFFORTS = tuple(_EFFORTS)
 

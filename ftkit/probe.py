@@ -83,8 +83,10 @@ def explained(config: TrainConfig, longest: int, model: Any = None) -> Iterator[
         if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _SIGNS):
             raise
         changes = _estimated(config, longest, model) or _usual(config, longest)
-        raise PreflightError(f"Out of memory on a micro-batch of {config.per_device_train_batch_size} x {longest} tokens. Change in this order: "
-                             f"{'; '.join(changes)}; a smaller base model; or close what else uses this memory.") from error  # fmt: skip
+        raise PreflightError(
+            f"Out of memory on a micro-batch of {config.per_device_train_batch_size} x {longest} tokens. Change in this order: "
+            f"{'; '.join(changes)}; a smaller base model; or close what else uses this memory."
+        ) from error
 
 
 def _estimated(config: TrainConfig, longest: int, model: Any) -> list[str]:
@@ -111,8 +113,10 @@ def _usual(config: TrainConfig, longest: int) -> list[str]:
     size, summed = config.per_device_train_batch_size, config.gradient_accumulation_steps
     tips = []
     if size > 1:
-        tips.append(f"per_device_train_batch_size={max(1, size // 2)} with gradient_accumulation_steps={summed * 2} "
-                    "trains the same in about half the activations")  # fmt: skip
+        tips.append(
+            f"per_device_train_batch_size={max(1, size // 2)} with gradient_accumulation_steps={summed * 2} "
+            "trains the same in about half the activations"
+        )
     if not config.gradient_checkpointing:
         tips.append("gradient_checkpointing=True recomputes activations instead of keeping them")
     if not config.load_in_4bit:

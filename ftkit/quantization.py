@@ -69,8 +69,10 @@ class Stored:
 
     def _lines(self) -> list[tuple[str, str, str, str]]:
         everything = (sum(count for count, _ in self.parts.values()), sum(size for _, size in self.parts.values()))
-        return [(part, f"{count:,}", f"{size / 2**20:,.1f}", f"{8 * size / count:.3f}")
-                for part, (count, size) in [*self.parts.items(), ("all", everything)]]  # fmt: skip
+        return [
+            (part, f"{count:,}", f"{size / 2**20:,.1f}", f"{8 * size / count:.3f}")
+            for part, (count, size) in [*self.parts.items(), ("all", everything)]
+        ]
 
     def __str__(self) -> str:
         head = f"{'stored as':28} {'parameters':>13} {'MiB':>8} {'bits each':>9}"

@@ -38,14 +38,23 @@ _ENDING = "A base_url usually ends in /v1."
 _TOO_LONG = re.compile(r"context|too (?:long|large|many)|maximum|exceed", re.I)
 _LAST = re.compile(r"(?<![A-Za-z])rating[*_\"'`]*(?:\s*\([^()\n]{0,30}\))?[*_\"'`\s]*[:=：]", re.I)
 # a whole number, alone or as "4/5"; no part of "4.5" or "1-5"
-_VALUE = re.compile(r"[\s*_\"'`\[({<]*([0-9]+)(?:\.0+)?(?![0-9.]*[0-9])(?:\s*(?:/|out of)\s*([0-9]+))?"
-                    r"(?!\s*(?:[-–—/]|to\b|or\b)\s*[0-9])")  # fmt: skip
+_VALUE = re.compile(
+    r"[\s*_\"'`\[({<]*([0-9]+)(?:\.0+)?(?![0-9.]*[0-9])(?:\s*(?:/|out of)\s*([0-9]+))?"
+    r"(?!\s*(?:[-–—/]|to\b|or\b)\s*[0-9])"
+)
 
 
 def llm_rater(
-    base_url: str, model: str, *, api_key: str | None = None, rubric: str = RUBRIC, cache: str | Path | None = None,
-    concurrency: int = 1, timeout_s: float = 60, retry_failed: bool = False,
-) -> ScoreFn:  # fmt: skip
+    base_url: str,
+    model: str,
+    *,
+    api_key: str | None = None,
+    rubric: str = RUBRIC,
+    cache: str | Path | None = None,
+    concurrency: int = 1,
+    timeout_s: float = 60,
+    retry_failed: bool = False,
+) -> ScoreFn:
     """Rate each example from 1 to 5 with a model behind an OpenAI-compatible server, at temperature 0.
 
     A reply without a rating counts as None, and stays so in the cache until `retry_failed`.
@@ -77,8 +86,11 @@ def llm_rater(
         """One score a row, in order."""
         replies.update(_cached(cache))
         keys = [_key(model, rubric, messages) for messages in rows]
-        wanted = {key: (number, messages) for number, (key, messages) in enumerate(zip(keys, rows, strict=True), 1)
-                  if answer_of(messages) and (key not in replies or (retry_failed and replies[key] is None))}  # fmt: skip
+        wanted = {
+            key: (number, messages)
+            for number, (key, messages) in enumerate(zip(keys, rows, strict=True), 1)
+            if answer_of(messages) and (key not in replies or (retry_failed and replies[key] is None))
+        }
         with _journal(cache) as note:
 
             def rate(key: str) -> None:
@@ -87,7 +99,11 @@ def llm_rater(
                 try:
                     text = _ask(client, model, f"{rubric}\n\n{_shown(messages)}")
                 except ModelError as error:
-                    kept = f"Earlier replies are in {cache}: the next call goes on from there." if cache else "Give a cache file to keep earlier replies."  # fmt: skip
+                    kept = (
+                        f"Earlier replies are in {cache}: the next call goes on from there."
+                        if cache
+                        else "Give a cache file to keep earlier replies."
+                    )
                     raise ModelError(f"Row {number} could not be rated: {error} {kept}") from error
                 replies[key] = parse(text)
                 note({"key": key, "rating": replies[key], "model": model, "text": text})
@@ -141,13 +157,22 @@ def _reason(error: Exception, client: "openai.OpenAI", model: str) -> str:
 
     url = client.base_url
     reasons: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
-        (openai.APITimeoutError, f"{url} gave no answer within {client.timeout} s, three times. Raise timeout_s, or lower concurrency."),
+        (
+            openai.APITimeoutError,
+            f"{url} gave no answer within {client.timeout} s, three times. Raise timeout_s, or lower concurrency.",
+        ),
         (openai.APIConnectionError, f"{url} cannot be reached. Start the server, or correct base_url. {_ENDING}"),
         ((openai.AuthenticationError, openai.PermissionDeniedError), f"{url} refuses the key. Pass a valid api_key."),
-        (openai.NotFoundError, f"{url} knows no model {model!r}, or is not the API's address. Names are listed at {url}models. {_ENDING}"),
-        (openai.RateLimitError, f"{url} takes no more requests for now, or the quota is used up. Lower concurrency, or go on later."),
+        (
+            openai.NotFoundError,
+            f"{url} knows no model {model!r}, or is not the API's address. Names are listed at {url}models. {_ENDING}",
+        ),
+        (
+            openai.RateLimitError,
+            f"{url} takes no more requests for now, or the quota is used up. Lower concurrency, or go on later.",
+        ),
         (openai.InternalServerError, f"{url} failed while it rated. Look at its log, then go on."),
-    )  # fmt: skip
+    )
     for kind, reason in reasons:
         if isinstance(error, kind):
             return reason
@@ -160,7 +185,10 @@ def _run_all(rate: Callable[[str], None], keys: Sequence[str], concurrency: int)
     """Call `rate` on each key; the first error stops what has not begun, and what is under way still ends."""
     from tqdm.auto import tqdm
 
-    with ThreadPoolExecutor(concurrency) as pool, tqdm(total=len(keys), unit="row", disable=len(keys) <= 8, leave=False) as bar:  # fmt: skip
+    with (
+        ThreadPoolExecutor(concurrency) as pool,
+        tqdm(total=len(keys), unit="row", disable=len(keys) <= 8, leave=False) as bar,
+    ):
         for _ in pool.map(rate, keys):
             bar.update()
 

@@ -83,8 +83,10 @@ class RateRange:
         if self.suggestion is None or self.zone is None:
             return f"The loss did not fall {tried}; {ended}. Use more steps, or a wider range."
         assert self.steepest is not None
-        return (f"The loss falls fastest near {self.steepest:.2g}; {ended}. Begin with learning_rate={self.suggestion:.2g}, "
-                f"and search from {self.zone[0]:.2g} to {self.zone[1]:.2g}.")  # fmt: skip
+        return (
+            f"The loss falls fastest near {self.steepest:.2g}; {ended}. Begin with learning_rate={self.suggestion:.2g}, "
+            f"and search from {self.zone[0]:.2g} to {self.zone[1]:.2g}."
+        )
 
     def __str__(self) -> str:
         return self.verdict()

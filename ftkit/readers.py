@@ -49,8 +49,10 @@ def _refuse_utf16(path: Path) -> None:
     with path.open("rb") as file:
         mark = file.read(2)
     if mark in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{path} is UTF-16 text (byte order mark {mark.hex(' ')}); wanted UTF-8. "
-                        f"Convert it: iconv -f UTF-16 -t UTF-8 {path.name} > fixed{path.suffix}")  # fmt: skip
+        raise DataError(
+            f"{path} is UTF-16 text (byte order mark {mark.hex(' ')}); wanted UTF-8. "
+            f"Convert it: iconv -f UTF-16 -t UTF-8 {path.name} > fixed{path.suffix}"
+        )
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str | DataError]]:
@@ -61,14 +63,24 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str | DataError]]:
         if len(raw) > MAX_LINE_BYTES:
             while raw and not raw.endswith(b"\n"):  # what follows belongs to the same line
                 raw = file.readline(MAX_LINE_BYTES)
-            yield number, DataError(f"is longer than {MAX_LINE_BYTES // 2**20} MiB: no model reads that much. "
-                                    "Is it one JSON object a line? Split long documents first.")  # fmt: skip
+            yield (
+                number,
+                DataError(
+                    f"is longer than {MAX_LINE_BYTES // 2**20} MiB: no model reads that much. "
+                    "Is it one JSON object a line? Split long documents first."
+                ),
+            )
             continue
         try:
             yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            yield number, DataError(f"is not UTF-8 at byte {error.start + 1} (0x{raw[error.start]:02x}). "
-                                    f"Convert it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > fixed{path.suffix}")  # fmt: skip
+            yield (
+                number,
+                DataError(
+                    f"is not UTF-8 at byte {error.start + 1} (0x{raw[error.start]:02x}). "
+                    f"Convert it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > fixed{path.suffix}"
+                ),
+            )
 
 
 def _text_lines(path: Path, file: BinaryIO) -> Iterator[str]:
@@ -158,8 +170,10 @@ def _json_list(path: Path) -> Rows:
                     row = DataError(_twice(repeated[0]))
                     repeated.clear()
                 elif shallow.read_bytes - before > MAX_LINE_BYTES and len(json.dumps(row)) > MAX_LINE_BYTES:
-                    row = DataError(f"is longer than {MAX_LINE_BYTES // 2**20} MiB: no model reads that much. "
-                                    "Split long documents first.")  # fmt: skip
+                    row = DataError(
+                        f"is longer than {MAX_LINE_BYTES // 2**20} MiB: no model reads that much. "
+                        "Split long documents first."
+                    )
                 before = shallow.read_bytes
                 yield f"row {number}", row
     except DataError:
@@ -236,9 +250,13 @@ def _csv(path: Path) -> Rows:
                 if len(cells) == len(header):
                     yield f"line {begin}", dict(zip(header, cells, strict=True))
                 elif cells:
-                    yield f"line {begin}", DataError(
-                        f"has {len(cells)} cells, but the header has {len(header)} ({', '.join(header[:6])}). "
-                        "Put quotes around text that holds the separator.")  # fmt: skip
+                    yield (
+                        f"line {begin}",
+                        DataError(
+                            f"has {len(cells)} cells, but the header has {len(header)} ({', '.join(header[:6])}). "
+                            "Put quotes around text that holds the separator."
+                        ),
+                    )
         except csv.Error as error:
             hint = "A quote is never closed, or a cell is too long: save it as JSONL."
             raise DataError(f"{path} line {reader.line_num}: not CSV ({error}). {hint}") from error

@@ -32,9 +32,16 @@ class Recorder:
     """The record of one training, from the first step or from where `checkpoint` left off."""
 
     def __init__(
-        self, run: Run, config: TrainConfig, facts: dict[str, str], *, checkpoint: Path | None = None,
-        stop: Callable[[], bool] = lambda: False, watch: Watch | None = None, mirror: Mirror | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        run: Run,
+        config: TrainConfig,
+        facts: dict[str, str],
+        *,
+        checkpoint: Path | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        watch: Watch | None = None,
+        mirror: Mirror | None = None,
+    ) -> None:
         self.run, self.config, self.facts, self.mirror = run, config, facts, mirror
         self.path, self.stop, self.watch = run / "history.csv", stop, watch
         self.drawing = None if watch else plots.live_loss()
@@ -57,9 +64,17 @@ class Recorder:
     def add(self, step: int, logs: dict[str, float], total: int) -> None:
         """Take in what the trainer logs: a training point, a validation point, or a closing summary (not kept)."""
         tokens = logs.get("num_input_tokens_seen")  # goes on counting from a checkpoint
-        point = Point(step, logs.get("loss"), logs.get("eval_loss"), logs.get("learning_rate"), logs.get("grad_norm"),
-                      None if tokens is None else int(tokens), self.earlier_s + time.monotonic() - self.started,
-                      process_memory_gib() if self.on_cpu else peak_memory_gib(), self.applied)  # fmt: skip
+        point = Point(
+            step,
+            logs.get("loss"),
+            logs.get("eval_loss"),
+            logs.get("learning_rate"),
+            logs.get("grad_norm"),
+            None if tokens is None else int(tokens),
+            self.earlier_s + time.monotonic() - self.started,
+            process_memory_gib() if self.on_cpu else peak_memory_gib(),
+            self.applied,
+        )
         release_memory()
         if point.loss is None and point.val_loss is None:
             return
@@ -129,8 +144,16 @@ class Recorder:
                 """A point of the curve."""
                 recorder.add(state.global_step, logs or {}, state.max_steps)
 
-            def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, model: Any = None,
-                            processing_class: Any = None, **_: Any) -> None:  # fmt: skip
+            def on_evaluate(
+                self,
+                args: Any,
+                state: Any,
+                control: Any,
+                metrics: Any = None,
+                model: Any = None,
+                processing_class: Any = None,
+                **_: Any,
+            ) -> None:
                 """Early stopping."""
                 enough = recorder.measured(state.global_step, metrics["eval_loss"], model, processing_class)
                 if enough and state.global_step < state.max_steps and not recorder.stopped:

@@ -61,18 +61,26 @@ def load_reward_model(name: str | Path) -> tuple[Any, Any]:
         with quiet(enabled=Path(source).is_dir()):
             _check_outputs(AutoConfig.from_pretrained(source, trust_remote_code=False), str(name))
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                source, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
+                source,
+                dtype=dtype,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
                 device_map={"": 0} if hardware.device == "cuda" else "cpu",
-            )  # fmt: skip
+            )
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except FtkitError:
         raise
     except (OSError, ValueError) as error:
-        raise ModelError(f"{str(name)!r} could not be loaded as a reward model: {(str(error) or type(error).__name__).splitlines()[0]} Wanted: "
-                         "a sequence classifier that Transformers knows, with *.safetensors; code from a repository is never run.") from error  # fmt: skip
+        raise ModelError(
+            f"{str(name)!r} could not be loaded as a reward model: {(str(error) or type(error).__name__).splitlines()[0]} Wanted: "
+            "a sequence classifier that Transformers knows, with *.safetensors; code from a repository is never run."
+        ) from error
     if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"{str(name)!r} has no weights for {', '.join(missing[:3])}, so its rewards would be random. "
-                         "Take a model that was trained as a reward model.")  # fmt: skip
+        raise ModelError(
+            f"{str(name)!r} has no weights for {', '.join(missing[:3])}, so its rewards would be random. "
+            "Take a model that was trained as a reward model."
+        )
     return model, tokenizer
 
 
@@ -85,8 +93,10 @@ def _whole_chat(messages: Messages, tokenizer: Any, context: int | None) -> list
 
 def _check_outputs(config: Any, name: str) -> None:
     if config.num_labels != 1:
-        raise ModelError(f"{name} has {config.num_labels} outputs; a reward model has one (num_labels=1). A classifier's labels are no "
-                         "ranking: take a reward model, or write a score function that reads the label you want.")  # fmt: skip
+        raise ModelError(
+            f"{name} has {config.num_labels} outputs; a reward model has one (num_labels=1). A classifier's labels are no "
+            "ranking: take a reward model, or write a score function that reads the label you want."
+        )
 
 
 @contextmanager

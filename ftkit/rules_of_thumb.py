@@ -38,7 +38,7 @@ TABLE = (
     SizeClass("7B to 8B", 4.5, 10.5, 60, 16, 8, "RTX 3090 24 GB / RTX 4090", "meta-llama/Llama-3.1-8B"),
     SizeClass("13B", 10.5, 40, 120, 32, 14, "RTX 3090 24 GB + gradient checkpointing", "meta-llama/Llama-2-13b-hf"),
     SizeClass("70B", 40, 1e9, None, 160, 40, "A100 80 GB x 1 (QLoRA)", "NousResearch/Llama-2-70b-hf"),
-)  # fmt: skip
+)
 
 
 def brief(parameters: int, method: str) -> float | None:
@@ -47,9 +47,11 @@ def brief(parameters: int, method: str) -> float | None:
 
 
 _FACTORY_COLUMNS = (  # billions, from and to: GB for full fine-tuning in pure bf16, LoRA, 4-bit QLoRA
-    (4.5, 10.5, {"full": 60, "lora": 16, "qlora": 6}), (10.5, 22, {"full": 120, "lora": 32, "qlora": 12}),
-    (22, 50, {"full": 300, "lora": 64, "qlora": 24}), (50, 1e9, {"full": 600, "lora": 160, "qlora": 48}),
-)  # fmt: skip
+    (4.5, 10.5, {"full": 60, "lora": 16, "qlora": 6}),
+    (10.5, 22, {"full": 120, "lora": 32, "qlora": 12}),
+    (22, 50, {"full": 300, "lora": 64, "qlora": 24}),
+    (50, 1e9, {"full": 600, "lora": 160, "qlora": 48}),
+)
 
 
 def llama_factory(parameters: int, method: str) -> float:

@@ -176,8 +176,11 @@ class Run:
         return f"{self.path} ({done})"
 
     def _repr_html_(self) -> str:
-        files = sorted(p for p in self.path.rglob("*")
-                       if p.is_file() and "checkpoints" not in p.parts and not p.name.startswith("."))  # fmt: skip
+        files = sorted(
+            p
+            for p in self.path.rglob("*")
+            if p.is_file() and "checkpoints" not in p.parts and not p.name.startswith(".")
+        )
         rows = "".join(f"<tr><td><code>{p.relative_to(self.path)}</code></td><td>{_size(p)}</td></tr>" for p in files)
         return f"<p>Run <code>{self.path}</code></p><table><tr><th>file</th><th>size</th></tr>{rows}</table>"
 

@@ -65,8 +65,14 @@ class RunsTable:
             return [row.name, row.state, *[""] * (len(self.columns) - 2)]
         measured = row.history.val_losses
         loss = f"{row.history.final_loss:.3f}" if row.history.losses else ""
-        return [row.name, row.state, loss, f"{measured[-1][1]:.3f}" if measured else "", _time(row.history.seconds),
-                *(_setting(getattr(row.config, name)) for name in self.differing)]  # fmt: skip
+        return [
+            row.name,
+            row.state,
+            loss,
+            f"{measured[-1][1]:.3f}" if measured else "",
+            _time(row.history.seconds),
+            *(_setting(getattr(row.config, name)) for name in self.differing),
+        ]
 
     def __str__(self) -> str:
         table = [list(self.columns), *(self.cells(row) for row in self.rows)]

@@ -123,8 +123,9 @@ def savings(
     left = [change for change in _CHANGES if device == "cuda" or change is not _UNSLOTH]
     while left:
         tried = [(found, change) for change in left if (found := change.apply(config))]
-        gains = [(now.likely_gib - needed(changed).likely_gib, text, changed, change)
-                 for (text, changed), change in tried]  # fmt: skip
+        gains = [
+            (now.likely_gib - needed(changed).likely_gib, text, changed, change) for (text, changed), change in tried
+        ]
         worthy = [gain for gain in gains if gain[0] > _WORTH_GIB]
         if not worthy:
             break
@@ -164,8 +165,10 @@ def _one_at_a_time(config: TrainConfig) -> tuple[str, TrainConfig] | None:
     batch = config.effective_batch_size
     if config.per_device_train_batch_size == 1 or batch > 512:
         return None
-    return (f"per_device_train_batch_size=1, gradient_accumulation_steps={batch}",
-            config.replace(per_device_train_batch_size=1, gradient_accumulation_steps=batch))  # fmt: skip
+    return (
+        f"per_device_train_batch_size=1, gradient_accumulation_steps={batch}",
+        config.replace(per_device_train_batch_size=1, gradient_accumulation_steps=batch),
+    )
 
 
 def _halve(name: str, floor: int) -> Callable[[TrainConfig], tuple[str, TrainConfig] | None]:

@@ -99,8 +99,14 @@ def deduplicate(
     work = Path(plan.work)
     with storage.explained(work):
         work.mkdir(parents=True, exist_ok=True)
-    arguments = {"input_folder": plan.input, "output_folder": plan.output, "work_folder": plan.work,
-                 "workers": workers, "tasks": tasks, "mapping": plan.mapping}  # fmt: skip
+    arguments = {
+        "input_folder": plan.input,
+        "output_folder": plan.output,
+        "work_folder": plan.work,
+        "workers": workers,
+        "tasks": tasks,
+        "mapping": plan.mapping,
+    }
     try:
         with FileLock(work / "lock", timeout=0):
             _in_own_process(arguments, work / "datatrove.log")
@@ -148,8 +154,12 @@ def stages(
     plan.settle()
     built: list[Any] = []
     for name, (pipeline, count) in zip(_STAGES, _pipelines(plan), strict=True):
-        common = {"tasks": count, "workers": min(workers, count), "logging_dir": f"{plan.work}/stages/{name}",
-                  "depends": built[-1] if built else None}  # fmt: skip
+        common = {
+            "tasks": count,
+            "workers": min(workers, count),
+            "logging_dir": f"{plan.work}/stages/{name}",
+            "depends": built[-1] if built else None,
+        }
         own = {"job_name": f"ftkit-{name}"} if executor == "slurm" else {}
         built.append(kind(pipeline, **common, **(own | options)))
     return built
@@ -211,13 +221,17 @@ def _in_own_process(arguments: dict[str, Any], log: Path) -> None:
     command = [sys.executable, "-c", _DRIVER, json.dumps(arguments)]
     with (
         log.open("ab") as sink,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sink, stderr=sink, env=env, start_new_session=True) as driver,
-    ):  # fmt: skip
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=sink, stderr=sink, env=env, start_new_session=True
+        ) as driver,
+    ):
         driver.wait()
     if driver.returncode:
         said = log.read_text("utf-8", errors="replace").strip().splitlines()
-        raise DataError(f"datatrove stopped: {said[-1] if said else f'exit code {driver.returncode}'}\n{log} says more. "
-                        "Once the cause is gone, the same call goes on from there.")  # fmt: skip
+        raise DataError(
+            f"datatrove stopped: {said[-1] if said else f'exit code {driver.returncode}'}\n{log} says more. "
+            "Once the cause is gone, the same call goes on from there."
+        )
 
 
 def _drive(arguments: dict[str, Any]) -> None:

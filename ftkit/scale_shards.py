@@ -120,11 +120,15 @@ class Plan:
         if record.exists():
             before, now = json.loads(record.read_text("utf-8")), asdict(self)
             if changed := [name for name in now if now[name] != before.get(name)]:
-                raise StorageError(f"{self.work} belongs to another run: {', '.join(changed)} differ. Choose another "
-                                   f"work_folder and output_folder, or delete {self.work} and {self.output} to start over.")  # fmt: skip
+                raise StorageError(
+                    f"{self.work} belongs to another run: {', '.join(changed)} differ. Choose another "
+                    f"work_folder and output_folder, or delete {self.work} and {self.output} to start over."
+                )
         elif there := sorted(p.name for p in Path(self.output).glob("*") if not p.name.startswith(".")):
-            raise StorageError(f"{self.output} is not empty ({', '.join(there[:5])}), and {self.work} knows of no run that wrote it. "
-                               "Choose another output_folder.")  # fmt: skip
+            raise StorageError(
+                f"{self.output} is not empty ({', '.join(there[:5])}), and {self.work} knows of no run that wrote it. "
+                "Choose another output_folder."
+            )
 
     def settle(self) -> None:
         """Take the folders; a task whose output was deleted counts as unfinished."""
@@ -145,8 +149,10 @@ def make_plan(
     source, output = (Path(folder).expanduser().absolute() for folder in (input_folder, output_folder))
     work = Path(work_folder).expanduser().absolute() if work_folder else output.with_name(f"{output.name}.work")
     if not source.is_dir():
-        raise DataError(f"{source} {'is a file' if source.exists() else 'does not exist'}; wanted a folder of JSONL shards. "
-                        "`scale_data.export_shards` writes one from a Dataset.")  # fmt: skip
+        raise DataError(
+            f"{source} {'is a file' if source.exists() else 'does not exist'}; wanted a folder of JSONL shards. "
+            "`scale_data.export_shards` writes one from a Dataset."
+        )
     if len({source, output, work}) < 3:
         raise ConfigError(f"Input, output and work folder must be three, but they are {source}, {output} and {work}.")
     if tasks is not None and tasks < 1:

@@ -26,25 +26,52 @@ _T = TypeVar("_T")
 _REPEATED = 0.3  # share of repeated lines at which Gopher drops a document (Rae et al. 2021, arXiv:2112.11446, A1)
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")  # scripts without spaces: each sign is a word
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
-_ASKS_LONG = re.compile(r"(?:^|[.!?:\n])\s*(?:please )?(?:explain|describe|discuss|write|tell|compare|summari[sz]e|list)\b"
-                        r"|in detail|step by step", re.I)  # fmt: skip
-_ASKS_SHORT = re.compile(r"classif|categor|label|sentiment|\b(?:one|single)[- ]word|number|\btrue\b|\byes\b|choose|option|calculat"
-                         r"|comput|solve|translat|\bname\b|\w+nym\b|extract|convert|identif|answer (?:only )?with|[A-D][).]|[=\d]"
-                         r"|\b(?:what|which|whose|who|when|where)\b|how (?:many|much|old|long|far|tall|big|fast|often)"
-                         r"|(?:^|[.!?:\n])\s*(?:is|are|was|were|do|does|did|can|has|have|should|will)\b", re.I)  # fmt: skip
+_ASKS_LONG = re.compile(
+    r"(?:^|[.!?:\n])\s*(?:please )?(?:explain|describe|discuss|write|tell|compare|summari[sz]e|list)\b"
+    r"|in detail|step by step",
+    re.I,
+)
+_ASKS_SHORT = re.compile(
+    r"classif|categor|label|sentiment|\b(?:one|single)[- ]word|number|\btrue\b|\byes\b|choose|option|calculat"
+    r"|comput|solve|translat|\bname\b|\w+nym\b|extract|convert|identif|answer (?:only )?with|[A-D][).]|[=\d]"
+    r"|\b(?:what|which|whose|who|when|where)\b|how (?:many|much|old|long|far|tall|big|fast|often)"
+    r"|(?:^|[.!?:\n])\s*(?:is|are|was|were|do|does|did|can|has|have|should|will)\b",
+    re.I,
+)
 _ASKS_MARKUP = re.compile(r"html|xml|svg|jsx|markup|\btags?\b|web ?(?:site|page)|css", re.I)
 _ASKS_CAPITALS = re.compile(r"upper.?case|capital|all.?caps|shout", re.I)
 # points, name, what costs them where it stands outside code, and prompts that ask for it
 _PATTERNS: tuple[tuple[float, str, re.Pattern[str], re.Pattern[str] | None], ...] = (
-    (0.5, "refusal boilerplate", re.compile(r"\b(?:as an? (?:AI|artificial intelligence|(?:AI |large )?language model)"
-     r"|i(?:'|’| a)m (?:just )?an ai|i (?:can(?:no|'|’)t|am (?:not able|unable) to) (?:assist|help|fulfil|comply|provide)"
-     r"|(?:sorry|apologi[sz]e),? but i (?:can|am)|knowledge cut-?off)", re.I), None),
-    (0.4, "placeholder text", re.compile(r"\b(?:TODO|FIXME|TBD)\b|[\[<{](?i:insert|your)\b[^\]>}\n]{0,60}[\]>}]|(?i:lorem ipsum)"), None),
-    (0.4, "markup left over", re.compile(r"</?(?:div|span|p|br|a|img|t[rdh]|table|[uo]l|li|font|script|style|b|i|h[1-6])\b[^<>]{0,200}>"
-     r"|&(?:nbsp|amp|lt|gt|quot|#\d{1,6});|<\|\w{1,30}\|>|\[/?INST\]|###? ?(?:Instruction|Response):", re.I), _ASKS_MARKUP),
+    (
+        0.5,
+        "refusal boilerplate",
+        re.compile(
+            r"\b(?:as an? (?:AI|artificial intelligence|(?:AI |large )?language model)"
+            r"|i(?:'|’| a)m (?:just )?an ai|i (?:can(?:no|'|’)t|am (?:not able|unable) to) (?:assist|help|fulfil|comply|provide)"
+            r"|(?:sorry|apologi[sz]e),? but i (?:can|am)|knowledge cut-?off)",
+            re.I,
+        ),
+        None,
+    ),
+    (
+        0.4,
+        "placeholder text",
+        re.compile(r"\b(?:TODO|FIXME|TBD)\b|[\[<{](?i:insert|your)\b[^\]>}\n]{0,60}[\]>}]|(?i:lorem ipsum)"),
+        None,
+    ),
+    (
+        0.4,
+        "markup left over",
+        re.compile(
+            r"</?(?:div|span|p|br|a|img|t[rdh]|table|[uo]l|li|font|script|style|b|i|h[1-6])\b[^<>]{0,200}>"
+            r"|&(?:nbsp|amp|lt|gt|quot|#\d{1,6});|<\|\w{1,30}\|>|\[/?INST\]|###? ?(?:Instruction|Response):",
+            re.I,
+        ),
+        _ASKS_MARKUP,
+    ),
     (0.4, "broken characters", re.compile("\ufffd|Ã[\x80-\xbf]|Â[\x80-\xbf]|â€|ï»¿|[\x00-\x08\x0e-\x1f\x7f]"), None),
     (0.2, "shouting", re.compile(r"[!?]{4,}"), None),
-)  # fmt: skip
+)
 
 
 def heuristics(rows: Sequence[Messages]) -> list[float]:
@@ -100,8 +127,14 @@ class Selection:
         answers = [_WORD.findall(answer_of(messages).casefold()) for messages in examples["messages"]]
         pairs = [pair for words in answers for pair in itertools.pairwise(words)]
         known = [s for s in (self.scores[i] for i in rows) if s is not None]
-        return (name, str(len(rows)), f"{statistics.fmean(known):.3f}" if known else "–", f"{statistics.fmean(map(len, answers)):.1f}",
-                f"{len(set(pairs)) / len(pairs):.3f}" if pairs else "–", str(len(rows) - len(known)))  # fmt: skip
+        return (
+            name,
+            str(len(rows)),
+            f"{statistics.fmean(known):.3f}" if known else "–",
+            f"{statistics.fmean(map(len, answers)):.1f}",
+            f"{len(set(pairs)) / len(pairs):.3f}" if pairs else "–",
+            str(len(rows) - len(known)),
+        )
 
     def _unscored(self) -> str:
         return f"{self.scores.count(None)} of {len(self.scores)} rows have no score; none of them can be chosen."
@@ -129,7 +162,9 @@ def select(examples: Any, score_fn: ScoreFn, share: float, *, seed: int = 0) -> 
         raise DataError(f"share={share} is outside 0 to 1: it says how much of the {n} rows to keep, such as 0.25.")
     given = list(score_fn(list(examples["messages"])))
     if len(given) != n:
-        raise DataError(f"The score function gave {len(given)} scores for {n} rows; it must give one a row, None where there is none.")  # fmt: skip
+        raise DataError(
+            f"The score function gave {len(given)} scores for {n} rows; it must give one a row, None where there is none."
+        )
     scores = tuple(None if s is None or not math.isfinite(s) else float(s) for s in given)
     draw = random.Random(seed)
     ranked = [(score, i) for i in draw.sample(range(n), n) if (score := scores[i]) is not None]
@@ -209,8 +244,10 @@ def _with_and_without(messages: Messages, tokenizer: Any, context: int | None) -
     if first >= end or (context and len(ids) > context):
         return None
     masked = [IGNORED] * (len(opening) + first - start)
-    return ({"input_ids": ids[:end], "labels": [IGNORED] * first + ids[first:end]},
-            {"input_ids": opening + ids[start:end], "labels": masked + ids[first:end]})  # fmt: skip
+    return (
+        {"input_ids": ids[:end], "labels": [IGNORED] * first + ids[first:end]},
+        {"input_ids": opening + ids[start:end], "labels": masked + ids[first:end]},
+    )
 
 
 def _opening(prompt: Messages, tokenizer: Any, ids: list[int]) -> list[int]:
@@ -239,5 +276,7 @@ def each(rows: Sequence[Messages], make: Callable[[Messages], _T | None]) -> lis
     if refused and len(refused) == len(rows):
         raise refused[0]
     if refused:
-        warnings.warn(f"{len(refused)} of {len(rows)} rows get no score. The first: {refused[0]}", FtkitWarning, stacklevel=4)  # fmt: skip
+        warnings.warn(
+            f"{len(refused)} of {len(rows)} rows get no score. The first: {refused[0]}", FtkitWarning, stacklevel=4
+        )
     return made

@@ -84,8 +84,13 @@ class Session:
                 f"{run.path} holds a finished training with these settings. Change one, such as seed, to train again."
             )
         step = resumable_step(run)
-        self._begin(trainer, config, run, f"Goes on at update {step}: loading the model …" if step else "Loading the model …",
-                    lambda history: self._ended(config, run, history))  # fmt: skip
+        self._begin(
+            trainer,
+            config,
+            run,
+            f"Goes on at update {step}: loading the model …" if step else "Loading the model …",
+            lambda history: self._ended(config, run, history),
+        )
 
     def measure(self, config: TrainConfig) -> None:
         """Make a few real updates in a folder that is thrown away, and note how long one takes.
@@ -95,8 +100,14 @@ class Session:
         """
         trainer = self._ready()
         folder = tempfile.TemporaryDirectory(prefix="ftkit-measure-")
-        short = config.replace(max_steps=_MEASURED_STEPS, early_stopping_patience=0, eval_steps=0, save_steps=0, logging_steps=1,
-                               report_to="none")  # fmt: skip
+        short = config.replace(
+            max_steps=_MEASURED_STEPS,
+            early_stopping_patience=0,
+            eval_steps=0,
+            save_steps=0,
+            logging_steps=1,
+            report_to="none",
+        )
 
         def thrown_away(config: TrainConfig, run: Run, stop: threading.Event, watch: Watch) -> History:
             """The same training; nothing of it stays, however it ends."""
@@ -108,8 +119,13 @@ class Session:
             self.pace = Pace.of_points(history.points, config, "measured now") or self.pace
             return f"Measured {history.steps} updates, and one validation."
 
-        self._begin(thrown_away, short, Run.create("measure", folder.name), f"Measuring {_MEASURED_STEPS} updates: loading the model …",
-                    ended)  # fmt: skip
+        self._begin(
+            thrown_away,
+            short,
+            Run.create("measure", folder.name),
+            f"Measuring {_MEASURED_STEPS} updates: loading the model …",
+            ended,
+        )
 
     def stop(self) -> None:
         """Ask for the end: the update in progress is finished and a checkpoint saved."""

@@ -65,8 +65,10 @@ class ModelShape:
         """
         facts, given = _as_dict(config)
         family = _family(facts, name or given)
-        values = {key: _whole(facts, key, family) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads",
-                                                              "intermediate_size", "vocab_size")}  # fmt: skip
+        values = {
+            key: _whole(facts, key, family)
+            for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+        }
         heads = values["num_attention_heads"]
         widths = Widths(
             hidden=values["hidden_size"],
@@ -139,8 +141,13 @@ class ModelShape:
 
     def split(self) -> Self:
         """The same model with fused matrices taken apart and named as Llama's are, as Unsloth and litgpt load it."""
-        widths = Widths(self.hidden_size, self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim,
-                        self.intermediate_size, self.vocab_size)  # fmt: skip
+        widths = Widths(
+            self.hidden_size,
+            self.num_attention_heads * self.head_dim,
+            self.num_key_value_heads * self.head_dim,
+            self.intermediate_size,
+            self.vocab_size,
+        )
         rows = FAMILIES["llama" if self.gated else "phi"].matrices(widths)
         return replace(self, matrices=tuple(Matrix(*row) for row in rows))
 
@@ -148,10 +155,15 @@ class ModelShape:
         return f"{self.name} · {self.family} · {self.parameters:,} parameters in {self.num_layers} layers of width {self.hidden_size}"
 
     def _repr_html_(self) -> str:
-        rows = {"parameters": f"{self.parameters:,}", "of them in the layers' matrices": f"{self.matrix_parameters:,}",
-                "layers": self.num_layers, "hidden size": self.hidden_size, "feed-forward size": self.intermediate_size,
-                "attention heads": f"{self.num_attention_heads}, {self.num_key_value_heads} for keys and values",
-                "vocabulary": f"{self.vocab_size:,}{', head tied to the embedding' if self.tie_word_embeddings else ''}"}  # fmt: skip
+        rows = {
+            "parameters": f"{self.parameters:,}",
+            "of them in the layers' matrices": f"{self.matrix_parameters:,}",
+            "layers": self.num_layers,
+            "hidden size": self.hidden_size,
+            "feed-forward size": self.intermediate_size,
+            "attention heads": f"{self.num_attention_heads}, {self.num_key_value_heads} for keys and values",
+            "vocabulary": f"{self.vocab_size:,}{', head tied to the embedding' if self.tie_word_embeddings else ''}",
+        }
         cells = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in rows.items())
         return f"<table><tr><th>{self.name}</th><th>{self.family}</th></tr>{cells}</table>"
 

@@ -83,8 +83,17 @@ class SideBySide:
         return storage.write_json(path, [asdict(run) for run in self.runs])
 
     def _lines(self) -> list[list[str]]:
-        return [[run.name, f"{run.tokens_per_s:.0f}", f"{run.peak_gib:.2f}", f"{run.losses[0]:.4f}", f"{run.losses[-1]:.4f}",
-                 str(run.replaced)] for run in self.runs]  # fmt: skip
+        return [
+            [
+                run.name,
+                f"{run.tokens_per_s:.0f}",
+                f"{run.peak_gib:.2f}",
+                f"{run.losses[0]:.4f}",
+                f"{run.losses[-1]:.4f}",
+                str(run.replaced),
+            ]
+            for run in self.runs
+        ]
 
     def _where(self) -> str:
         return " · ".join(dict.fromkeys(f"{run.device}, {run.day}" for run in self.runs))
@@ -152,13 +161,24 @@ def _run(name: str, folder: str, base: str, rows: int, late: bool) -> None:
     history = train(model, tokenizer, parts, config, runs.Run.create("one", folder))
     steps = [p for p in history.points if p.loss is not None]
     seconds = (steps[-1].seconds or 0) - (steps[0].seconds or 0)
-    storage.write_json(Path(folder) / "measured.json", asdict(Measured(
-        name=name, device=str(hardware.detect()), day=date.today().isoformat(), losses=tuple(p.loss or 0 for p in steps),
-        tokens_per_s=((steps[-1].tokens or 0) - (steps[0].tokens or 0)) / seconds, peak_gib=history.peak_memory_gib,
-        seconds=history.seconds, replaced=len(patches.find()), versions=runs.versions(),
-        stale=tuple(place for place, thing in taken.items() if _lookup(place) is not thing),
-        warned=next((str(w.message) for w in caught if issubclass(w.category, FtkitWarning)), ""),
-    )))  # fmt: skip
+    storage.write_json(
+        Path(folder) / "measured.json",
+        asdict(
+            Measured(
+                name=name,
+                device=str(hardware.detect()),
+                day=date.today().isoformat(),
+                losses=tuple(p.loss or 0 for p in steps),
+                tokens_per_s=((steps[-1].tokens or 0) - (steps[0].tokens or 0)) / seconds,
+                peak_gib=history.peak_memory_gib,
+                seconds=history.seconds,
+                replaced=len(patches.find()),
+                versions=runs.versions(),
+                stale=tuple(place for place, thing in taken.items() if _lookup(place) is not thing),
+                warned=next((str(w.message) for w in caught if issubclass(w.category, FtkitWarning)), ""),
+            )
+        ),
+    )
 
 
 def _lookup(place: str) -> Any:

@@ -27,9 +27,16 @@ class Line:
 
 
 def chart(
-    lines: Sequence[Line], *, x: str, y: str, width: int = 420, height: int = 170,
-    x_max: float = 0.0, band: tuple[float, float] | None = None, show: Callable[[float], str] = lambda v: f"{v:,.4g}",
-) -> str:  # fmt: skip
+    lines: Sequence[Line],
+    *,
+    x: str,
+    y: str,
+    width: int = 420,
+    height: int = 170,
+    x_max: float = 0.0,
+    band: tuple[float, float] | None = None,
+    show: Callable[[float], str] = lambda v: f"{v:,.4g}",
+) -> str:
     """Draw curves from zero upwards and give them back as one `<svg>`.
 
     Args:
@@ -78,15 +85,23 @@ def ticks(top: float, most: int = 5) -> list[float]:
 
 
 def _axes(
-    place: Callable[[tuple[float, float]], tuple[float, float]], right: float, steps: Sequence[float], x: str, y: str,
-    width: int, height: int, show: Callable[[float], str],
-) -> str:  # fmt: skip
+    place: Callable[[tuple[float, float]], tuple[float, float]],
+    right: float,
+    steps: Sequence[float],
+    x: str,
+    y: str,
+    width: int,
+    height: int,
+    show: Callable[[float], str],
+) -> str:
     floor = height - _BOTTOM
     parts = [f'<text x="{4}" y="12" opacity="0.75">{html.escape(y)}</text>']
     for value in steps:
         level = place((0.0, value))[1]
-        parts.append(f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{level:.1f}" y2="{level:.1f}" stroke="currentColor" opacity="0.13"/>'
-                     f'<text x="{_LEFT - 6}" y="{level + 4:.1f}" text-anchor="end" opacity="0.75">{show(value)}</text>')  # fmt: skip
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{level:.1f}" y2="{level:.1f}" stroke="currentColor" opacity="0.13"/>'
+            f'<text x="{_LEFT - 6}" y="{level + 4:.1f}" text-anchor="end" opacity="0.75">{show(value)}</text>'
+        )
     for value in [v for v in ticks(right, 4) if v <= right * (1 + 1e-9)]:
         along = place((value, 0.0))[0]
         parts.append(f'<text x="{along:.1f}" y="{floor + 14}" text-anchor="middle" opacity="0.75">{value:,.4g}</text>')
@@ -122,7 +137,9 @@ def _legend(lines: Sequence[Line], width: int) -> str:
         edge -= 6.2 * len(line.name)
         dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
         faint = ' opacity="0.4"' if line.faint else ""
-        parts.append(f'<line x1="{edge - 22:.0f}" x2="{edge - 5:.0f}" y1="8" y2="8" stroke="{line.colour}" stroke-width="2"{dash}{faint}/>'
-                     f'<text x="{edge:.0f}" y="12">{html.escape(line.name)}</text>')  # fmt: skip
+        parts.append(
+            f'<line x1="{edge - 22:.0f}" x2="{edge - 5:.0f}" y1="8" y2="8" stroke="{line.colour}" stroke-width="2"{dash}{faint}/>'
+            f'<text x="{edge:.0f}" y="12">{html.escape(line.name)}</text>'
+        )
         edge -= 34
     return "".join(parts)

@@ -80,9 +80,17 @@ def sweep(
 
 
 def vary(
-    base_model: str | Path, splits: Splits, config: TrainConfig, field: str, values: list[Any], run: Run, *,
-    resume: bool = True, stop: threading.Event | None = None, progress: bool = True,
-) -> SweepReport:  # fmt: skip
+    base_model: str | Path,
+    splits: Splits,
+    config: TrainConfig,
+    field: str,
+    values: list[Any],
+    run: Run,
+    *,
+    resume: bool = True,
+    stop: threading.Event | None = None,
+    progress: bool = True,
+) -> SweepReport:
     """What does one setting do? One short run for each of `values`, in their order, all else equal and nothing cut off.
 
     Raises:
@@ -100,8 +108,16 @@ def vary(
 Draw = Callable[[int, tuple[Trial, ...]], tuple[dict[str, Any], Any] | None]
 
 
-def _all(base_model: str | Path, splits: Splits, config: TrainConfig, run: Run, trials: int, draw: Draw,
-         stop: threading.Event | None, progress: bool) -> SweepReport:  # fmt: skip
+def _all(
+    base_model: str | Path,
+    splits: Splits,
+    config: TrainConfig,
+    run: Run,
+    trials: int,
+    draw: Draw,
+    stop: threading.Event | None,
+    progress: bool,
+) -> SweepReport:
     """Run what has not ended yet, then leave report and figure."""
     from tqdm.auto import tqdm
 
@@ -126,8 +142,17 @@ def _all(base_model: str | Path, splits: Splits, config: TrainConfig, run: Run, 
     return report
 
 
-def _attempt(base_model: str | Path, splits: Splits, config: TrainConfig, number: int, run: Run, settings: dict[str, Any],
-             suggestion: Any, stop: threading.Event | None, bar: Any) -> bool:  # fmt: skip
+def _attempt(
+    base_model: str | Path,
+    splits: Splits,
+    config: TrainConfig,
+    number: int,
+    run: Run,
+    settings: dict[str, Any],
+    suggestion: Any,
+    stop: threading.Event | None,
+    bar: Any,
+) -> bool:
     """Run one trial to its end and keep it; False where it was interrupted and is left resumable."""
     place = Run.create(folder_of(run, number).name, run / "trials")
     watcher = _Watcher(
@@ -192,9 +217,11 @@ class _Watcher:
 def _setup(base_model: str | Path, splits: Splits, config: TrainConfig, space: tuple[Axis, ...]) -> dict[str, Any]:
     """What a search rests on, as it stands in `sweep.json`."""
     setup = {
-        "base_model": str(base_model), "data_digest": data.digest(splits.train, splits.val),
-        "config": dataclasses.asdict(config), "space": {axis.field: axis.facts() for axis in space},
-    }  # fmt: skip
+        "base_model": str(base_model),
+        "data_digest": data.digest(splits.train, splits.val),
+        "config": dataclasses.asdict(config),
+        "space": {axis.field: axis.facts() for axis in space},
+    }
     plain: dict[str, Any] = json.loads(json.dumps(setup))
     return plain
 
@@ -224,12 +251,18 @@ def _begin(run: Run, setup: dict[str, Any], resume: bool) -> None:
 
 def _difference(name: str, before: Any, now: Any) -> str:
     if isinstance(before, dict) and isinstance(now, dict):
-        return ", ".join(f"{key} ({shown(before.get(key))} then, {shown(now.get(key))} now)"
-                         for key in {**before, **now} if before.get(key) != now.get(key))  # fmt: skip
+        return ", ".join(
+            f"{key} ({shown(before.get(key))} then, {shown(now.get(key))} now)"
+            for key in {**before, **now}
+            if before.get(key) != now.get(key)
+        )
     return f"{name} ({before} then, {now} now)"
 
 
 def _positive(**counts: int) -> None:
-    if bad := [f"{name}={value!r} wants a whole number, 1 or more." for name, value in counts.items()
-               if isinstance(value, bool) or not isinstance(value, int) or value < 1]:  # fmt: skip
+    if bad := [
+        f"{name}={value!r} wants a whole number, 1 or more."
+        for name, value in counts.items()
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1
+    ]:
         raise ConfigError("\n".join(bad))

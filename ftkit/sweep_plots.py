@@ -107,11 +107,27 @@ def _panel(panel: Any, axis: Axis, report: SweepReport, top: float) -> None:
     for state, (colour, marker) in _LOOKS.items():
         trials = [trial for trial in report.trials if trial.state == state]
         heights = [top if trial.value is None else trial.value for trial in trials]
-        panel.plot([_place(axis, t) for t in trials], heights, color=colour, marker=marker, linestyle="", markersize=7,
-                   label=state if trials else None)  # fmt: skip
+        panel.plot(
+            [_place(axis, t) for t in trials],
+            heights,
+            color=colour,
+            marker=marker,
+            linestyle="",
+            markersize=7,
+            label=state if trials else None,
+        )
     finished = [trial for trial in report.ranked[:1] if trial.state == "finished"]
-    panel.plot([_place(axis, t) for t in finished], [t.value for t in finished], color=GREEN, marker="o", markersize=14,
-               markerfacecolor="none", markeredgewidth=2, linestyle="", label="best")  # fmt: skip
+    panel.plot(
+        [_place(axis, t) for t in finished],
+        [t.value for t in finished],
+        color=GREEN,
+        marker="o",
+        markersize=14,
+        markerfacecolor="none",
+        markeredgewidth=2,
+        linestyle="",
+        label="best",
+    )
     if axis.choices:
         panel.set_xticks(range(len(axis.choices)), [shown(choice) for choice in axis.choices])
         panel.set_xlim(-0.5, len(axis.choices) - 0.5)

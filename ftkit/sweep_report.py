@@ -44,12 +44,15 @@ class Trial:
             settings = {n: tuple(v) if isinstance(v, list) else v for n, v in facts["settings"].items()}
             return cls(number, settings, facts["state"], facts["value"], facts["seconds"], facts["reason"], run)
         except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{run.path}/run.json is no record of a trial ({error!r}). Delete the folder to run it again.") from error  # fmt: skip
+            raise DataError(
+                f"{run.path}/run.json is no record of a trial ({error!r}). Delete the folder to run it again."
+            ) from error
 
     def keep(self) -> None:
         """Mark the trial's run folder as ended."""
-        self.run.finish(_STEP, settings=self.settings, state=self.state, value=self.value, seconds=self.seconds,
-                        reason=self.reason)  # fmt: skip
+        self.run.finish(
+            _STEP, settings=self.settings, state=self.state, value=self.value, seconds=self.seconds, reason=self.reason
+        )
 
     @property
     def history(self) -> History:
@@ -96,8 +99,16 @@ class SweepReport:
     def ranked(self) -> tuple[Trial, ...]:
         """Finished trials first, by value; then the others, in their order."""
         last = len(STATES)
-        return tuple(sorted(self.trials, key=lambda t: (STATES.index(t.state) if t.state in STATES else last,
-                                                        math.inf if t.value is None else t.value, t.number)))  # fmt: skip
+        return tuple(
+            sorted(
+                self.trials,
+                key=lambda t: (
+                    STATES.index(t.state) if t.state in STATES else last,
+                    math.inf if t.value is None else t.value,
+                    t.number,
+                ),
+            )
+        )
 
     @property
     def best_trial(self) -> Trial:
@@ -150,8 +161,16 @@ class SweepReport:
     def _cells(self) -> list[list[str]]:
         names = [axis.field for axis in self.space]
         head = ["trial", *names, "validation loss", "state", "seconds"]
-        lines = [[str(t.number), *(shown(t.settings[n]) for n in names), "" if t.value is None else f"{t.value:.3f}",
-                  t.state + (f": {t.reason}" if t.reason else ""), f"{t.seconds:.0f}"] for t in self.ranked]  # fmt: skip
+        lines = [
+            [
+                str(t.number),
+                *(shown(t.settings[n]) for n in names),
+                "" if t.value is None else f"{t.value:.3f}",
+                t.state + (f": {t.reason}" if t.reason else ""),
+                f"{t.seconds:.0f}",
+            ]
+            for t in self.ranked
+        ]
         return [head, *lines]
 
     def __str__(self) -> str:

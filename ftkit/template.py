@@ -87,8 +87,10 @@ def _render(chat: _Chat, tools: _Chat, tokenizer: Any, add_generation_prompt: bo
     from jinja2 import TemplateError
 
     if not getattr(tokenizer, "chat_template", None):
-        raise DataError("This tokenizer has no chat template: it belongs to a base model. Take the instruct variant, "
-                        "or set tokenizer.chat_template.")  # fmt: skip
+        raise DataError(
+            "This tokenizer has no chat template: it belongs to a base model. Take the instruct variant, "
+            "or set tokenizer.chat_template."
+        )
     try:
         text = tokenizer.apply_chat_template(
             chat, tools=tools or None, tokenize=False, add_generation_prompt=add_generation_prompt
@@ -136,8 +138,10 @@ def _check_tools(chat: _Chat, tools: _Chat, tokenizer: Any) -> None:
     text = _render(marked, schemas, tokenizer)
     if lost := list(dict.fromkeys(what for key, what in marks.items() if key not in text)):
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        raise DataError(f"The chat template leaves out {', '.join(lost[:3])}{more}: it does not know tool calls. Write them into "
-                        "the text with fold_tools(messages, tools), or take a model whose template knows them.")  # fmt: skip
+        raise DataError(
+            f"The chat template leaves out {', '.join(lost[:3])}{more}: it does not know tool calls. Write them into "
+            "the text with fold_tools(messages, tools), or take a model whose template knows them."
+        )
 
 
 def parse_tools(value: Any) -> list[dict[str, Any]]:
@@ -241,8 +245,10 @@ def answer_spans(example: Mapping[str, Any] | Messages, tokenizer: Any, text: st
         if not before or not upto.startswith(before):
             before = _render(chat[:index], tools, tokenizer)  # a template that ignores add_generation_prompt
         if not (text.startswith(upto) and upto.startswith(before)):
-            raise DataError(f"The chat template rewrites turn {index + 1} once others follow, so its answer cannot be marked. "
-                            "Keep only the last answer of each chat, or use another template.")  # fmt: skip
+            raise DataError(
+                f"The chat template rewrites turn {index + 1} once others follow, so its answer cannot be marked. "
+                "Keep only the last answer of each chat, or use another template."
+            )
         spans.append((len(before), len(upto)))
     return spans
 

@@ -26,9 +26,18 @@ from ftkit.runs import Run
 
 
 def train(
-    model: Any, tokenizer: Any, splits: Splits, config: TrainConfig, run: Run, resume: bool = True, *,
-    preflight: bool = True, mirror: str | Path | None = None, stop: threading.Event | None = None, watch: Watch | None = None,
-) -> History:  # fmt: skip
+    model: Any,
+    tokenizer: Any,
+    splits: Splits,
+    config: TrainConfig,
+    run: Run,
+    resume: bool = True,
+    *,
+    preflight: bool = True,
+    mirror: str | Path | None = None,
+    stop: threading.Event | None = None,
+    watch: Watch | None = None,
+) -> History:
     """Train `model` on the answers in `splits.train` and leave adapter, curve, config and data in `run`.
 
     A model without an adapter gets one (`models.add_lora`). While it runs, `history.csv` grows and a figure is drawn;
@@ -68,9 +77,11 @@ def train(
             _refuse(run, config, resume)
         model, lengths = _adapted(model, rows, config)
         facts = {
-            "data_digest": data.digest(splits.train, splits.val), "config_digest": config.digest(),
-            "base_model": _base_name(model), "backend": models.backend_of(model),
-        }  # fmt: skip
+            "data_digest": data.digest(splits.train, splits.val),
+            "config_digest": config.digest(),
+            "base_model": _base_name(model),
+            "backend": models.backend_of(model),
+        }
         checkpoint = _to_resume(run, config, facts) if resume else None
         recorder = Recorder(run, config, facts, checkpoint=checkpoint, stop=asked, watch=watch, mirror=copy)
         with storage.explained(run.path), no_datasets_bars():
@@ -175,16 +186,20 @@ def _train(loop: Any, checkpoint: Path | None, recorder: Recorder, longest: int)
     except (SafetensorError, RuntimeError) as error:
         # torch and safetensors raise their own classes when a checkpoint does not fit on the disk
         if shutil.disk_usage(run.path).free < 2**20 or any(sign in str(error) for sign in storage.WRITE_FAILED):
-            raise StorageError(f"Cannot write {run.path}: the disk is full or refuses a file of this size. Free some space and call train "
-                               "again: it resumes from the last complete checkpoint.") from error  # fmt: skip
+            raise StorageError(
+                f"Cannot write {run.path}: the disk is full or refuses a file of this size. Free some space and call train "
+                "again: it resumes from the last complete checkpoint."
+            ) from error
         raise
 
 
 def _refuse_unmoved(recorder: Recorder, steps: int) -> None:
     if recorder.applied == 0:
-        raise TrainingError(f"None of {steps} weight updates was applied: in {recorder.config.dtype} every gradient overflowed, so the adapter "
-                            "is what it was at the start. Use dtype='bf16' or 'fp32', a lower learning_rate, or more steps: "
-                            "fp16 needs the first few to find its scale.")  # fmt: skip
+        raise TrainingError(
+            f"None of {steps} weight updates was applied: in {recorder.config.dtype} every gradient overflowed, so the adapter "
+            "is what it was at the start. Use dtype='bf16' or 'fp32', a lower learning_rate, or more steps: "
+            "fp16 needs the first few to find its scale."
+        )
 
 
 def _measure(loop: Any) -> None:
@@ -201,8 +216,12 @@ def _take_best(loop: Any, recorder: Recorder) -> None:
     if (why := checkpoints.problem(place)) is None and checkpoints.mark(place)["step"] == recorder.best.step:
         trainer.put_back(loop.model, place)
     else:
-        warnings.warn(f"The adapter of step {recorder.best.step}, the best on validation, is lost ({why or 'another one is there'}): "
-                      f"that of step {loop.state.global_step} is kept.", FtkitWarning, stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"The adapter of step {recorder.best.step}, the best on validation, is lost ({why or 'another one is there'}): "
+            f"that of step {loop.state.global_step} is kept.",
+            FtkitWarning,
+            stacklevel=2,
+        )
 
 
 def _finish(recorder: Recorder, loop: Any, facts: dict[str, Any]) -> History:
@@ -213,10 +232,19 @@ def _finish(recorder: Recorder, loop: Any, facts: dict[str, Any]) -> History:
     if not recorder.stopped:
         if config.early_stopping_patience:
             facts |= {"best_step": recorder.best.step, "stopped_early": recorder.stopped_early}
-        run.finish("train", **facts, device=str(detect()),
-                   seed=config.seed, steps=history.steps, applied_updates=recorder.applied, seconds=round(history.seconds, 1),
-                   tokens=history.tokens, tokens_per_s=round(history.tokens_per_s, 1),
-                   peak_memory_gib=round(history.peak_memory_gib, 3), trainable_parameters=models.parameters(loop.model)[0])  # fmt: skip
+        run.finish(
+            "train",
+            **facts,
+            device=str(detect()),
+            seed=config.seed,
+            steps=history.steps,
+            applied_updates=recorder.applied,
+            seconds=round(history.seconds, 1),
+            tokens=history.tokens,
+            tokens_per_s=round(history.tokens_per_s, 1),
+            peak_memory_gib=round(history.peak_memory_gib, 3),
+            trainable_parameters=models.parameters(loop.model)[0],
+        )
     if recorder.mirror is not None:
         recorder.mirror.push(run)
     return history

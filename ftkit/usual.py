@@ -44,12 +44,22 @@ class Usual:
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
         """Setting, claim with its advice, the kit's usual range, its default, and what was measured."""
-        return [(claim.setting, f"{_span(claim.low, claim.high)}: {claim.advice}", kits_range(claim.setting), f"{_default(claim.setting):g}",
-                 self.measured.get(claim.setting, "not measured here")) for claim in CLAIMS]  # fmt: skip
+        return [
+            (
+                claim.setting,
+                f"{_span(claim.low, claim.high)}: {claim.advice}",
+                kits_range(claim.setting),
+                f"{_default(claim.setting):g}",
+                self.measured.get(claim.setting, "not measured here"),
+            )
+            for claim in CLAIMS
+        ]
 
     def __str__(self) -> str:
-        return "\n".join(f"{name}: the brief {claim}; this kit {usual}, default {default}; {seen}"
-                         for name, claim, usual, default, seen in self.rows())  # fmt: skip
+        return "\n".join(
+            f"{name}: the brief {claim}; this kit {usual}, default {default}; {seen}"
+            for name, claim, usual, default, seen in self.rows()
+        )
 
     def _repr_html_(self) -> str:
         head = ("setting", SOURCE, "usual in this kit", "default", "measured")

@@ -26,10 +26,16 @@ _SAMPLED_ROWS = 500
 
 
 def config_form(
-    config: TrainConfig | None = None, *, model: Any = None, examples: Any = None, tokenizer: Any = None,
-    hardware: Hardware | None = None, run_root: str | Path | None = None, seconds_per_step: float | None = None,
+    config: TrainConfig | None = None,
+    *,
+    model: Any = None,
+    examples: Any = None,
+    tokenizer: Any = None,
+    hardware: Hardware | None = None,
+    run_root: str | Path | None = None,
+    seconds_per_step: float | None = None,
     train: Trainer | None = None,
-) -> "ConfigForm":  # fmt: skip
+) -> "ConfigForm":
     """A panel whose `.value` is the `TrainConfig` that its sliders say.
 
     Args:
@@ -194,8 +200,11 @@ class ConfigForm:
     def _repr_html_(self) -> str:
         parts = []
         for group, specs in groups().items():
-            cells = "".join(f"<tr><td><code>{s.name}</code></td><td>{html.escape(str(getattr(self._value, s.name)))}</td>"
-                            f"<td>{html.escape(s.metadata['help'])}</td></tr>" for s in specs)  # fmt: skip
+            cells = "".join(
+                f"<tr><td><code>{s.name}</code></td><td>{html.escape(str(getattr(self._value, s.name)))}</td>"
+                f"<td>{html.escape(s.metadata['help'])}</td></tr>"
+                for s in specs
+            )
             parts.append(f'<tr><th colspan="3" style="text-align:left">{group}</th></tr>{cells}')
         return f"<table>{''.join(parts)}</table>{self.consequences._repr_html_()}"
 

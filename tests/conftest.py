@@ -26,17 +26,34 @@ def model(tokenizer):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, eos_token_id=2, pad_token_id=0, bos_token_id=6,
-    ))  # fmt: skip
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            eos_token_id=2,
+            pad_token_id=0,
+            bos_token_id=6,
+        )
+    )
 
 
 @pytest.fixture
 def rows():
     """Eight short chats."""
-    return [{"messages": [{"role": "user", "content": f"What is {i} plus {i}?"}, {"role": "assistant", "content": f"It is {2 * i}."}]}
-            for i in range(8)]  # fmt: skip
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {i} plus {i}?"},
+                {"role": "assistant", "content": f"It is {2 * i}."},
+            ]
+        }
+        for i in range(8)
+    ]
 
 
 @pytest.fixture
@@ -51,5 +68,17 @@ def toy_config():
     """Settings under which the toy trains in a second, without Unsloth and 4-bit."""
     from ftkit.config import TrainConfig
 
-    return TrainConfig(backend="transformers", load_in_4bit=False, dtype="fp32", gradient_checkpointing=False, optim="adamw_torch",
-                       max_steps=4, warmup_steps=0, learning_rate=1e-2, lora_r=4, eval_steps=2, save_steps=2, max_length=256)  # fmt: skip
+    return TrainConfig(
+        backend="transformers",
+        load_in_4bit=False,
+        dtype="fp32",
+        gradient_checkpointing=False,
+        optim="adamw_torch",
+        max_steps=4,
+        warmup_steps=0,
+        learning_rate=1e-2,
+        lora_r=4,
+        eval_steps=2,
+        save_steps=2,
+        max_length=256,
+    )

@@ -119,8 +119,14 @@ def test_the_settings_in_the_mark_count_and_not_a_file_edited_since(tmp_path):
         checkpoints.refuse_other(place, TrainConfig(lora_r=32), FACTS, edited)
 
 
-@pytest.mark.parametrize(("fact", "said"), [("data_digest", "other data"), ("base_model", r"another base_model \(m then, x now\)"),
-                                            ("backend", r"another backend \(transformers then, x now\)")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fact", "said"),
+    [
+        ("data_digest", "other data"),
+        ("base_model", r"another base_model \(m then, x now\)"),
+        ("backend", r"another backend \(transformers then, x now\)"),
+    ],
+)
 def test_every_fact_that_differs_is_named(tmp_path, fact, said):
     place = make(tmp_path, 5, facts={**FACTS, "settings": {}})
     with pytest.raises(ConfigError, match=said):

@@ -34,10 +34,16 @@ def rows_of(report: cleaning.CleanReport, rule: str) -> list[int]:
 
 
 NASTY = st.one_of(
-    st.none(), st.text(max_size=20), st.sampled_from(["", " ", "\u200b", "🦜" * 3, "مرحبا", "\u202eabc", "x" * 2_000_000, "7"]),
-    st.integers(), st.floats(allow_nan=True), st.booleans(), st.lists(st.none(), max_size=2), st.dictionaries(st.text(max_size=3), st.none(), max_size=2),
+    st.none(),
+    st.text(max_size=20),
+    st.sampled_from(["", " ", "\u200b", "🦜" * 3, "مرحبا", "\u202eabc", "x" * 2_000_000, "7"]),
+    st.integers(),
+    st.floats(allow_nan=True),
+    st.booleans(),
+    st.lists(st.none(), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.none(), max_size=2),
     st.binary(max_size=4),
-)  # fmt: skip
+)
 
 
 @given(st.lists(st.one_of(NASTY, st.fixed_dictionaries({"prompt": NASTY, "completion": NASTY})), max_size=12))
@@ -129,8 +135,14 @@ def test_columns_come_along():
 def test_the_report_prints_saves_and_accounts(tmp_path):
     rows = [*chats(5), chats(5)[2], chat("Why is that so?", "ok")]
     report = clean(rows)
-    assert report.ratios == {"kept": pytest.approx(5 / 7), "exact duplicates": pytest.approx(1 / 7), "near-duplicates": 0.0,
-                             "length": pytest.approx(1 / 7), "quality": 0.0, "personal data": 0.0}  # fmt: skip
+    assert report.ratios == {
+        "kept": pytest.approx(5 / 7),
+        "exact duplicates": pytest.approx(1 / 7),
+        "near-duplicates": 0.0,
+        "length": pytest.approx(1 / 7),
+        "quality": 0.0,
+        "personal data": 0.0,
+    }
     saved = json.loads(report.save(tmp_path / "report.json").read_text())
     assert (saved["total"], saved["kept"], len(saved["dropped"])) == (7, 5, 2)
     assert saved["dropped"][0]["twin"] == 2
@@ -238,9 +250,19 @@ def test_quality_by_share_shows_random_selection_beside_it():
     assert report.counts[1].notes["mean score of a random selection"] < 0.8
 
 
-@pytest.mark.parametrize("make", [lambda: quality(lambda m: [], minimum=0.1, keep=0.5), lambda: quality(lambda m: []), lambda: quality(keep=2),
-                                  lambda: near_duplicates(1.5), lambda: near_duplicates(keep="best"), lambda: diversity(0.5),
-                                  lambda: pii.pii("hide"), lambda: balancing.balance("task", at_most=0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: quality(lambda m: [], minimum=0.1, keep=0.5),
+        lambda: quality(lambda m: []),
+        lambda: quality(keep=2),
+        lambda: near_duplicates(1.5),
+        lambda: near_duplicates(keep="best"),
+        lambda: diversity(0.5),
+        lambda: pii.pii("hide"),
+        lambda: balancing.balance("task", at_most=0),
+    ],
+)
 def test_wrong_settings_are_refused_before_anything_runs(make):
     with pytest.raises(ConfigError):
         make()
@@ -392,8 +414,14 @@ def test_leakage_finds_copies_and_near_copies_on_prompt_and_on_both():
     train = data.load_examples(chats(40, seed=8))
     source = train["messages"][:]
     near = altered(source[3][0]["content"], draw, 1)
-    test = data.load_examples([{"messages": source[0]}, chat(source[1][0]["content"].upper(), random_text(draw, 30)),
-                               chat(near, source[3][1]["content"]), *chats(5, seed=9)])  # fmt: skip
+    test = data.load_examples(
+        [
+            {"messages": source[0]},
+            chat(source[1][0]["content"].upper(), random_text(draw, 30)),
+            chat(near, source[3][1]["content"]),
+            *chats(5, seed=9),
+        ]
+    )
     report = leakage(train, test)
     assert [(o.test, o.train, o.on) for o in report.exact] == [(1, 1, "all"), (2, 2, "prompt")]
     assert [(o.test, o.train) for o in report.near] == [(3, 4)]
@@ -405,8 +433,17 @@ def test_leakage_finds_copies_and_near_copies_on_prompt_and_on_both():
 
 def test_parts_with_and_without_calls_can_be_compared_and_mixed():
     call = json.dumps([{"type": "function", "function": {"name": "look", "arguments": {}}}])
-    with_calls = data.load_examples([{"messages": [{"role": "user", "content": f"look {i}"}, {"role": "assistant", "content": "", "tool_calls": call}]}
-                                     for i in range(20)])  # fmt: skip
+    with_calls = data.load_examples(
+        [
+            {
+                "messages": [
+                    {"role": "user", "content": f"look {i}"},
+                    {"role": "assistant", "content": "", "tool_calls": call},
+                ]
+            }
+            for i in range(20)
+        ]
+    )
     assert leakage(with_calls, data.load_examples(chats(3))).exact == ()
     assert len(balancing.mix(with_calls, data.load_examples("general"), share=0.2).examples) == 25
 
@@ -458,14 +495,31 @@ def test_prompts_that_share_a_long_instruction_are_still_split():
 # ---- personal data
 
 
-@pytest.mark.parametrize(("text", "kinds"), [
-    ("write to Ana.Maria+x@shop.example.org today", ["email"]), ("call +44 20 7946 0958 now", ["phone"]), ("(020) 7946 0958", ["phone"]),
-    ("card 4111 1111 1111 1111 please", ["card"]), ("5555-5555-5555-4444", ["card"]), ("GB82 WEST 1234 5698 7654 32", ["iban"]),
-    ("key sk-abcdEFGH1234567890abcd", ["key"]), ("AKIAIOSFODNN7EXAMPLE", ["key"]), ("-----BEGIN RSA PRIVATE KEY-----", ["key"]),
-    ("ghp_" + "a1" * 18, ["key"]), ("order 4111 1111 1111 1112", []), ("version 10.0.19045.3803", []), ("on 2024-05-17 10:30", []),
-    ("17.05.2024", []), ("it costs 1 299 999 now", []), ("a @ b", []), ("GB82 WEST 1234 5698 7654 33", []), ("1234567890123456", []),
-    ("IBAN ES91 2100 0418 4502 0005 1332 BIC ABCD", ["iban"]), ("a@b.example and +1 202 555 0143", ["email", "phone"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("write to Ana.Maria+x@shop.example.org today", ["email"]),
+        ("call +44 20 7946 0958 now", ["phone"]),
+        ("(020) 7946 0958", ["phone"]),
+        ("card 4111 1111 1111 1111 please", ["card"]),
+        ("5555-5555-5555-4444", ["card"]),
+        ("GB82 WEST 1234 5698 7654 32", ["iban"]),
+        ("key sk-abcdEFGH1234567890abcd", ["key"]),
+        ("AKIAIOSFODNN7EXAMPLE", ["key"]),
+        ("-----BEGIN RSA PRIVATE KEY-----", ["key"]),
+        ("ghp_" + "a1" * 18, ["key"]),
+        ("order 4111 1111 1111 1112", []),
+        ("version 10.0.19045.3803", []),
+        ("on 2024-05-17 10:30", []),
+        ("17.05.2024", []),
+        ("it costs 1 299 999 now", []),
+        ("a @ b", []),
+        ("GB82 WEST 1234 5698 7654 33", []),
+        ("1234567890123456", []),
+        ("IBAN ES91 2100 0418 4502 0005 1332 BIC ABCD", ["iban"]),
+        ("a@b.example and +1 202 555 0143", ["email", "phone"]),
+    ],
+)
 def test_personal_data_is_told_from_what_looks_like_it(text, kinds):
     assert [hit.kind for hit in pii.scan(text)] == kinds
 

@@ -82,8 +82,12 @@ def test_a_warm_up_longer_than_the_run_is_found_from_the_rows():
     assert "warmup_steps" in [finding.field for finding in found.findings]
 
 
-POINTS = [Point(1, loss=2.0, seconds=9.0, tokens=800), *(Point(i, loss=1.0, seconds=9.0 + 2.0 * (i - 1), tokens=800 * i) for i in range(2, 6)),
-          Point(5, val_loss=1.0, seconds=20.0), Point(6, loss=1.0, seconds=22.0, tokens=4800)]  # fmt: skip
+POINTS = [
+    Point(1, loss=2.0, seconds=9.0, tokens=800),
+    *(Point(i, loss=1.0, seconds=9.0 + 2.0 * (i - 1), tokens=800 * i) for i in range(2, 6)),
+    Point(5, val_loss=1.0, seconds=20.0),
+    Point(6, loss=1.0, seconds=22.0, tokens=4800),
+]
 
 
 def test_pace_leaves_out_the_first_update_and_validations():

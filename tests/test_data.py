@@ -24,17 +24,29 @@ WITH_SYSTEM = [{"role": "system", "content": "S"}, *WANTED]
         ("alpaca", {"instruction": "Q", "input": "", "output": "A"}, WANTED),
         ("alpaca", {"instruction": "Q", "output": "A"}, WANTED),
         ("alpaca", {"instruction": "Q", "input": None, "output": "A", "system": "S"}, WITH_SYSTEM),
-        ("alpaca", {"instruction": "Do", "input": "this", "output": "A"},
-         [{"role": "user", "content": "Do\n\nthis"}, WANTED[1]]),
+        (
+            "alpaca",
+            {"instruction": "Do", "input": "this", "output": "A"},
+            [{"role": "user", "content": "Do\n\nthis"}, WANTED[1]],
+        ),
         ("sharegpt", {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}, WANTED),
-        ("sharegpt", {"system": "S", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}, WITH_SYSTEM),
+        (
+            "sharegpt",
+            {"system": "S", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+            WITH_SYSTEM,
+        ),
         ("messages", {"messages": WITH_SYSTEM}, WITH_SYSTEM),
         ("prompt-completion", {"prompt": "Q", "completion": "A"}, WANTED),
         ("prompt-completion", {"prompt": WITH_SYSTEM[:2], "completion": WANTED[1:]}, WITH_SYSTEM),
-        ("chatml", {"text": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"},
-         WITH_SYSTEM),
+        (
+            "chatml",
+            {
+                "text": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+            },
+            WITH_SYSTEM,
+        ),
     ],
-)  # fmt: skip
+)
 def test_known_formats_are_told_by_their_columns(name, row, expected):
     assert data.detect_format(row) == name
     assert to_messages(row) == expected
@@ -77,7 +89,7 @@ def test_a_wrong_mapping_says_what_is_wrong(mapping):
         ([WANTED[0], {"role": "assistant"}], "without role and content"),
         ("text", "type str"),
     ],
-)  # fmt: skip
+)
 def test_each_bad_row_says_what_is_wrong_with_it(messages, problem):
     with pytest.raises(DataError, match=problem):
         to_messages({"messages": messages})
@@ -161,7 +173,7 @@ def test_json_files_of_every_layout(tmp_path, text):
         ("x.json", b" \n ", "holds no rows"),
         ("x.csv", b"  \n\nQ,A\n", "the first line is blank"),
     ],
-)  # fmt: skip
+)
 def test_broken_files_name_the_place_and_the_cure(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)

@@ -17,8 +17,10 @@ from ftkit.runs import Run
 def curve(losses, val=(), *, every=1, seed=0, noise=0.06, applied=None):
     """A history of `losses` with the noise of batches, and validation losses that are evenly spread."""
     draw = random.Random(seed)
-    points = [Point((i + 1) * every, loss * math.exp(draw.gauss(0, noise)), applied=applied and applied(i + 1))
-              for i, loss in enumerate(losses)]  # fmt: skip
+    points = [
+        Point((i + 1) * every, loss * math.exp(draw.gauss(0, noise)), applied=applied and applied(i + 1))
+        for i, loss in enumerate(losses)
+    ]
     gap = len(losses) * every / max(1, len(val))
     points += [Point(round((i + 1) * gap), val_loss=loss) for i, loss in enumerate(val)]
     return History.of(sorted(points, key=lambda p: p.step))
@@ -34,13 +36,15 @@ CURVES = {
     "flat": lambda n, s: curve([1.6] * n, (1.6, 1.6), seed=s),
     "flat, noisy": lambda n, s: curve([1.6] * n, seed=s, noise=0.2),
     "flat, hardly moving": lambda n, s: curve([1.6 - 0.02 * i / n for i in range(n)], seed=s),
-    "diverging": lambda n, s: curve([*falling(n // 2, 1.6, 0.8), *[0.8 + 6 * i / n for i in range(n - n // 2)]], (1.0, 5.0), seed=s),
+    "diverging": lambda n, s: curve(
+        [*falling(n // 2, 1.6, 0.8), *[0.8 + 6 * i / n for i in range(n - n // 2)]], (1.0, 5.0), seed=s
+    ),
     "diverging, at once": lambda n, s: curve([1.6 + 8 * (1 - math.exp(-5 * i / n)) for i in range(n)], seed=s),
     "overfitting": lambda n, s: curve(falling(n, end=0.01), (0.9, 0.6, 0.8, 1.1), seed=s),
     "overfitting, gently": lambda n, s: curve(falling(n, end=0.2), (0.9, 0.6, 0.62, 0.66), seed=s),
     "gap": lambda n, s: curve(falling(n, end=0.01), (1.6, 1.4, 1.4), seed=s),
     "levelled": lambda n, s: curve([0.9 + 0.8 * math.exp(-12 * i / n) for i in range(n)], (0.95, 0.9, 0.9), seed=s),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -124,12 +128,48 @@ def test_the_sample_run_is_healthy():
 
 
 REAL = {
-    "diverging": ([2.15, 8.04, 10.97, 9.14, 9.52, 11.98, 6.96, 7.67, 13.61, 9.01, 8.03, 7.74, 6.79, 6.36, 27.98, 10.35], {16: 8.12}),
-    "flat": ([2.15, 1.93, 2.13, 2.01, 1.69, 1.73, 1.73, 1.92, 2.0, 2.03, 2.07, 1.78, 1.94, 1.97, 2.14, 2.03], {16: 2.0}),
-    "healthy": ([2.12, 2.4, 1.68, 0.75, 0.42, 0.29, 0.09, 0.05, 0.21, 0.08, 0.05, 0.05, 0.09, 0.04, 0.02, 0.01], {8: 0.03, 16: 0.01}),
-    "levelled": ([4.02, 4.0, 3.33, 2.78, 2.61, 2.26, 1.94, 2.0, 1.74, 1.97, 1.57, 1.47, 1.85, 1.63, 1.5, 2.06, 1.64, 2.1, 1.74, 1.64, 1.6, 1.84,
-                  1.59, 1.71], {8: 1.15, 16: 1.23, 24: 1.15}),
-}  # fmt: skip
+    "diverging": (
+        [2.15, 8.04, 10.97, 9.14, 9.52, 11.98, 6.96, 7.67, 13.61, 9.01, 8.03, 7.74, 6.79, 6.36, 27.98, 10.35],
+        {16: 8.12},
+    ),
+    "flat": (
+        [2.15, 1.93, 2.13, 2.01, 1.69, 1.73, 1.73, 1.92, 2.0, 2.03, 2.07, 1.78, 1.94, 1.97, 2.14, 2.03],
+        {16: 2.0},
+    ),
+    "healthy": (
+        [2.12, 2.4, 1.68, 0.75, 0.42, 0.29, 0.09, 0.05, 0.21, 0.08, 0.05, 0.05, 0.09, 0.04, 0.02, 0.01],
+        {8: 0.03, 16: 0.01},
+    ),
+    "levelled": (
+        [
+            4.02,
+            4.0,
+            3.33,
+            2.78,
+            2.61,
+            2.26,
+            1.94,
+            2.0,
+            1.74,
+            1.97,
+            1.57,
+            1.47,
+            1.85,
+            1.63,
+            1.5,
+            2.06,
+            1.64,
+            2.1,
+            1.74,
+            1.64,
+            1.6,
+            1.84,
+            1.59,
+            1.71,
+        ],
+        {8: 1.15, 16: 1.23, 24: 1.15},
+    ),
+}
 
 
 def test_an_easy_first_batch_is_no_explosion():
@@ -140,7 +180,28 @@ def test_an_easy_first_batch_is_no_explosion():
 
 def test_a_loss_that_halved_is_not_flat():
     """Eight rows in small batches leap from easy to hard ones: chance would then be as large as what was learned."""
-    losses = [0.5, 0.4, 0.18, 0.05, 0.17, 0.05, 0.2, 0.05, 0.17, 0.04, 0.16, 0.03, 0.15, 0.02, 0.14, 0.03, 0.02, 0.13, 0.003, 0.03]  # fmt: skip
+    losses = [
+        0.5,
+        0.4,
+        0.18,
+        0.05,
+        0.17,
+        0.05,
+        0.2,
+        0.05,
+        0.17,
+        0.04,
+        0.16,
+        0.03,
+        0.15,
+        0.02,
+        0.14,
+        0.03,
+        0.02,
+        0.13,
+        0.003,
+        0.03,
+    ]
     assert diagnose(curve(losses, (0.6, 0.38, 0.42, 0.48, 0.54), noise=0)).ids == ("overfitting",)
 
 
@@ -155,8 +216,14 @@ def test_real_curves_are_told_apart(kind):
 
 
 numbers = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True), st.floats(0, 10))
-points = st.builds(Point, step=st.integers(-5, 10**9), loss=numbers, val_loss=numbers, grad_norm=numbers,
-                   applied=st.one_of(st.none(), st.integers(0, 10**9)))  # fmt: skip
+points = st.builds(
+    Point,
+    step=st.integers(-5, 10**9),
+    loss=numbers,
+    val_loss=numbers,
+    grad_norm=numbers,
+    applied=st.one_of(st.none(), st.integers(0, 10**9)),
+)
 
 
 @given(st.lists(points, max_size=60), st.booleans())

@@ -17,16 +17,30 @@ SMALL, LARGE = memory.find("HuggingFaceTB/SmolLM2-360M"), memory.find("meta-llam
 NAMES = ("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen2.5-7B-Instruct", "google/gemma-2-9b", "NousResearch/Llama-2-70b-hf")
 
 configs = st.builds(
-    TrainConfig, backend=st.sampled_from(["auto", "unsloth", "transformers"]), load_in_4bit=st.booleans(),
-    bnb_4bit_use_double_quant=st.booleans(), dtype=st.sampled_from(["bf16", "fp16", "fp32"]), gradient_checkpointing=st.booleans(),
-    lora_r=st.integers(1, 128), use_dora=st.booleans(), per_device_train_batch_size=st.integers(1, 16),
-    gradient_accumulation_steps=st.integers(1, 4), optim=st.sampled_from(["adamw_8bit", "adamw_torch", "sgd"]), max_length=st.integers(8, 8192),
-)  # fmt: skip
+    TrainConfig,
+    backend=st.sampled_from(["auto", "unsloth", "transformers"]),
+    load_in_4bit=st.booleans(),
+    bnb_4bit_use_double_quant=st.booleans(),
+    dtype=st.sampled_from(["bf16", "fp16", "fp32"]),
+    gradient_checkpointing=st.booleans(),
+    lora_r=st.integers(1, 128),
+    use_dora=st.booleans(),
+    per_device_train_batch_size=st.integers(1, 16),
+    gradient_accumulation_steps=st.integers(1, 4),
+    optim=st.sampled_from(["adamw_8bit", "adamw_torch", "sgd"]),
+    max_length=st.integers(8, 8192),
+)
 shapes = st.sampled_from(NAMES).map(memory.find)
-ways = st.fixed_dictionaries({
-    "loss_path": st.sampled_from([None, "full", "fast", "chunked"]), "method": st.sampled_from([None, "full", "lora", "qlora"]),
-    "attention": st.sampled_from(["sdpa", "eager"]), "device": st.sampled_from(["cuda", "cpu"]), "mixed_precision": st.booleans(), "upcast": st.booleans(),
-})  # fmt: skip
+ways = st.fixed_dictionaries(
+    {
+        "loss_path": st.sampled_from([None, "full", "fast", "chunked"]),
+        "method": st.sampled_from([None, "full", "lora", "qlora"]),
+        "attention": st.sampled_from(["sdpa", "eager"]),
+        "device": st.sampled_from(["cuda", "cpu"]),
+        "mixed_precision": st.booleans(),
+        "upcast": st.booleans(),
+    }
+)
 
 
 @given(shapes, configs, ways)
@@ -58,9 +72,12 @@ def test_more_never_needs_less(shape, config, how, name, more):
 @given(shapes, configs)
 def test_each_saver_saves(shape, config):
     """Checkpointing, 4-bit, double quantisation, 8-bit Adam and a chunked loss never need more."""
-    for dear, cheap in (({"load_in_4bit": False}, {"load_in_4bit": True}), ({"optim": "adamw_torch"}, {"optim": "adamw_8bit"}),
-                        ({"bnb_4bit_use_double_quant": False}, {"bnb_4bit_use_double_quant": True}),
-                        ({"gradient_checkpointing": False}, {"gradient_checkpointing": True})):  # fmt: skip
+    for dear, cheap in (
+        ({"load_in_4bit": False}, {"load_in_4bit": True}),
+        ({"optim": "adamw_torch"}, {"optim": "adamw_8bit"}),
+        ({"bnb_4bit_use_double_quant": False}, {"bnb_4bit_use_double_quant": True}),
+        ({"gradient_checkpointing": False}, {"gradient_checkpointing": True}),
+    ):
         first, second = (
             memory.estimate(shape, config.replace(backend="transformers", **change)) for change in (dear, cheap)
         )
@@ -155,11 +172,18 @@ def test_short_rows_need_less_than_the_limit_allows():
     assert memory.estimate(LARGE, config, longest=9000) == memory.estimate(LARGE, config)
 
 
-@pytest.mark.parametrize(("bad", "wanted"), [
-    ({"backend": "jax"}, "backend='jax' is not one of unsloth, transformers"), ({"loss_path": "none"}, "loss_path='none' is not one of"),
-    ({"method": "prefix"}, "method='prefix' is not one of"), ({"attention": "linear"}, "attention='linear'"),
-    ({"device": "tpu"}, "device='tpu'"), ({"longest": 0}, "longest=0"), ({"longest": 2.5}, "longest=2.5"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("bad", "wanted"),
+    [
+        ({"backend": "jax"}, "backend='jax' is not one of unsloth, transformers"),
+        ({"loss_path": "none"}, "loss_path='none' is not one of"),
+        ({"method": "prefix"}, "method='prefix' is not one of"),
+        ({"attention": "linear"}, "attention='linear'"),
+        ({"device": "tpu"}, "device='tpu'"),
+        ({"longest": 0}, "longest=0"),
+        ({"longest": 2.5}, "longest=2.5"),
+    ],
+)
 def test_what_does_not_exist_is_refused(bad, wanted):
     with pytest.raises(ConfigError, match=wanted):
         memory.estimate(LARGE, TrainConfig(), **bad)
@@ -234,8 +258,13 @@ def test_eager_attention_grows_with_the_square(batch, length):
 
 # Peak resident GiB of runs of the bundled model by this kit, four updates, r=16 on all layers, 2026-11-25, 2 cores:
 # backend, 4-bit, rows at once, tokens of the longest row, peak.
-ON_CPU = [("unsloth", True, 4, 370, 3.04), ("transformers", True, 4, 370, 2.87), ("unsloth", False, 8, 370, 4.82),
-          ("transformers", False, 4, 178, 1.97), ("unsloth", True, 4, 177, 2.38)]  # fmt: skip
+ON_CPU = [
+    ("unsloth", True, 4, 370, 3.04),
+    ("transformers", True, 4, 370, 2.87),
+    ("unsloth", False, 8, 370, 4.82),
+    ("transformers", False, 4, 178, 1.97),
+    ("unsloth", True, 4, 177, 2.38),
+]
 
 
 @pytest.mark.parametrize(("backend", "four", "batch", "longest", "peak"), ON_CPU)

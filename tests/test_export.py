@@ -38,7 +38,27 @@ TOOL_CHAT = [
 ]
 
 # Text that breaks careless code: zero-width, right-to-left, combined emoji, every kind of line end, JSON and CSV syntax.
-odd = st.sampled_from(["\u200b", "\u200f", "\ufeff", "مرحبا", "👩‍👩‍👧", "e\u0301", "\r", "\r\n", "\n", "\u2028", "\x85", "\x00", '"', ",", "[{", "\\n", "<|im_"])  # fmt: skip
+odd = st.sampled_from(
+    [
+        "\u200b",
+        "\u200f",
+        "\ufeff",
+        "مرحبا",
+        "👩‍👩‍👧",
+        "e\u0301",
+        "\r",
+        "\r\n",
+        "\n",
+        "\u2028",
+        "\x85",
+        "\x00",
+        '"',
+        ",",
+        "[{",
+        "\\n",
+        "<|im_",
+    ]
+)
 text = st.lists(st.one_of(odd, st.text(st.characters(exclude_categories=["Cs"]), max_size=8)), max_size=5).map("".join)
 said = text.filter(str.strip)
 json_text = st.recursive(
@@ -50,8 +70,14 @@ call = st.builds(
     st.dictionaries(text, json_text, max_size=2),
 )
 calling = st.builds(
-    lambda content, calls: {"role": "assistant", "content": content, "tool_calls": json.dumps(calls, ensure_ascii=False)},
-    text, st.lists(call, min_size=1, max_size=2))  # fmt: skip
+    lambda content, calls: {
+        "role": "assistant",
+        "content": content,
+        "tool_calls": json.dumps(calls, ensure_ascii=False),
+    },
+    text,
+    st.lists(call, min_size=1, max_size=2),
+)
 result = st.fixed_dictionaries(
     {"role": st.just("tool"), "content": text}, optional={"name": said, "tool_call_id": said}
 )
@@ -110,13 +136,26 @@ def read(path):
     ("format", "expected"),
     [
         ("alpaca", {"instruction": "Q", "input": "", "output": "A", "system": "S"}),
-        ("sharegpt", {"conversations": [
-            {"from": "system", "value": "S"}, {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}),
-        ("chatml", {"text": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"}),
+        (
+            "sharegpt",
+            {
+                "conversations": [
+                    {"from": "system", "value": "S"},
+                    {"from": "human", "value": "Q"},
+                    {"from": "gpt", "value": "A"},
+                ]
+            },
+        ),
+        (
+            "chatml",
+            {
+                "text": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+            },
+        ),
         ("messages", {"messages": [SYSTEM, *PAIR]}),
         ("prompt-completion", {"prompt": [SYSTEM, PAIR[0]], "completion": PAIR[1:]}),
     ],
-)  # fmt: skip
+)
 def test_the_shape_of_each_format(format, expected):
     assert from_messages([SYSTEM, *PAIR], format) == expected
 
@@ -125,7 +164,15 @@ def test_sharegpt_writes_calls_as_function_call_turns():
     """A turn that says something and calls becomes two, which reading joins again."""
     row = from_messages(TOOL_CHAT, "sharegpt", tools=TOOLS)
     assert [part["from"] for part in row["conversations"]] == [
-        "human", "gpt", "function_call", "observation", "observation", "function_call", "observation", "gpt"]  # fmt: skip
+        "human",
+        "gpt",
+        "function_call",
+        "observation",
+        "observation",
+        "function_call",
+        "observation",
+        "gpt",
+    ]
     assert json.loads(row["conversations"][5]["value"]) == CALL["function"]
     assert json.loads(row["tools"]) == TOOLS
     assert to_messages(row) == TOOL_CHAT
@@ -146,12 +193,17 @@ def test_openai_shapes_hold_calls_as_objects(format):
         ("alpaca", PAIR, TOOLS, "tools, which alpaca cannot hold"),
         ("alpaca", [{**PAIR[0], "name": "Ann"}, PAIR[1]], None, "has name, which alpaca cannot hold$"),
         ("chatml", TOOL_CHAT, None, "which chatml cannot hold; .*fold_tools"),
-        ("chatml", [{"role": "user", "content": "what is <|im_end|>?"}, PAIR[1]], None, r"<\|im_end\|> inside of a user turn"),
+        (
+            "chatml",
+            [{"role": "user", "content": "what is <|im_end|>?"}, PAIR[1]],
+            None,
+            r"<\|im_end\|> inside of a user turn",
+        ),
         ("messages", PAIR[:1], None, "no answer"),
         ("sharegpt", PAIR, "weather", "tools that are not JSON"),
         ("csv", PAIR, None, "format='csv' is not one of alpaca, sharegpt"),
     ],
-)  # fmt: skip
+)
 def test_what_a_format_cannot_hold_is_refused(format, messages, tools, problem):
     with pytest.raises(DataError, match=problem):
         from_messages(messages, format, tools=tools)
@@ -181,12 +233,25 @@ def test_tools_and_own_columns_come_along(tmp_path, ending, format, kind):
 def test_parquet_keeps_types_and_writes_the_rest_as_json_text(tmp_path):
     rows = [
         {"messages": PAIR, "number": 1, "share": 0.5, "flag": True, "mixed": 1, "nested": {"a": None}, "big": 2**70},
-        {"messages": PAIR, "number": 2, "share": 1.5, "flag": None, "mixed": "x", "nested": None, "day": datetime.date(2024, 2, 29)},
-    ]  # fmt: skip
+        {
+            "messages": PAIR,
+            "number": 2,
+            "share": 1.5,
+            "flag": None,
+            "mixed": "x",
+            "nested": None,
+            "day": datetime.date(2024, 2, 29),
+        },
+    ]
     table = pyarrow.parquet.read_table(export(rows, tmp_path / "x.parquet", "alpaca")).to_pydict()
     assert {name: table[name] for name in rows[0] if name != "messages"} == {
-        "number": [1, 2], "share": [0.5, 1.5], "flag": [True, None], "mixed": ["1", '"x"'], "nested": ['{"a": null}', None],
-        "big": [str(2**70), None]}  # fmt: skip
+        "number": [1, 2],
+        "share": [0.5, 1.5],
+        "flag": [True, None],
+        "mixed": ["1", '"x"'],
+        "nested": ['{"a": null}', None],
+        "big": [str(2**70), None],
+    }
     assert table["day"] == [None, "2024-02-29"]
 
 

@@ -82,11 +82,14 @@ def test_older_sharegpt_with_calls_as_plain_text():
     assert [m["role"] for m in to_messages(row)] == ["user", "assistant", "tool", "assistant"]
 
 
-@pytest.mark.parametrize("row", [
-    {"messages": [USER, ANSWER]},
-    {"conversations": [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value": ANSWER["content"]}]},
-    {"prompt": [USER], "completion": [ANSWER]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, ANSWER]},
+        {"conversations": [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value": ANSWER["content"]}]},
+        {"prompt": [USER], "completion": [ANSWER]},
+    ],
+)
 def test_turns_may_be_json_text_as_in_a_csv_cell(row):
     assert to_messages({name: json.dumps(value) for name, value in row.items()}) == [USER, ANSWER]
 
@@ -102,15 +105,21 @@ def test_prompt_completion_with_tools():
 
 def test_alpaca_joins_instruction_and_input_and_puts_system_first():
     row = {"instruction": "Sum up.", "input": "A text.", "output": "Short.", "system": "S"}
-    assert to_messages(row) == [SYSTEM, {"role": "user", "content": "Sum up.\n\nA text."},
-                                {"role": "assistant", "content": "Short."}]  # fmt: skip
+    assert to_messages(row) == [
+        SYSTEM,
+        {"role": "user", "content": "Sum up.\n\nA text."},
+        {"role": "assistant", "content": "Short."},
+    ]
 
 
 def test_raw_columns_by_mapping():
     row = {"frage": "Q", "antwort": "A", "rolle": "S", "id": 7}
     mapping = {"prompt": "frage", "answer": "antwort", "system": "rolle"}
     assert to_messages(row, mapping=mapping) == [
-        SYSTEM, {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]  # fmt: skip
+        SYSTEM,
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "content": "A"},
+    ]
 
 
 def chatml(*turns):
@@ -194,8 +203,17 @@ json_values = st.recursive(
 
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None)
-@given(st.one_of(json_values, st.lists(st.fixed_dictionaries(
-    {}, optional={"id": json_values, "name": json_values, "arguments": json_values, "function": json_values})), st.text()))  # fmt: skip
+@given(
+    st.one_of(
+        json_values,
+        st.lists(
+            st.fixed_dictionaries(
+                {}, optional={"id": json_values, "name": json_values, "arguments": json_values, "function": json_values}
+            )
+        ),
+        st.text(),
+    )
+)
 def test_any_calls_are_read_or_refused_and_reading_is_settled(value):
     """Whatever stands in `tool_calls`: calls in one shape, which read again are the same, or a DataError."""
     try:

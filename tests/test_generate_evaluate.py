@@ -118,8 +118,17 @@ def test_empty_evaluation_is_an_error(model, tokenizer, rows):
 
 
 def report(name, hits):
-    rows = tuple({"prompt": str(i), "expected": ["x"], "answer": "x", "exact_match": float(h), "token_f1": float(h), "stopped": True}
-                 for i, h in enumerate(hits))  # fmt: skip
+    rows = tuple(
+        {
+            "prompt": str(i),
+            "expected": ["x"],
+            "answer": "x",
+            "exact_match": float(h),
+            "token_f1": float(h),
+            "stopped": True,
+        }
+        for i, h in enumerate(hits)
+    )
     return evaluate.EvalReport(name, interval([float(h) for h in hits]), interval([float(h) for h in hits]), 1.0, rows)
 
 

@@ -68,8 +68,13 @@ class Nursery:
 
     def __init__(self, root: Path, steps: int) -> None:
         code = NURSERY.format(tests=os.path.dirname(__file__), root=str(root), steps=steps)
-        self.process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )
 
     def train(self, name: str, kill_after_s: float | None = None) -> int:
         """Exit status of the child; -9 where it was killed."""

@@ -47,8 +47,14 @@ def test_first_loss_is_that_of_the_untrained_model(adapted, token_rows):
 
 def test_rows_come_in_the_same_order_and_round_again(adapted, token_rows, monkeypatch):
     seen = []
-    monkeypatch.setattr(lab, "answer_loss", lambda model, picked: seen.append([token_rows.index(r) for r in picked]) or sum(
-        p.float().sum() for p in model.parameters() if p.requires_grad))  # fmt: skip
+    monkeypatch.setattr(
+        lab,
+        "answer_loss",
+        lambda model, picked: (
+            seen.append([token_rows.index(r) for r in picked])
+            or sum(p.float().sum() for p in model.parameters() if p.requires_grad)
+        ),
+    )
     lab.fit(adapted, token_rows[:3], steps=3, learning_rate=0.0)
     assert seen == [[0, 1], [2, 0], [1, 2]]
 

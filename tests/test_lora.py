@@ -25,8 +25,15 @@ def test_a_target_counts_both_matrices():
 
 
 def test_llama_3_1_8b_has_the_published_count():
-    model = meta_llama(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-                       num_key_value_heads=8, vocab_size=128256, tie_word_embeddings=False)  # fmt: skip
+    model = meta_llama(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        tie_word_embeddings=False,
+    )
     assert lora.adapter_parameters(lora.targets(model, SEVEN), 16) == 41_943_040
 
 

@@ -90,8 +90,15 @@ def test_a_missing_column_and_a_broken_number_are_named(tmp_path):
     path.write_text("id,model\nx,y\n")
     with pytest.raises(DataError, match="has no column method"):
         measured.points(path)
-    row = dict.fromkeys(measured.COLUMNS, "") | {"id": "x1", "model": "HuggingFaceTB/SmolLM2-135M", "method": "lora", "quality": "A",
-                                                 "target_modules": "q,v", "tokens_per_step_fwd": "many", "micro_batch": "1"}  # fmt: skip
+    row = dict.fromkeys(measured.COLUMNS, "") | {
+        "id": "x1",
+        "model": "HuggingFaceTB/SmolLM2-135M",
+        "method": "lora",
+        "quality": "A",
+        "target_modules": "q,v",
+        "tokens_per_step_fwd": "many",
+        "micro_batch": "1",
+    }
     path.write_text(",".join(row) + "\n" + ",".join(f'"{value}"' for value in row.values()) + "\n")
     with pytest.raises(DataError, match="Point x1"):
         measured.points(path)

@@ -319,8 +319,12 @@ def test_private_details_are_where_the_list_says(
         (name,) = private(rows[line])
         assert re.search(rf"\b{name}\b", defect["why"])
     assert Counter(name for line in planted for name in private(rows[line])) == {
-        "e-mail": 2, "phone": 2, "card": 2, "API key": 2, "IBAN": 1,
-    }  # fmt: skip
+        "e-mail": 2,
+        "phone": 2,
+        "card": 2,
+        "API key": 2,
+        "IBAN": 1,
+    }
     assert [line for line, row in rows.items() if private(row) and line not in planted] == []
     assert [row for row in test_rows if private(row)] == []
 

@@ -59,9 +59,13 @@ def test_a_pad_token_that_is_the_stop_token_is_replaced(base_folder, toy_config,
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("./nowhere", "no such folder"), ("a/b/c", "no such folder"), ("not a name!", "no model name"),
-     ("nobody/nothing", "Hub cannot be reached")],
-)  # fmt: skip
+    [
+        ("./nowhere", "no such folder"),
+        ("a/b/c", "no such folder"),
+        ("not a name!", "no model name"),
+        ("nobody/nothing", "Hub cannot be reached"),
+    ],
+)
 def test_names_that_lead_nowhere(name, message):
     with pytest.raises(ModelError, match=message):
         hub.resolve(name)

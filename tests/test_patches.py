@@ -23,8 +23,10 @@ def compiled(file, module="rival_pkg.code"):
 def library(monkeypatch):
     """A library `victim` with a class, a function and a submodule."""
     top, sub = types.ModuleType("victim"), types.ModuleType("victim.layers")
-    source = ("class Base:\n    def loss(self): pass\nclass Layer(Base):\n    def forward(self): pass\n"
-              "    @staticmethod\n    def make(): pass\n    @property\n    def size(self): pass\ndef helper(): pass\n")  # fmt: skip
+    source = (
+        "class Base:\n    def loss(self): pass\nclass Layer(Base):\n    def forward(self): pass\n"
+        "    @staticmethod\n    def make(): pass\n    @property\n    def size(self): pass\ndef helper(): pass\n"
+    )
     exec(compile(source, "/x/site-packages/victim/layers.py", "exec"), vars(sub))
     top.Layer = sub.Layer  # re-exported
     monkeypatch.setitem(sys.modules, "victim", top)
@@ -101,8 +103,10 @@ def test_origin_names_file_and_function(library):
 
 def test_looking_imports_nothing():
     """Lazy modules import when an attribute of a placeholder is asked for; `find` must not ask."""
-    script = ("import sys, transformers; from ftkit import patches; before = set(sys.modules); n = len(patches.find());"
-              "sys.exit(str(sorted(set(sys.modules) - before)) if n or set(sys.modules) - before else 0)")  # fmt: skip
+    script = (
+        "import sys, transformers; from ftkit import patches; before = set(sys.modules); n = len(patches.find());"
+        "sys.exit(str(sorted(set(sys.modules) - before)) if n or set(sys.modules) - before else 0)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -30,8 +30,11 @@ def chat(i, *, system=None):
     """A short chat that is unlike the others."""
     name, thing = NAMES[i % 10], THINGS[(i // 10) % 6]
     head = [{"role": "system", "content": system}] if system else []
-    return [*head, {"role": "user", "content": f"{name} wants {i + 2} {thing}; what does order {17 * i} say?"},
-            {"role": "assistant", "content": f"Order {17 * i}: {i + 2} {thing} for {name}."}]  # fmt: skip
+    return [
+        *head,
+        {"role": "user", "content": f"{name} wants {i + 2} {thing}; what does order {17 * i} say?"},
+        {"role": "assistant", "content": f"Order {17 * i}: {i + 2} {thing} for {name}."},
+    ]
 
 
 def table(chats):
@@ -43,8 +46,20 @@ def table(chats):
 
 @pytest.fixture
 def config():
-    return TrainConfig(backend="transformers", load_in_4bit=False, dtype="fp32", gradient_checkpointing=False, optim="adamw_torch",
-                       lora_r=8, lora_alpha=16, max_steps=12, warmup_steps=2, eval_steps=4, save_steps=4, max_length=512)  # fmt: skip
+    return TrainConfig(
+        backend="transformers",
+        load_in_4bit=False,
+        dtype="fp32",
+        gradient_checkpointing=False,
+        optim="adamw_torch",
+        lora_r=8,
+        lora_alpha=16,
+        max_steps=12,
+        warmup_steps=2,
+        eval_steps=4,
+        save_steps=4,
+        max_length=512,
+    )
 
 
 @pytest.fixture
@@ -129,8 +144,15 @@ def test_no_chat_template(look):
 MALFORMED = [
     ([{"role": "user", "content": "Who?"}], "no answer"),
     ([{"role": "user", "content": "Who?"}, {"role": "assistant", "content": " "}], "empty answer"),
-    ([{"role": "assistant", "content": "Me."}, {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}], "starts with assistant"),
-]  # fmt: skip
+    (
+        [
+            {"role": "assistant", "content": "Me."},
+            {"role": "user", "content": "Who?"},
+            {"role": "assistant", "content": "I."},
+        ],
+        "starts with assistant",
+    ),
+]
 
 
 @pytest.mark.parametrize(("turns_", "reason"), MALFORMED)
@@ -151,8 +173,11 @@ def test_template_refuses_system_and_folding_mends_it(look):
     assert folded.errors == ()
 
 
-STRICT = CHATML.replace("{% for m in messages %}", "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-                        "{{ raise_exception('Roles must alternate') }}{% endif %}")  # fmt: skip
+STRICT = CHATML.replace(
+    "{% for m in messages %}",
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}",
+)
 TWICE = [
     {"role": "user", "content": "First."},
     {"role": "user", "content": "Second."},
@@ -247,7 +272,10 @@ def test_rows_without_trained_tokens(look):
 
 
 def test_low_trained_share(look):
-    chats = [[{"role": "user", "content": f"{NAMES[i % 10]} {i} " * 30}, {"role": "assistant", "content": f"{i}"}] for i in range(40)]  # fmt: skip
+    chats = [
+        [{"role": "user", "content": f"{NAMES[i % 10]} {i} " * 30}, {"role": "assistant", "content": f"{i}"}]
+        for i in range(40)
+    ]
     assert finding(look(chats=chats), "low-trained-share").severity == "note"
 
 
@@ -395,7 +423,10 @@ LONG = "The quick brown fox jumps over the lazy dog while the cat sleeps by the 
 
 
 def test_leak_near(look, good):
-    near = [[{"role": "user", "content": f"{LONG}{hour}"}, {"role": "assistant", "content": LONG}] for hour in ("five", "six")]  # fmt: skip
+    near = [
+        [{"role": "user", "content": f"{LONG}{hour}"}, {"role": "assistant", "content": LONG}]
+        for hour in ("five", "six")
+    ]
     parts = data.Splits(table([*map(chat, range(20)), near[0]]), good.val, table([near[1]]))
     found = finding(look(examples=parts), "leak-near")
     assert (found.severity, found.rows) == ("warning", (21,))
@@ -417,10 +448,18 @@ def test_many_rows_skip_the_search_for_twins_and_say_so(look, monkeypatch):
 
 @pytest.mark.parametrize(
     ("setting", "value", "reason"),
-    [("lora_r", 2, "little room"), ("lora_dropout", 0.5, "Unsloth"), ("learning_rate", 2e-5, "learns little"), ("learning_rate", 3e-3, "diverge"),
-     ("num_train_epochs", 9.0, "by heart"), ("weight_decay", 0.5, "nothing"), ("max_grad_norm", 0.05, "cut short"), ("max_length", 64, "lose their ends"),
-     ("warmup_steps", 0, "first updates")],
-)  # fmt: skip
+    [
+        ("lora_r", 2, "little room"),
+        ("lora_dropout", 0.5, "Unsloth"),
+        ("learning_rate", 2e-5, "learns little"),
+        ("learning_rate", 3e-3, "diverge"),
+        ("num_train_epochs", 9.0, "by heart"),
+        ("weight_decay", 0.5, "nothing"),
+        ("max_grad_norm", 0.05, "cut short"),
+        ("max_length", 64, "lose their ends"),
+        ("warmup_steps", 0, "first updates"),
+    ],
+)
 def test_unusual_setting(setting, value, reason):
     """Outside the usual range of its knob: the reason, the help text and a value to try."""
     found = settings_finding("unusual-setting", **{setting: value})
@@ -480,7 +519,9 @@ def test_package_missing(settings, monkeypatch):
 
 def test_settings_that_suit_a_machine_have_no_error():
     for hardware in (CPU, T4, A100):
-        errors = [f for f in preflight.check_settings(TrainConfig.for_hardware(hardware), hardware) if f.severity == "error"]  # fmt: skip
+        errors = [
+            f for f in preflight.check_settings(TrainConfig.for_hardware(hardware), hardware) if f.severity == "error"
+        ]
         assert errors == []
 
 
@@ -543,7 +584,11 @@ def test_memory_that_is_tight_is_a_warning_or_a_note():
 
     shape, config = memory.find("meta-llama/Llama-3.1-8B"), TrainConfig(dtype="fp16", backend="transformers")
     estimate = memory.estimate(shape, config, loss_path=memory.TRL_LOSS_PATH)
-    for there, severity in ((estimate.high_gib - 0.05, "note"), (estimate.likely_gib - 0.05, "warning"), (estimate.low_gib - 0.1, "error")):  # fmt: skip
+    for there, severity in (
+        (estimate.high_gib - 0.05, "note"),
+        (estimate.likely_gib - 0.05, "warning"),
+        (estimate.low_gib - 0.1, "error"),
+    ):
         card = Hardware("cuda", "a card", there, (7, 5), False, 2)
         assert finding(preflight.check_settings(config, card, shape), "memory-too-small").severity == severity
 
@@ -570,7 +615,13 @@ def test_model_differs(look, model, config):
     """An adapter that is there already stays as it is, whatever the settings say now."""
     adapted = models.add_lora(model.bfloat16(), config.replace(lora_r=4, target_modules=("q_proj",)))
     found = finding(look(model=adapted, settings={"load_in_4bit": True, "backend": "unsloth"}), "model-differs")
-    for seen in ("not in 4-bit", "weights are bfloat16", "loaded by transformers", "lora_r=8, the adapter has 4", "sits on q_proj"):  # fmt: skip
+    for seen in (
+        "not in 4-bit",
+        "weights are bfloat16",
+        "loaded by transformers",
+        "lora_r=8, the adapter has 4",
+        "sits on q_proj",
+    ):
         assert seen in found.evidence
     assert found.severity == "warning"
 

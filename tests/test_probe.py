@@ -18,9 +18,16 @@ def test_the_longest_rows_are_taken_together():
     assert probe.longest_batch([3, 9, 1, 8, 5], 2) == [1, 3]
 
 
-@pytest.mark.parametrize(("lengths", "device", "told"), [([10] * 16, "cuda", False), ([10, 11, 12, 11] * 4, "cpu", False),
-                                                          ([10] * 15 + [14], "cuda", True), ([10] * 15 + [14], "cpu", False),
-                                                          ([10] * 15 + [40], "cpu", True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lengths", "device", "told"),
+    [
+        ([10] * 16, "cuda", False),
+        ([10, 11, 12, 11] * 4, "cpu", False),
+        ([10] * 15 + [14], "cuda", True),
+        ([10] * 15 + [14], "cpu", False),
+        ([10] * 15 + [40], "cpu", True),
+    ],
+)
 def test_a_probe_is_made_only_where_the_first_update_would_not_show_as_much(lengths, device, told):
     """On a CPU it has its price, so the longest micro-batch must stand out."""
     assert probe.tells_something(lengths, 4, device) is told
@@ -35,8 +42,14 @@ def test_nothing_is_tried_where_twice_the_estimate_fits(model, monkeypatch):
     assert not probe.surely_fits(model, config, 64, free_gib=20.0)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError(),
-                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
 def test_every_way_of_saying_it_becomes_one_that_says_what_to_change(error):
     config = TrainConfig(
         per_device_train_batch_size=8, gradient_accumulation_steps=1, gradient_checkpointing=False, load_in_4bit=False

@@ -108,8 +108,13 @@ def judge():
             state.headers.append((self.path, self.headers))
             status, text = state.reply(body)
             state.at_once -= 1
-            good = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
-                    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}]}  # fmt: skip
+            good = {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 0,
+                "model": body["model"],
+                "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+            }
             answer = (
                 text
                 if isinstance(text, bytes)
@@ -334,10 +339,22 @@ def toy_reward(tokenizer, **settings):
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     torch.manual_seed(0)
-    return LlamaForSequenceClassification(LlamaConfig(**{
-        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 256, "num_labels": 1, "pad_token_id": 0, **settings,
-    })).eval()  # fmt: skip
+    return LlamaForSequenceClassification(
+        LlamaConfig(
+            **{
+                "vocab_size": len(tokenizer),
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 256,
+                "num_labels": 1,
+                "pad_token_id": 0,
+                **settings,
+            }
+        )
+    ).eval()
 
 
 def rewards_by_hand(model, tokenizer, rows):
@@ -428,8 +445,19 @@ def served(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("transformers"), "serve", folder, "--host", "127.0.0.1", "--port", str(port),
-               "--device", "cpu", "--dtype", "float32"]  # fmt: skip
+    command = [
+        Path(sys.executable).with_name("transformers"),
+        "serve",
+        folder,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     try:

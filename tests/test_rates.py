@@ -103,9 +103,14 @@ def test_a_loss_that_is_no_number_ends_the_test_and_can_be_drawn():
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"low": 0.0}, "low=0.0"), ({"low": 1e-1, "high": 1e-3}, "the low one first"), ({"high": math.inf}, "high=inf"),
-     ({"steps": 3}, "steps=3"), ({"steps": 20.0}, "steps=20.0")],
-)  # fmt: skip
+    [
+        ({"low": 0.0}, "low=0.0"),
+        ({"low": 1e-1, "high": 1e-3}, "the low one first"),
+        ({"high": math.inf}, "high=inf"),
+        ({"steps": 3}, "steps=3"),
+        ({"steps": 20.0}, "steps=20.0"),
+    ],
+)
 def test_a_ramp_that_is_none_is_refused(adapted, tokenizer, splits, toy_config, settings, said):
     with pytest.raises(ConfigError) as error:
         learning_rate_range(adapted, tokenizer, splits.train, toy_config, **settings)

@@ -122,9 +122,11 @@ def test_both_paths_differ_only_near_the_threshold(tmp_path, capfd):
     differ = {i for i in range(len(rows)) if ours[i] != theirs[i]}
     below = sum(0.6 <= value < 0.8 for value in pairs.values())
     joined = sum(theirs[a] == theirs[b] for a, b in pairs)
-    print(f"\n{report}\nours keeps {len(set(ours))}, theirs {len(set(theirs))}; {len(differ)} of {len(rows)} rows differ; "
-          f"{below} pairs at 0.6 to 0.8; {joined} of {len(pairs)} pairs joined by datatrove, "
-          f"{sum(ours[a] == ours[b] for a, b in pairs)} by ours")  # fmt: skip
+    print(
+        f"\n{report}\nours keeps {len(set(ours))}, theirs {len(set(theirs))}; {len(differ)} of {len(rows)} rows differ; "
+        f"{below} pairs at 0.6 to 0.8; {joined} of {len(pairs)} pairs joined by datatrove, "
+        f"{sum(ours[a] == ours[b] for a, b in pairs)} by ours"
+    )
     assert differ and differ <= doubtful
     assert all(ours[a] == ours[b] and theirs[a] == theirs[b] for (a, b), value in pairs.items() if value >= 0.95)
     assert all(ours[i] == theirs[i] == i for i in alone)
@@ -386,8 +388,10 @@ def test_it_runs_in_a_notebook(tmp_path):
     from nbclient import NotebookClient
 
     source = write(tmp_path / "in", [[chat(" ".join(words), n=i) for words in texts(2)] for i in range(2)])
-    cells = [f"from ftkit import scale_data\nreport = scale_data.deduplicate({str(source)!r}, {str(tmp_path / 'a')!r})\nprint(report)",
-             f"_ = scale_data.stages({str(source)!r}, {str(tmp_path / 'b')!r})[-1].run()"]  # fmt: skip
+    cells = [
+        f"from ftkit import scale_data\nreport = scale_data.deduplicate({str(source)!r}, {str(tmp_path / 'a')!r})\nprint(report)",
+        f"_ = scale_data.stages({str(source)!r}, {str(tmp_path / 'b')!r})[-1].run()",
+    ]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     NotebookClient(book, timeout=300, kernel_name="python3").execute()
     assert [output["text"][:22] for output in book.cells[0].outputs] == ["kept 2 of 4 rows (50.0"]

@@ -246,8 +246,11 @@ def test_rows_without_a_score_are_counted_and_never_chosen():
     assert "4 of 6 rows have no score" in str(selection)
 
 
-@given(st.lists(st.none() | st.floats(0, 5), min_size=1, max_size=30).filter(lambda s: any(x is not None for x in s)),
-       st.floats(0.01, 1), st.integers(0, 3))  # fmt: skip
+@given(
+    st.lists(st.none() | st.floats(0, 5), min_size=1, max_size=30).filter(lambda s: any(x is not None for x in s)),
+    st.floats(0.01, 1),
+    st.integers(0, 3),
+)
 def test_no_row_left_behind_scores_better_than_a_chosen_one(scores, share, seed):
     class Rows(list):  # the few methods of a Dataset that select needs, so that a thousand draws stay fast
         select = lambda self, picked: [self[i] for i in picked]  # noqa: E731

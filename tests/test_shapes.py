@@ -12,8 +12,15 @@ from ftkit.families import FAMILIES
 from ftkit.shapes import ModelShape
 
 DATA = Path(__file__).parent / "data"
-LLAMA = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "intermediate_size": 96, "vocab_size": 100}  # fmt: skip
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 100,
+}
 
 
 def rows(name):
@@ -63,8 +70,17 @@ def test_every_family_counts_as_transformers_builds_it(kind):
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     heads = 4 if kind == "gpt_neox" else 2
-    config = CONFIG_MAPPING[kind](vocab_size=120, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                                  num_key_value_heads=heads, max_position_embeddings=64, pad_token_id=0, **SETTINGS.get(kind, {}))  # fmt: skip
+    config = CONFIG_MAPPING[kind](
+        vocab_size=120,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=heads,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        **SETTINGS.get(kind, {}),
+    )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     shape = ModelShape.from_config(config)
@@ -105,25 +121,37 @@ def test_listed_models_come_smallest_first():
     assert counts == sorted(counts)
 
 
-@pytest.mark.parametrize(("change", "wanted"), [
-    ({"model_type": "mixtral", "num_local_experts": 8}, r"\(mixtral\) is a mixture of experts"),
-    ({"model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8}, r"\(qwen3_moe\) is a mixture of experts"),
-    ({"model_type": "deepseek_v3", "n_routed_experts": 256}, r"\(deepseek_v3\) is a mixture of experts"),
-    ({"model_type": "gemma3", "vision_config": {"hidden_size": 1}}, r"\(gemma3\) also reads pictures or sound"),
-    ({"model_type": "t5", "is_encoder_decoder": True}, r"\(t5\) is an encoder with a decoder"),
-    ({"model_type": "mamba"}, r"\(mamba\) is not described"),
-    ({"model_type": "gpt_bigcode"}, r"\(gpt_bigcode\) is not described: its 4-bit runs"),
-    ({"model_type": None}, r"\(no model_type\) is not described"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"model_type": "mixtral", "num_local_experts": 8}, r"\(mixtral\) is a mixture of experts"),
+        (
+            {"model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8},
+            r"\(qwen3_moe\) is a mixture of experts",
+        ),
+        ({"model_type": "deepseek_v3", "n_routed_experts": 256}, r"\(deepseek_v3\) is a mixture of experts"),
+        ({"model_type": "gemma3", "vision_config": {"hidden_size": 1}}, r"\(gemma3\) also reads pictures or sound"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, r"\(t5\) is an encoder with a decoder"),
+        ({"model_type": "mamba"}, r"\(mamba\) is not described"),
+        ({"model_type": "gpt_bigcode"}, r"\(gpt_bigcode\) is not described: its 4-bit runs"),
+        ({"model_type": None}, r"\(no model_type\) is not described"),
+    ],
+)
 def test_what_is_not_described_is_refused_by_name(change, wanted):
     with pytest.raises(ConfigError, match=wanted):
         ModelShape.from_config(LLAMA | change)
 
 
-@pytest.mark.parametrize(("change", "wanted"), [
-    ({"hidden_size": 0}, "hidden_size=0"), ({"vocab_size": None}, "vocab_size=None"), ({"num_hidden_layers": "32"}, "num_hidden_layers='32'"),
-    ({"num_key_value_heads": -1}, "num_key_value_heads=-1"), ({"intermediate_size": True}, "intermediate_size=True"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"hidden_size": 0}, "hidden_size=0"),
+        ({"vocab_size": None}, "vocab_size=None"),
+        ({"num_hidden_layers": "32"}, "num_hidden_layers='32'"),
+        ({"num_key_value_heads": -1}, "num_key_value_heads=-1"),
+        ({"intermediate_size": True}, "intermediate_size=True"),
+    ],
+)
 def test_a_damaged_config_names_the_value(change, wanted):
     with pytest.raises(ConfigError, match=wanted):
         ModelShape.from_config(LLAMA | change)

@@ -85,8 +85,15 @@ def measured():
     """A plain run, and one that imports Unsloth last, on the bundled model."""
     from ftkit import hardware, models
 
-    settings = TrainConfig.for_hardware(hardware.detect(), max_steps=2, per_device_train_batch_size=1, gradient_accumulation_steps=1,
-                                        warmup_steps=0, eval_steps=0, save_steps=0)  # fmt: skip
+    settings = TrainConfig.for_hardware(
+        hardware.detect(),
+        max_steps=2,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        warmup_steps=0,
+        eval_steps=0,
+        save_steps=0,
+    )
     plain = sidebyside.measure({"plain": settings.replace(backend="transformers")}, model=models.BUNDLED, rows=8)
     return plain + sidebyside.measure(
         {"late": settings.replace(backend="unsloth")}, model=models.BUNDLED, rows=8, late=True

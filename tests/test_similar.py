@@ -92,8 +92,12 @@ def test_jaccard_counts_shared_shingles():
 
 def test_hashes_are_the_same_in_every_process():
     code = "from ftkit import shingles; print(shingles.shingles('one two three four five six').tolist())"
-    printed = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": s}, check=True).stdout
-               for s in ("1", "2")]  # fmt: skip
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": s}, check=True
+        ).stdout
+        for s in ("1", "2")
+    ]
     assert printed[0] == printed[1] == f"{shingles.shingles('one two three four five six').tolist()}\n"
 
 
@@ -170,8 +174,14 @@ def test_texts_full_of_boilerplate_end_in_reasonable_time():
     assert found.compared < 1000 * 64 * 16
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({"method": "magic"}, "method='magic'"), ({"threshold": 0.0}, "threshold=0.0"),
-                                                    ({"threshold": 1.2}, "threshold=1.2")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "magic"}, "method='magic'"),
+        ({"threshold": 0.0}, "threshold=0.0"),
+        ({"threshold": 1.2}, "threshold=1.2"),
+    ],
+)
 def test_wrong_settings_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         similar.near_pairs(["a"], **arguments)

@@ -11,8 +11,13 @@ from ftkit.errors import ConfigError
 from ftkit.space import Axis, axes, combinations
 
 CONFIG = TrainConfig(max_steps=10)
-NUMBERS = {s.name: s for s in fields(TrainConfig)
-           if s.metadata["low"] is not None and s.metadata["group"] != "records" and s.name not in {"seed", "max_length", "num_train_epochs"}}  # fmt: skip
+NUMBERS = {
+    s.name: s
+    for s in fields(TrainConfig)
+    if s.metadata["low"] is not None
+    and s.metadata["group"] != "records"
+    and s.name not in {"seed", "max_length", "num_train_epochs"}
+}
 
 
 @st.composite
@@ -44,10 +49,19 @@ def test_a_rounded_draw_stays_in_its_range_and_is_valid(pair, share):
     CONFIG.replace(**{name: value})
 
 
-@given(st.dictionaries(st.sampled_from(sorted({s.name for s in fields(TrainConfig)} | {"lr", "rank", "nothing"})),
-                       st.one_of(st.none(), st.floats(), st.text(max_size=3), st.tuples(st.floats(), st.floats()),
-                                 st.lists(st.one_of(st.integers(-5, 300), st.booleans(), st.text(max_size=5)), max_size=3)),
-                       max_size=4))  # fmt: skip
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted({s.name for s in fields(TrainConfig)} | {"lr", "rank", "nothing"})),
+        st.one_of(
+            st.none(),
+            st.floats(),
+            st.text(max_size=3),
+            st.tuples(st.floats(), st.floats()),
+            st.lists(st.one_of(st.integers(-5, 300), st.booleans(), st.text(max_size=5)), max_size=3),
+        ),
+        max_size=4,
+    )
+)
 def test_whatever_is_given_the_space_is_valid_or_refused_by_name(space):
     """Never another error, and never a space from which an invalid config could be drawn."""
     try:

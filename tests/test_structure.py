@@ -31,9 +31,25 @@ HEAVY = (
 FOUNDATION = ("errors", "quiet", "hardware", "storage", "config", "runs")
 # Names that other people's code relies on.
 PROMISED = {
-    "clean", "colab", "config", "data", "diagnosis", "errors", "evaluate", "generate", "hardware", "learn", "memory", "models",
-    "plots", "preflight", "runs", "sweep", "train", "widgets",
-}  # fmt: skip
+    "clean",
+    "colab",
+    "config",
+    "data",
+    "diagnosis",
+    "errors",
+    "evaluate",
+    "generate",
+    "hardware",
+    "learn",
+    "memory",
+    "models",
+    "plots",
+    "preflight",
+    "runs",
+    "sweep",
+    "train",
+    "widgets",
+}
 
 
 def imports_of(path: Path) -> set[str]:

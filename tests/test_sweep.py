@@ -81,8 +81,10 @@ def test_the_first_trial_is_the_config_itself(base, splits, short, run):
 
 @pytest.mark.slow
 def test_equal_seeds_search_alike_and_others_do_not(base, splits, short, tmp_path):
-    reports = [sweep(base, splits, short, SPACE, Run.create(name, tmp_path), trials=3, seed=seed, progress=False)
-               for name, seed in (("a", 1), ("b", 1), ("c", 2))]  # fmt: skip
+    reports = [
+        sweep(base, splits, short, SPACE, Run.create(name, tmp_path), trials=3, seed=seed, progress=False)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
     assert plain(reports[0]) == plain(reports[1])
     assert [t.settings for t in reports[0].trials] != [t.settings for t in reports[2].trials]
 
@@ -265,8 +267,10 @@ def report(tmp_path, toy_config):
     """One trial of each state."""
     space = axes(SPACE | {"weight_decay": (0.0, 0.1)}, toy_config)
     ends = [("finished", 2.0), ("pruned", 2.5), ("diverged", None), ("failed", None), ("finished", 1.5)]
-    trials = tuple(trial(tmp_path, i, {"learning_rate": 10.0 ** -(2 + 0.5 * i), "lora_r": 4, "weight_decay": 0.01 * i}, *end)
-                   for i, end in enumerate(ends))  # fmt: skip
+    trials = tuple(
+        trial(tmp_path, i, {"learning_rate": 10.0 ** -(2 + 0.5 * i), "lora_r": 4, "weight_decay": 0.01 * i}, *end)
+        for i, end in enumerate(ends)
+    )
     return SweepReport(toy_config, space, trials, Run(tmp_path))
 
 

@@ -184,9 +184,14 @@ FIRST_CALL = QWEN.replace("for c in m.tool_calls", "for c in (m.tool_calls or []
         (CHATML, [{"role": "system", "content": "You know the weather."}, *CHAT], TOOLS, "the schema of weather"),
         (NO_SCHEMAS, TOOL_CHAT, TOOLS, "the schema of weather"),
         (NO_RESULTS, TOOL_CHAT, TOOLS, "a tool's result"),
-        (FIRST_CALL, [TOOL_CHAT[0], {**TOOL_CHAT[1], "tool_calls": [CALL, {"name": "zoo", "arguments": {}}]}], None, "the call of zoo"),
+        (
+            FIRST_CALL,
+            [TOOL_CHAT[0], {**TOOL_CHAT[1], "tool_calls": [CALL, {"name": "zoo", "arguments": {}}]}],
+            None,
+            "the call of zoo",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_template_that_leaves_out_tools_is_refused_with_the_way_out(source, chat, tools, lost):
     """Also where the name of the function stands elsewhere in the text."""
     with pytest.raises(DataError, match=rf"leaves out {lost}.*does not know tool calls.*fold_tools"):
@@ -237,8 +242,10 @@ def test_folded_results_stand_in_the_order_of_the_calls_with_their_names():
     folded = template.fold_tools(
         [TOOL_CHAT[0], {"role": "assistant", "content": None, "tool_calls": calls}, *results, TOOL_CHAT[3]]
     )
-    assert [json.loads(part)["name"] for part in re.findall(r"<tool_response>\n(.*)\n</tool_response>", folded[2]["content"])] == [
-        "first", "second"]  # fmt: skip
+    assert [
+        json.loads(part)["name"]
+        for part in re.findall(r"<tool_response>\n(.*)\n</tool_response>", folded[2]["content"])
+    ] == ["first", "second"]
 
 
 def test_folding_in_a_dataset_is_one_line(tokenizer):
@@ -285,8 +292,12 @@ def test_folded_calls_can_be_read_back_and_masks_stay_right(rounds):
     tokenizer = make_tokenizer()
     chat = []
     for question, called, result, answer in rounds:
-        chat += [{"role": "user", "content": question}, {"role": "assistant", "content": "", "tool_calls": called},
-                 *({"role": "tool", "content": result} for _ in called), {"role": "assistant", "content": answer}]  # fmt: skip
+        chat += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": "", "tool_calls": called},
+            *({"role": "tool", "content": result} for _ in called),
+            {"role": "assistant", "content": answer},
+        ]
     folded = template.fold_tools(chat, TOOLS)
     assert order_problem(folded) is None
     assert template.fold_tools(folded, TOOLS) == folded

@@ -27,9 +27,18 @@ def run(tmp_path):
 
 def test_a_run_leaves_everything_that_a_later_step_needs(model, tokenizer, splits, toy_config, run):
     history = train(model, tokenizer, splits, toy_config, run)
-    for name in ("run.json", "config.yaml", "data/train.jsonl", "data/val.jsonl", "data/test.jsonl", "history.csv",
-                 "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/chat_template.jinja",
-                 "figures/loss.png"):  # fmt: skip
+    for name in (
+        "run.json",
+        "config.yaml",
+        "data/train.jsonl",
+        "data/val.jsonl",
+        "data/test.jsonl",
+        "history.csv",
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "adapter/chat_template.jinja",
+        "figures/loss.png",
+    ):
         assert run.require(name).stat().st_size > 0, name
     facts = run.facts["train"]
     assert (facts["steps"], facts["seed"], facts["data_digest"]) == (4, 42, data.digest(splits.train, splits.val))
@@ -86,8 +95,16 @@ def test_accumulating_gradients_changes_nothing(tokenizer, rows, toy_config, tmp
         from transformers import LlamaConfig, LlamaForCausalLM
 
         torch.manual_seed(0)
-        toy = LlamaForCausalLM(LlamaConfig(vocab_size=len(make_tokenizer()), hidden_size=32, intermediate_size=64,
-                                           num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2))  # fmt: skip
+        toy = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(make_tokenizer()),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+            )
+        )
         config = toy_config.replace(
             per_device_train_batch_size=size, gradient_accumulation_steps=accumulated, max_steps=3
         )
@@ -278,10 +295,20 @@ def toy():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(make_tokenizer()), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, eos_token_id=2, pad_token_id=0, bos_token_id=6,
-    ))  # fmt: skip
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(make_tokenizer()),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            eos_token_id=2,
+            pad_token_id=0,
+            bos_token_id=6,
+        )
+    )
 
 
 def weights(run):
@@ -404,8 +431,15 @@ def test_a_lost_run_starts_from_its_mirror(tokenizer, splits, toy_config, tmp_pa
 def test_a_mirror_that_vanishes_does_not_stop_the_training(tokenizer, splits, toy_config, run, tmp_path):
     drive = tmp_path / "drive"
     with pytest.warns(FtkitWarning, match="not up to date"):
-        history = train(toy(), tokenizer, splits, toy_config, run, mirror=drive,
-                        watch=lambda points, total: shutil.rmtree(drive, ignore_errors=True))  # fmt: skip
+        history = train(
+            toy(),
+            tokenizer,
+            splits,
+            toy_config,
+            run,
+            mirror=drive,
+            watch=lambda points, total: shutil.rmtree(drive, ignore_errors=True),
+        )
     assert (history.steps, run.finished("train")) == (4, True)
 
 
@@ -452,8 +486,12 @@ def test_trackio_gets_the_curve(tokenizer, tmp_path):
     script = KILLED.format(tests=os.path.dirname(__file__), root=str(tmp_path), steps=3).replace(
         "backend=", 'report_to="trackio", backend='
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
-                          env=os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     import sqlite3
 
@@ -497,8 +535,23 @@ def command(tokenizer, rows, toy_config, tmp_path):
     tokenizer.save_pretrained(tmp_path / "base")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     toy_config.replace(max_steps=40, eval_steps=0, save_steps=0).save(tmp_path / "config.yaml")
-    return [sys.executable, "-m", "ftkit", "train", str(tmp_path / "config.yaml"), "--data", str(tmp_path / "rows.jsonl"), "--model",
-            str(tmp_path / "base"), "--run", "typed", "--root", str(tmp_path), "--mirror", str(tmp_path / "drive")]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "ftkit",
+        "train",
+        str(tmp_path / "config.yaml"),
+        "--data",
+        str(tmp_path / "rows.jsonl"),
+        "--model",
+        str(tmp_path / "base"),
+        "--run",
+        "typed",
+        "--root",
+        str(tmp_path),
+        "--mirror",
+        str(tmp_path / "drive"),
+    ]
 
 
 @pytest.mark.slow

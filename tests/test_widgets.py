@@ -71,8 +71,18 @@ def test_only_a_config_can_be_assigned(form):
         form.value = {"lora_r": 8}
 
 
-@pytest.mark.parametrize(("name", "typed"), [("lora_r", "0"), ("lora_r", "2.5"), ("learning_rate", "fast"), ("learning_rate", "nan"),
-                                             ("max_steps", "0"), ("seed", ""), ("max_length", "1e99")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "typed"),
+    [
+        ("lora_r", "0"),
+        ("lora_r", "2.5"),
+        ("learning_rate", "fast"),
+        ("learning_rate", "nan"),
+        ("max_steps", "0"),
+        ("seed", ""),
+        ("max_length", "1e99"),
+    ],
+)
 def test_what_is_not_allowed_is_refused_with_its_reason(form, rows_of, name, typed):
     """The value stays, the box goes back, and the panel says why."""
     before = form.value
@@ -156,9 +166,11 @@ def test_headless_it_is_a_table_and_its_value_the_default(form, monkeypatch):
 
 def test_plain_python_needs_no_widgets_at_all(tmp_path):
     """The form and its value work where ipywidgets cannot be imported."""
-    script = ("import sys; sys.modules['ipywidgets'] = None\nfrom ftkit import widgets\n"
-              f"form = widgets.config_form(model={MODEL!r}, examples=100, run_root={str(tmp_path)!r})\n"
-              "form.value = form.value.replace(lora_r=8); print(form.value.lora_r, len(form._repr_html_()) > 1000)")  # fmt: skip
+    script = (
+        "import sys; sys.modules['ipywidgets'] = None\nfrom ftkit import widgets\n"
+        f"form = widgets.config_form(model={MODEL!r}, examples=100, run_root={str(tmp_path)!r})\n"
+        "form.value = form.value.replace(lora_r=8); print(form.value.lora_r, len(form._repr_html_()) > 1000)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["8", "True"]
 

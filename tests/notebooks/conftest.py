@@ -52,8 +52,13 @@ def execute(tmp_path_factory):
         arguments = [str(part) for item in parameters.items() for part in ("-p", *item)]
         # the tests' own MPLBACKEND would keep figures out of the page
         environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {"FTKIT_RUN_ROOT": str(root)}
-        done = subprocess.run([sys.executable, "-m", "ftkit", "notebook", str(path), "-o", str(output), *arguments],
-                              capture_output=True, text=True, cwd=ROOT, env=environment)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "ftkit", "notebook", str(path), "-o", str(output), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         book = Executed(name, root, output)
         assert book.leftovers == []

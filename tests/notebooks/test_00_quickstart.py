@@ -88,8 +88,13 @@ def test_exercises_are_solved_by_the_hidden_solutions(quickstart, capsys):
     from ftkit.learn import check
 
     config = TrainConfig.load(quickstart.run.require("config.yaml"))
-    names = {"config": config, "max_steps": config.max_steps, "splits": data.split(data.load_examples("invoices")), "check": check,
-             "answer": "Products:\n- Copper Lamp: $12.50 (×2)"}  # fmt: skip
+    names = {
+        "config": config,
+        "max_steps": config.max_steps,
+        "splits": data.split(data.load_examples("invoices")),
+        "check": check,
+        "answer": "Products:\n- Copper Lamp: $12.50 (×2)",
+    }
     sources = ["".join(cell["source"]) for cell in quickstart.cells if cell["cell_type"] == "code"]
     for blank, solution in SOLUTIONS.items():
         exercise = next(source for source in sources if blank in source)

@@ -83,8 +83,15 @@ def test_exercises_know_right_from_wrong(book, capsys, answers, mark):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.device("meta"):
-        llama = LlamaForCausalLM(LlamaConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-                                             num_attention_heads=32, num_key_value_heads=8))  # fmt: skip
+        llama = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=4096,
+                intermediate_size=14336,
+                num_hidden_layers=32,
+                num_attention_heads=32,
+                num_key_value_heads=8,
+            )
+        )
     names = {"check": check, "lora": lora, "torch": torch, "llama": llama}
     sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
     exec(next(source for source in sources if "def lora_linear" in source).split("\n\n")[0], names)

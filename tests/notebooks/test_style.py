@@ -48,8 +48,19 @@ def test_markdown_cells_are_short(book):
 
 def test_the_nine_parts_come_in_order(book):
     text = "\n".join("".join(cell["source"]) for cell in book["cells"])
-    parts = ["# ", "colab-badge.svg", "By the end you can", "colab.install()", "max_examples =", "## ", "## Break it", "## Your turn",
-             "## What you saw", "## Questions", "**Next**"]  # fmt: skip
+    parts = [
+        "# ",
+        "colab-badge.svg",
+        "By the end you can",
+        "colab.install()",
+        "max_examples =",
+        "## ",
+        "## Break it",
+        "## Your turn",
+        "## What you saw",
+        "## Questions",
+        "**Next**",
+    ]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     assert re.match(r"# .*\?$", text.splitlines()[0])
