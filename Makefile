@@ -34,13 +34,13 @@ lab: install
 	@$(BIN)/jupyter lab notebooks
 
 check: install
-	@$(BIN)/ruff format --check ftkit tests benchmarks
-	@$(BIN)/ruff check ftkit tests benchmarks
+	@$(BIN)/ruff format --check ftkit tools tests benchmarks
+	@$(BIN)/ruff check ftkit tools tests benchmarks
 	@$(BIN)/mypy
 	@$(FAST)
 
 badges: install
-	@$(BIN)/python -m ftkit.badges
+	@$(BIN)/python -m tools.badges
 
 install: $(VENV)/.installed
 

@@ -16,6 +16,9 @@ import sys
 import time
 from pathlib import Path
 
+from ftkit import data
+from ftkit.data import jaccard, word_shingles
+
 
 def corpus(rows: int, words: int, seed: int = 1) -> tuple[list[str], list[tuple[int, int]]]:
     """Texts whose word frequencies fall as 1/rank, and the positions of planted pairs."""
@@ -36,14 +39,12 @@ def corpus(rows: int, words: int, seed: int = 1) -> tuple[list[str], list[tuple[
 
 
 def with_ftkit(texts: list[str], method: str) -> tuple[float, list[int], list[tuple[int, int]]]:
-    """Seconds, clusters and pairs of `similar.near_pairs`; imports are outside the clock, as they are for datasketch."""
+    """Seconds, clusters and pairs of `data.near_pairs`; imports are outside the clock, as they are for datasketch."""
     import numpy  # noqa: F401
     import rensa  # noqa: F401
 
-    from ftkit import similar
-
     began = time.perf_counter()
-    found = similar.near_pairs(texts, 0.8, method=method)
+    found = data.near_pairs(texts, 0.8, method=method)
     labels = found.clusters()
     return time.perf_counter() - began, labels, [(p.first, p.second) for p in found.pairs]
 
@@ -51,8 +52,6 @@ def with_ftkit(texts: list[str], method: str) -> tuple[float, list[int], list[tu
 def with_datasketch(texts: list[str], bands: bool) -> tuple[float, list[int], list[tuple[int, int]]]:
     """The same by datasketch as its documentation writes it: a MinHash a text, an LSH index, a query a text."""
     from datasketch import MinHash, MinHashLSH
-
-    from ftkit import similar
 
     began = time.perf_counter()
     lsh = MinHashLSH(num_perm=128, params=(16, 8)) if bands else MinHashLSH(threshold=0.8, num_perm=128)
@@ -63,13 +62,11 @@ def with_datasketch(texts: list[str], bands: bool) -> tuple[float, list[int], li
         sketch.update_batch([" ".join(words[j : j + 5]).encode() for j in range(len(words) - 4)])
         pairs += [(int(j), i) for j in lsh.query(sketch)]
         lsh.insert(str(i), sketch)
-    return time.perf_counter() - began, similar.join(len(texts), pairs), pairs
+    return time.perf_counter() - began, data.join(len(texts), pairs), pairs
 
 
 def one(name: str, rows: int, words: int) -> dict[str, float]:
     """Measure one method on one size."""
-    from ftkit.shingles import jaccard, shingles
-
     texts, planted = corpus(rows, words)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     run = {
@@ -80,9 +77,9 @@ def one(name: str, rows: int, words: int) -> dict[str, float]:
     }[name]
     seconds, labels, pairs = run()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    true = [(a, b) for a, b in planted if jaccard(shingles(texts[a]), shingles(texts[b])) >= 0.8]
+    true = [(a, b) for a, b in planted if jaccard(word_shingles(texts[a]), word_shingles(texts[b])) >= 0.8]
     found = sum(labels[a] == labels[b] for a, b in true)
-    right = sum(jaccard(shingles(texts[a]), shingles(texts[b])) >= 0.8 for a, b in pairs)
+    right = sum(jaccard(word_shingles(texts[a]), word_shingles(texts[b])) >= 0.8 for a, b in pairs)
     return {
         "seconds": seconds,
         "peak": peak,

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from ftkit import hardware, shapes, widgets
+from ftkit import hardware, memory, tuning
 from ftkit.config import TrainConfig
 
 LIMIT_MS = 150
@@ -23,8 +23,8 @@ def main() -> None:
     machine = hardware.detect()
     config = TrainConfig.for_hardware(machine)
     with tempfile.TemporaryDirectory() as folder:
-        form = widgets.config_form(
-            config, model=shapes.find("HuggingFaceTB/SmolLM2-135M"), examples=320, run_root=folder
+        form = tuning.config_form(
+            config, model=memory.find("HuggingFaceTB/SmolLM2-135M"), examples=320, run_root=folder
         )
         built = timed(lambda _: form.panel, 1)
         assert form._panel is not None

@@ -8,7 +8,7 @@ import time
 
 from ftkit import data, hardware, models
 from ftkit.config import TrainConfig
-from ftkit.generate import generate
+from ftkit.models import generate
 
 
 def main() -> None:

@@ -18,6 +18,12 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
+from ftkit import data, hardware, memory, models, runs
+from ftkit.chat import tokenize
+from ftkit.config import TrainConfig
+from ftkit.memory import _listed
+from ftkit.training import train
+
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WARM = 2  # updates outside the clock
 HEAD = (
@@ -40,10 +46,7 @@ def write_model(shape: str, folder: Path) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from ftkit import bundled
-    from ftkit.shapes import _listed
-
-    tokenizer = AutoTokenizer.from_pretrained(bundled.folder())
+    tokenizer = AutoTokenizer.from_pretrained(models.bundled_folder())
     facts = {key: value for key, value in _listed()[shape].items() if key != "model_type"}
     config = LlamaConfig(
         **facts,
@@ -61,8 +64,6 @@ def write_model(shape: str, folder: Path) -> None:
 
 def rows_of(length: int, count: int, tokenizer):
     """Splits of `count` chats of exactly `length` tokens; half of each is the answer."""
-    from ftkit import data
-    from ftkit.template import tokenize
 
     def chat(number: int, words: int):
         asked, answered = " a" * (words // 2), " b" * (words - words // 2)
@@ -84,10 +85,6 @@ def run(task: dict) -> dict:
 
     if task["backend"] == "transformers":
         import transformers  # noqa: F401  # first, so that Unsloth stays out of this process
-
-    from ftkit import hardware, memory, models, runs
-    from ftkit.config import TrainConfig
-    from ftkit.train import train
 
     gc.collect()
     torch.cuda.empty_cache()

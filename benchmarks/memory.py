@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--points FILE.csv] [--write]
 
 Each point is estimated with constants that were fitted without its model. `--points` takes any CSV with the columns of
-`ftkit.measured.COLUMNS`; the constants are then those in use. `--write` renews the points that come with the package.
+`ftkit.lessons.COLUMNS`; the constants are then those in use. `--write` renews the points that come with the package.
 """
 
 import argparse
@@ -15,11 +15,9 @@ from statistics import mean, median
 
 from memory_fit import POINTS
 
-from ftkit import rules_of_thumb, storage
-from ftkit.calibrate import held_out, likely
-from ftkit.estimates import of_way
-from ftkit.footprint import Constants
-from ftkit.measured import COLUMNS, Point, _rows, points
+from ftkit import files, lessons
+from ftkit.lessons import COLUMNS, Measurement, _rows, held_out, likely, measurements
+from ftkit.memory import Constants, estimate_setup
 
 PACKAGED = Path(__file__).parents[1] / "ftkit/samples/memory_points.json"
 
@@ -36,7 +34,7 @@ class Row:
     covered: str
 
 
-def of_estimates(measured: Sequence[Point], guesses: Sequence[float], quality: str) -> Row:
+def of_estimates(measured: Sequence[Measurement], guesses: Sequence[float], quality: str) -> Row:
     """Errors of the estimate, and how often the high end stays above what the source reports."""
     chosen = [(point, guess) for point, guess in zip(measured, guesses, strict=True) if point.quality == quality]
     errors = [abs(guess / point.allocated_gib - 1) for point, guess in chosen]
@@ -44,7 +42,7 @@ def of_estimates(measured: Sequence[Point], guesses: Sequence[float], quality: s
     return Row("ftkit", quality, len(chosen), mean(errors), max(errors), f"{above} of {len(chosen)}")
 
 
-def of_rule(name: str, rule: Callable[[int, str], float | None], measured: Sequence[Point], quality: str) -> Row:
+def of_rule(name: str, rule: Callable[[int, str], float | None], measured: Sequence[Measurement], quality: str) -> Row:
     """Errors of a rule that knows the size and the method alone."""
     said = [(point, rule(point.shape.parameters, point.way.method)) for point in measured if point.quality == quality]
     errors = [abs(number / point.allocated_gib - 1) for point, number in said if number is not None]
@@ -52,16 +50,16 @@ def of_rule(name: str, rule: Callable[[int, str], float | None], measured: Seque
     return Row(name, quality, len(errors), mean(errors), max(errors), f"{above} of {len(errors)}")
 
 
-def _high(point: Point) -> float:
-    return of_way(point.shape, point.way).high_gib
+def _high(point: Measurement) -> float:
+    return estimate_setup(point.shape, point.way).high_gib
 
 
-def table(measured: Sequence[Point], guesses: Sequence[float]) -> list[Row]:
+def table(measured: Sequence[Measurement], guesses: Sequence[float]) -> list[Row]:
     """All rows, class by class."""
     rules = (
-        ("the brief's table", rules_of_thumb.brief),
-        ("LLaMA-Factory's table", rules_of_thumb.llama_factory),
-        ("accelerate estimate-memory", rules_of_thumb.accelerate),
+        ("the brief's table", lessons.brief),
+        ("LLaMA-Factory's table", lessons.llama_factory),
+        ("accelerate estimate-memory", lessons.accelerate),
     )
     rows = []
     for quality in sorted({point.quality for point in measured}):
@@ -79,7 +77,7 @@ def write_packaged() -> None:
         for row in kept
     ]
     head = f'{{\n "columns": {json.dumps(list(COLUMNS))},\n "sources": {json.dumps(sources, indent=2)},\n "rows": [\n'
-    storage.write_text(PACKAGED, head + ",\n".join(f"  {line}" for line in lines) + "\n ]\n}\n")
+    files.write_text(PACKAGED, head + ",\n".join(f"  {line}" for line in lines) + "\n ]\n}\n")
 
 
 def main() -> None:
@@ -90,7 +88,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.write:
         write_packaged()
-    measured, left_out = points(chosen.points)
+    measured, left_out = measurements(chosen.points)
     if chosen.points == POINTS:
         pairs = held_out(measured)
         measured, guesses = [point for point, _ in pairs], [guess for _, guess in pairs]

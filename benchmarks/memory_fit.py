@@ -8,19 +8,18 @@ The constants that it prints are those that stand in `ftkit/footprint.py`; a tes
 import argparse
 from pathlib import Path
 
-from ftkit.calibrate import fit, held_out, mean_error
-from ftkit.footprint import Constants
-from ftkit.measured import points
+from ftkit.lessons import fit_constants, held_out, mean_error, measurements
+from ftkit.memory import Constants
 
-POINTS = Path(__file__).parents[1] / "tests/data/vram_dev.csv"
+POINTS = Path(__file__).parents[1] / "tests/published/vram_dev.csv"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=Path, default=POINTS)
-    measured, _ = points(parser.parse_args().points)
+    measured, _ = measurements(parser.parse_args().points)
     print(f"{len(measured)} points of {len({point.model for point in measured})} models")
-    print(f"fitted    {fit(measured)}\nin use    {Constants()}")
+    print(f"fitted    {fit_constants(measured)}\nin use    {Constants()}")
     pairs = held_out(measured)
     for quality in sorted({point.quality for point in measured}):
         print(f"quality {quality}: mean error {100 * mean_error(pairs, quality):.1f} %, each model held out")

@@ -16,19 +16,22 @@ import tempfile
 import time
 from pathlib import Path
 
+from ftkit import data, hardware, models
+from ftkit.chat import tokenize
+from ftkit.config import TrainConfig
+from ftkit.runs import Run
+from ftkit.training import Recorder, length_batches, train
+
 
 def prepare(steps: int):
     """Model, tokenizer, splits and settings, the same for both."""
-    from ftkit import data, hardware, models
-    from ftkit.config import TrainConfig
-
     config = TrainConfig.for_hardware(
         hardware.detect(), max_steps=steps, learning_rate=1.5e-3, warmup_steps=3, eval_steps=0, save_steps=0
     )
     model, tokenizer = models.load(models.BUNDLED, config)
     splits = data.split(data.load_examples("invoices"))
     model = models.add_lora(model, config)
-    models.suit_attention(model, 200)  # the kit's choice for short rows; by hand it would be made as well
+    models.choose_attention(model, 200)  # the kit's choice for short rows; by hand it would be made as well
     return (
         model,
         tokenizer,
@@ -42,9 +45,6 @@ def by_hand(model, tokenizer, splits, config, folder: str) -> None:
     from datasets import Dataset
     from transformers import DataCollatorForSeq2Seq
     from trl import SFTConfig, SFTTrainer
-
-    from ftkit.rows import length_batches
-    from ftkit.template import tokenize  # the mask is the task, not overhead: both use the same
 
     parts = [
         Dataset.from_list([tokenize(m, tokenizer) for m in part["messages"]]) for part in (splits.train, splits.val)
@@ -84,10 +84,6 @@ def by_hand(model, tokenizer, splits, config, folder: str) -> None:
 
 def with_kit(model, tokenizer, splits, config, folder: str) -> float:
     """The same through `ftkit.train`; returns the seconds spent in its recorder."""
-    from ftkit.recorder import Recorder
-    from ftkit.runs import Run
-    from ftkit.train import train
-
     spent, add = [0.0], Recorder.add
 
     def timed(self, *arguments):
@@ -131,7 +127,6 @@ def main() -> None:
             if kind == "kit":
                 inside.append(result["inside"])
             print(f"{kind:>5}  {result['seconds']:7.1f} s, {result['cpu']:7.1f} processor s", flush=True)
-    from ftkit import hardware
 
     hand, kit = statistics.median(seconds["hand"]), statistics.median(seconds["kit"])
     busy = statistics.median(cpu["kit"]) / statistics.median(cpu["hand"]) - 1

@@ -1,6 +1,6 @@
 """ftkit: learn LLM fine-tuning by measuring it, then really do it.
 
-`import ftkit` is silent and loads nothing heavy; each submodule is imported when it is first named.
+`import ftkit` is silent and loads nothing heavy; each room is imported when it is first named.
 
 ```python
 import ftkit
@@ -15,58 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_MODULES = (
-    "badges",
-    "balance",
-    "bundled",
-    "calibrate",
-    "claims",
-    "clean",
-    "colab",
-    "config",
+# In the order in which data flows.
+_ROOMS = (
     "data",
-    "diagnosis",
-    "embedding",
-    "errors",
-    "evaluate",
-    "export",
-    "formats",
-    "generate",
-    "gpu_records",
-    "hardware",
-    "lab",
-    "leakage",
-    "learn",
-    "lesson_plots",
-    "lora",
-    "measured",
-    "memory",
-    "memory_plots",
+    "cleaning",
+    "chat",
     "models",
-    "patches",
-    "pii",
-    "plots",
+    "memory",
     "preflight",
-    "presets",
-    "quantization",
-    "rater",
-    "rates",
-    "reward",
-    "runs",
-    "scale_data",
-    "scoring",
-    "shingles",
-    "sidebyside",
-    "simhash",
-    "similar",
-    "sweep",
-    "sweep_plots",
-    "template",
-    "train",
-    "turns",
-    "usual",
-    "widgets",
+    "training",
+    "tuning",
+    "evaluation",
+    "lessons",
 )
+_GROUND = ("colab", "config", "errors", "figures", "hardware", "runs")
 _NAMES = {"TrainConfig": "config", "Run": "runs", "FtkitError": "errors"}
 
 if TYPE_CHECKING:
@@ -78,7 +40,7 @@ __all__ = ["FtkitError", "Run", "TrainConfig", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _ROOMS or name in _GROUND:
         return import_module(f"ftkit.{name}")
     if name in _NAMES:
         return getattr(import_module(f"ftkit.{_NAMES[name]}"), name)
@@ -86,4 +48,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_MODULES])
+    return sorted([*__all__, *_ROOMS, *_GROUND])

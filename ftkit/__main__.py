@@ -9,7 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ftkit import data, hardware, headless, models, preflight, runs
+from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, FtkitError
+from ftkit.runs import Run
+from ftkit.training import diagnose, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +72,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _quickstart(options: argparse.Namespace) -> int:
-    from ftkit import headless, runs
 
     parameters = _parameters(options.parameter)
     named = str(parameters.get("run_root", "auto"))
@@ -88,7 +91,6 @@ def _quickstart(options: argparse.Namespace) -> int:
 
 
 def _notebook(options: argparse.Namespace) -> int:
-    from ftkit import headless, runs
 
     output = options.output or runs.default_root() / "notebooks"
     executed = headless.execute(headless.find(options.name), output, _parameters(options.parameter))
@@ -97,11 +99,6 @@ def _notebook(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from ftkit import data, models, preflight
-    from ftkit.config import TrainConfig
-    from ftkit.diagnosis import diagnose
-    from ftkit.runs import Run
-    from ftkit.train import train
 
     config = TrainConfig.load(options.config)
     splits = data.split(data.load_examples(options.data), seed=config.seed)
@@ -125,7 +122,6 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _doctor(_: argparse.Namespace) -> int:
-    from ftkit import bundled, hardware, runs
 
     problems = (
         [] if (3, 11) <= sys.version_info < (3, 14) else ["Python 3.11 to 3.13 is wanted. Make .venv with one of them."]
@@ -148,14 +144,14 @@ def _doctor(_: argparse.Namespace) -> int:
     print("versions   " + ", ".join(f"{name} {version}" for name, version in runs.versions().items()))
     there = (
         "converted"
-        if (bundled.location() / "model.safetensors").exists()
+        if (models.bundled_location() / "model.safetensors").exists()
         else "converted on first use, in about half a minute"
     )
-    print(f"bundled    {bundled.NAME} ({there}) in {bundled.location()}")
-    free = shutil.disk_usage(_existing(bundled.cache_root())).free / hardware.GIB
+    print(f"bundled    {models.BUNDLED} ({there}) in {models.bundled_location()}")
+    free = shutil.disk_usage(_existing(models.cache_root())).free / hardware.GIB
     print(f"disk       {free:.1f} GiB free")
     if free < 2:
-        problems.append(f"Less than 2 GiB are free in {bundled.cache_root()}. Set FTKIT_CACHE to a roomier folder.")
+        problems.append(f"Less than 2 GiB are free in {models.cache_root()}. Set FTKIT_CACHE to a roomier folder.")
     for problem in problems:
         print(f"✗ {problem}")
     if not problems:

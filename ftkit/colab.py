@@ -20,7 +20,9 @@ from importlib import metadata
 from pathlib import Path
 
 KIT = "ftkit"
+
 PYTHON = ">=3.11,<3.14"
+
 RESTART = "Restart the runtime (Runtime > Restart session) and run the notebook again from the top."
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GIB = 1024**3
+
 _BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -70,6 +71,7 @@ def free_gpu_memory_gib() -> float:
 
 
 _SLACK_GIB = 2.0
+
 _after_release = {"gib": 0.0}
 
 

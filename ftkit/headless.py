@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftkit import storage
+from ftkit import files
 from ftkit.errors import ConfigError, FtkitError, MissingArtifact
 
 
@@ -62,7 +62,7 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> Executed:
     import papermill
 
     _check_parameters(path, parameters)
-    with storage.explained(output):
+    with files.disk_errors_explained(output):
         output.mkdir(parents=True, exist_ok=True)
     notebook = output / path.name
     os.environ["FTKIT_HEADLESS"] = "1"  # widgets show their defaults instead of waiting for a person
@@ -95,7 +95,7 @@ def export(notebook: Path) -> Path:
     body, _ = HTMLExporter(template_name="lab").from_filename(str(notebook))
     # a page is read or printed: a long line of code goes on below instead of ending at the margin
     wrapped = "<style>.jp-CodeMirrorEditor .highlight pre { white-space: pre-wrap; }</style></head>"
-    return storage.write_text(notebook.with_suffix(".html"), body.replace("</head>", wrapped, 1))
+    return files.write_text(notebook.with_suffix(".html"), body.replace("</head>", wrapped, 1))
 
 
 def declared_parameters(path: Path) -> dict[str, str]:

@@ -13,22 +13,26 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, Self
 
-from ftkit import storage
+from ftkit import files
+from ftkit.config import TrainConfig
 from ftkit.errors import DataError, MissingArtifact
 
 DEFAULT_ROOT = "runs"
+
 FORMAT = 1
+
 _WRITTEN_BY = {
-    "config.yaml": "train.train",
-    "data": "train.train (notebook 00_quickstart or 07_data)",
-    "adapter": "train.train (notebook 00_quickstart or 09_train)",
-    "checkpoints": "train.train with save_steps",
-    "history.csv": "train.train (notebook 00_quickstart or 09_train)",
-    "eval": "evaluate.evaluate (notebook 00_quickstart or 11_evaluate)",
+    "config.yaml": "training.train",
+    "data": "training.train (notebook 00_quickstart or 07_data)",
+    "adapter": "training.train (notebook 00_quickstart or 09_train)",
+    "checkpoints": "training.train with save_steps",
+    "history.csv": "training.train (notebook 00_quickstart or 09_train)",
+    "eval": "evaluation.evaluate (notebook 00_quickstart or 11_evaluate)",
     "figures": "the notebook's plot cells",
     "MODEL_CARD.md": "notebook 13_publish",
     "run.json": "the first finished step",
 }
+
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "unsloth", "ftkit")
 
 
@@ -50,7 +54,7 @@ class Run:
         """
         root = Path(root) if root is not None else default_root()
         path = root / (name or time.strftime("%Y%m%d-%H%M%S"))
-        with storage.explained(path):
+        with files.disk_errors_explained(path):
             path.mkdir(parents=True, exist_ok=True)
             probe = path / ".writable"
             probe.touch()
@@ -140,7 +144,7 @@ class Run:
         known = self.facts
         done = [name for name in known.get("finished", []) if name != step] + [step]
         merged = known | {"format": FORMAT, "finished": done, "versions": versions(), step: facts}
-        storage.write_json(self.path / "run.json", merged)
+        files.write_json(self.path / "run.json", merged)
 
     def reopen(self, step: str) -> None:
         """Take back the mark of a step that is about to run again."""
@@ -148,7 +152,7 @@ class Run:
         if step in known.get("finished", []):
             known["finished"].remove(step)
             known.pop(step, None)
-            storage.write_json(self.path / "run.json", known)
+            files.write_json(self.path / "run.json", known)
 
     def finished(self, step: str) -> bool:
         """Whether a step has been marked as done."""
@@ -161,7 +165,6 @@ class Run:
         return {k: (left.get(k), right.get(k)) for k in sorted(left | right) if left.get(k) != right.get(k)}
 
     def _flat(self) -> dict[str, Any]:
-        from ftkit.config import TrainConfig
 
         flat: dict[str, Any] = {}
         if (self.path / "config.yaml").exists():

@@ -3,12 +3,15 @@
 import os
 import signal
 
+from ftkit import data
+from ftkit.config import TrainConfig
+
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import pytest
-from toys import make_tokenizer
+from toys import make_model, make_tokenizer
 
 # A shell that starts tests in the background has them ignore Ctrl+C, and what they start as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -20,26 +23,9 @@ def tokenizer():
 
 
 @pytest.fixture
-def model(tokenizer):
+def model():
     """A Llama with two layers and random weights, the same every time."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            eos_token_id=2,
-            pad_token_id=0,
-            bos_token_id=6,
-        )
-    )
+    return make_model()
 
 
 @pytest.fixture
@@ -58,7 +44,6 @@ def rows():
 
 @pytest.fixture
 def splits(rows):
-    from ftkit import data
 
     return data.split(data.load_examples(rows), val=0.2, test=0.2, seed=0)
 
@@ -66,8 +51,6 @@ def splits(rows):
 @pytest.fixture
 def toy_config():
     """Settings under which the toy trains in a second, without Unsloth and 4-bit."""
-    from ftkit.config import TrainConfig
-
     return TrainConfig(
         backend="transformers",
         load_in_4bit=False,

@@ -208,6 +208,8 @@ class TestInstall:
     def test_early_import_is_told(self, monkeypatch, capsys):
         """TRL imported before Unsloth is worth a warning that says how to mend it."""
         monkeypatch.setattr(colab, "on_colab", lambda: False)
+        for name in ("transformers", "peft"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
         monkeypatch.setitem(sys.modules, "trl", ModuleType("trl"))
         monkeypatch.delitem(sys.modules, "unsloth", raising=False)
         colab.install()

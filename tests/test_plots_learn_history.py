@@ -4,14 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftkit import evaluate, learn, plots
+from ftkit import evaluation, figures, lessons, training
+from ftkit.cleaning.plots import plot_lengths
 from ftkit.errors import DataError, MissingArtifact
-from ftkit.history import COLUMNS, History, Point, as_line, read_points, write_points
+from ftkit.lessons import exercises
+from ftkit.training import History, HistoryPoint, read_points
+from ftkit.training.history import COLUMNS, as_line, write_points
+from ftkit.training.plots import live_loss
 
 CURVE = [
-    Point(i, loss=2.0 / i, learning_rate=1e-4, tokens=100 * i, seconds=2.0 * i, memory_gib=1.0) for i in range(1, 11)
+    HistoryPoint(i, loss=2.0 / i, learning_rate=1e-4, tokens=100 * i, seconds=2.0 * i, memory_gib=1.0)
+    for i in range(1, 11)
 ]
-CURVE.append(Point(10, val_loss=0.3, seconds=21.0, memory_gib=1.5))
+CURVE.append(HistoryPoint(10, val_loss=0.3, seconds=21.0, memory_gib=1.5))
 
 
 def test_history_sums_up_its_points():
@@ -27,7 +32,7 @@ number = st.one_of(st.none(), st.floats(1e-5, 1e5).map(lambda x: float(f"{x:.6g}
 @given(
     st.lists(
         st.builds(
-            Point,
+            HistoryPoint,
             step=st.integers(0, 10**6),
             loss=number,
             val_loss=number,
@@ -54,8 +59,8 @@ def test_a_line_cut_by_a_kill_is_left_out(tmp_path):
     [
         "",
         "a,b\n",
-        ",".join(Point.__dataclass_fields__) + "\n1,x,,,,,,\n",
-        ",".join(Point.__dataclass_fields__) + "\n1,2\n",
+        ",".join(HistoryPoint.__dataclass_fields__) + "\n1,x,,,,,,\n",
+        ",".join(HistoryPoint.__dataclass_fields__) + "\n1,2\n",
     ],
 )
 def test_what_is_no_history_names_the_line(tmp_path, text):
@@ -66,37 +71,39 @@ def test_what_is_no_history_names_the_line(tmp_path, text):
 
 
 def test_missing_history(tmp_path):
-    with pytest.raises(MissingArtifact, match=r"train\.train"):
+    with pytest.raises(MissingArtifact, match=r"training\.train"):
         History.load(tmp_path / "none.csv")
 
 
 def test_loss_figure_has_units_and_both_curves():
-    ax = plots.loss(History.of(CURVE), ax=plots.blank_axes())
+    ax = training.plot_loss(History.of(CURVE), ax=figures.blank_axes())
     assert "nats" in ax.get_ylabel()
     assert [line.get_label() for line in ax.get_lines()] == ["training, each step", "training, smoothed", "validation"]
 
 
 def test_lengths_figure_counts_what_would_be_cut():
-    ax = plots.lengths([10, 20, 300], max_length=100, ax=plots.blank_axes())
+    ax = plot_lengths([10, 20, 300], max_length=100, ax=figures.blank_axes())
     assert "1 of 3 rows cut" in ax.get_legend().get_texts()[0].get_text()
 
 
 def test_scores_figure_draws_a_bar_for_each_model_with_its_interval():
-    score = evaluate.Score(0.5, 0.4, 0.6)
-    ax = plots.scores({"test": {"base": score, "tuned": score}, "unseen": {"tuned": score}}, ax=plots.blank_axes())
+    score = evaluation.Score(0.5, 0.4, 0.6)
+    ax = evaluation.plot_scores(
+        {"test": {"base": score, "tuned": score}, "unseen": {"tuned": score}}, ax=figures.blank_axes()
+    )
     assert sorted(round(p.get_height()) for p in ax.patches) == [50, 50, 50]
 
 
 def test_save_writes_a_whole_png(tmp_path):
-    assert plots.save(plots.blank_axes(), tmp_path / "figures/x.png").read_bytes().startswith(b"\x89PNG")
+    assert figures.save(figures.blank_axes(), tmp_path / "figures/x.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_smoothing_starts_at_the_first_value_and_keeps_a_constant():
-    assert plots.smooth([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
+    assert figures.smooth([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
 
 
 def test_live_figure_falls_back_to_a_bar_outside_a_notebook(capsys):
-    live = plots.live_loss()
+    live = live_loss()
     live.start(10)
     for i in range(1, 11):
         live.update(CURVE[:i], 10)
@@ -107,12 +114,12 @@ def test_live_figure_falls_back_to_a_bar_outside_a_notebook(capsys):
 
 @pytest.mark.parametrize(("guess", "mark"), [(None, "○"), (0.5, "✓"), (0.9, "✗")])
 def test_prediction_answers_back(capsys, guess, mark):
-    learn.predict("share", guess).compare(0.52)
+    lessons.predict("share", guess).compare(0.52)
     assert capsys.readouterr().out.startswith(mark)
 
 
 def test_prediction_shows_itself_without_a_front_end(capsys):
-    learn.predict("share")._ipython_display_()
+    lessons.predict("share")._ipython_display_()
 
 
 @pytest.mark.parametrize(
@@ -128,20 +135,20 @@ def test_prediction_shows_itself_without_a_front_end(capsys):
     ],
 )
 def test_check_says_whether_an_exercise_is_solved(capsys, answer, expected, right):
-    assert learn.check("exercise", answer, expected, hint="think") is right
+    assert lessons.check("exercise", answer, expected, hint="think") is right
     assert capsys.readouterr().out[0] in "✓✗○"
 
 
 @pytest.mark.parametrize(("value", "seen"), [(0.1, True), (0.3, False), (float("nan"), False)])
 def test_you_should_see_never_stops_the_notebook(capsys, value, seen):
-    assert learn.you_should_see("loss", value, 0, 0.2) is seen
+    assert lessons.you_should_see("loss", value, 0, 0.2) is seen
     assert "loss" in capsys.readouterr().out
 
 
 def test_explore_draws_once_with_the_defaults_without_a_person():
     drawn = []
     assert (
-        learn.explore(lambda r, kind: drawn.append((r, kind)) or "figure", r=([1, 2], 2), kind=(["a", "b"], "a"))
+        lessons.explore(lambda r, kind: drawn.append((r, kind)) or "figure", r=([1, 2], 2), kind=(["a", "b"], "a"))
         == "figure"
     )
     assert drawn == [(2, "a")]
@@ -149,9 +156,9 @@ def test_explore_draws_once_with_the_defaults_without_a_person():
 
 def test_explore_redraws_when_a_slider_moves(monkeypatch):
     """In a kernel with a front end each choice is a slider over its values."""
-    monkeypatch.setattr(learn, "front_end", lambda: True)
+    monkeypatch.setattr(exercises, "front_end", lambda: True)
     drawn = []
-    box = learn.explore(lambda r: drawn.append(r), r=([1, 2, 4], 2))
+    box = lessons.explore(lambda r: drawn.append(r), r=([1, 2, 4], 2))
     slider = box.children[0]
     assert (slider.value, list(slider.options)) == (2, [1, 2, 4])
     slider.value = 4

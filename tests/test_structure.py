@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ import pytest
 import ftkit
 
 ROOT = Path(__file__).parents[1]
-MODULES = {path.stem: path for path in (ROOT / "ftkit").glob("*.py") if not path.stem.startswith("__init__")}
 HEAVY = (
     "torch",
     "transformers",
@@ -27,40 +27,44 @@ HEAVY = (
     "numpy",
     "yaml",
 )
-# The foundation, lowest first: each knows at most those before it.
-FOUNDATION = ("errors", "quiet", "hardware", "storage", "config", "runs")
-# Names that other people's code relies on.
-PROMISED = {
-    "clean",
-    "colab",
-    "config",
-    "data",
-    "diagnosis",
-    "errors",
-    "evaluate",
-    "generate",
-    "hardware",
-    "learn",
-    "memory",
-    "models",
-    "plots",
-    "preflight",
-    "runs",
-    "sweep",
-    "train",
-    "widgets",
-}
+# The ground floor, lowest first: each file knows at most those before it.
+GROUND = ("errors", "tables", "files", "figures", "hardware", "config", "runs", "headless", "colab")
+# Rooms of one floor may use each other from left to right; every floor may use the floors above it in this list.
+FLOORS = (
+    ("data", "chat", "models"),
+    ("cleaning", "memory", "evaluation", "publishing"),
+    ("preflight", "decision"),
+    ("training",),
+    ("tuning",),
+    ("lessons",),
+)
+ORDER = tuple(room for floor in FLOORS for room in floor)
+PACKAGE = ROOT / "ftkit"
+ROOMS = tuple(room for room in ORDER if (PACKAGE / room).is_dir())
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imports_of(path: Path) -> set[str]:
-    """Names of ftkit's own modules that a module imports anywhere."""
+def room_of(path: Path) -> str:
+    """The room that a file stands in; "" on the ground floor."""
+    inside = path.relative_to(PACKAGE).parts
+    return inside[0] if len(inside) > 1 else ""
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of what a file imports from ftkit anywhere, `ftkit.data` or `ftkit.data.splits`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "ftkit":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ftkit."):
-            found.add(node.module.split(".")[1])
-    return found & set(MODULES)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ftkit":
+            below = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if is_module(name) else node.module for name in below}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "ftkit"}
+    return found
+
+
+def is_module(dotted: str) -> bool:
+    place = ROOT / Path(*dotted.split("."))
+    return place.is_dir() or place.with_suffix(".py").is_file()
 
 
 def test_import_is_silent_and_light():
@@ -72,35 +76,69 @@ def test_import_is_silent_and_light():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_every_public_module_is_reachable_from_the_package():
-    assert PROMISED <= set(ftkit._MODULES) <= set(MODULES)
-    assert list(ftkit._MODULES) == sorted(ftkit._MODULES)
+def test_the_front_door_leads_to_every_room():
+    assert set(ftkit._ROOMS) == set(ROOMS) == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    for name in ftkit._ROOMS + ftkit._GROUND:
+        assert getattr(ftkit, name).__name__ == f"ftkit.{name}"
     with pytest.raises(AttributeError, match="nothing"):
         _ = ftkit.nothing
 
 
-def test_dependencies_point_one_way():
-    """No module imports one that imports it again, over however many others."""
-    list(graphlib.TopologicalSorter({name: imports_of(path) for name, path in MODULES.items()}).static_order())
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_door_is_a_docstring_reexports_and_all(room):
+    """Nothing is written in a door, and `__all__` is what it imports."""
+    docstring, *body = ast.parse((PACKAGE / room / "__init__.py").read_text()).body
+    assert isinstance(docstring, ast.Expr)
+    *imports, last = body
+    assert all(isinstance(node, ast.ImportFrom) for node in imports)
+    assert {node.module.rpartition(".")[0] for node in imports} == {f"ftkit.{room}"}
+    names = [alias.asname or alias.name for node in imports for alias in node.names]
+    assert last.targets[0].id == "__all__"
+    assert sorted(ast.literal_eval(last.value)) == sorted(names)
 
 
-@pytest.mark.parametrize("name", FOUNDATION)
-def test_the_foundation_knows_nobody_above_it(name):
-    assert imports_of(MODULES[name]) <= set(FOUNDATION[: FOUNDATION.index(name)])
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_module_bears_the_name_of_what_its_door_hands_out(room):
+    files = {path.stem for path in (PACKAGE / room).glob("*.py")}
+    assert files & set(import_module(f"ftkit.{room}").__all__) == set()
 
 
-def test_nothing_stands_on_the_command_line_or_the_form():
-    """The command line may open the form; no other module knows either."""
-    users = {name for name, path in MODULES.items() if imports_of(path) & {"__main__", "widgets"}}
-    assert users <= {"__main__"}
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_outside_a_room_only_its_door_is_imported(path):
+    own = room_of(path)
+    through_walls = {
+        name
+        for name in imported(path)
+        if name.count(".") > 1 and name.split(".")[1] in ROOMS and name.split(".")[1] != own
+    }
+    assert through_walls == set()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_arrows_point_one_way(room):
+    """A room uses rooms that come before it in `FLOORS`, and the ground floor."""
+    used = {name.split(".")[1] for path in (PACKAGE / room).glob("*.py") for name in imported(path) if "." in name}
+    assert used & set(ORDER) - {room} <= set(ORDER[: ORDER.index(room)])
+    assert "__main__" not in used
+
+
+@pytest.mark.parametrize("name", [name for name in GROUND if (PACKAGE / f"{name}.py").is_file()])
+def test_the_ground_floor_knows_nobody_above_it(name):
+    used = {name.split(".")[1] for name in imported(PACKAGE / f"{name}.py") if "." in name}
+    assert used <= set(GROUND[: GROUND.index(name)])
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_circle_inside_a_room(room):
+    files = {path.stem: path for path in (PACKAGE / room).glob("*.py") if path.stem != "__init__"}
+    graph = {stem: {n.split(".")[-1] for n in imported(path)} & set(files) - {stem} for stem, path in files.items()}
+    list(graphlib.TopologicalSorter(graph).static_order())
 
 
 def test_only_models_knows_unsloth():
     """Everywhere else Unsloth's objects are plain Hugging Face objects."""
-    knowing = {
-        name for name, path in MODULES.items() if re.search(r"^\s*(import|from) unsloth", path.read_text(), re.M)
-    }
-    assert knowing == {"models"}
+    knowing = {path for path in MODULES if re.search(r"^\s*(import|from) unsloth", path.read_text(), re.M)}
+    assert knowing == {PACKAGE / "models/loading.py"}
 
 
 def test_readme_commands_are_make_targets():
@@ -113,9 +151,10 @@ def test_readme_commands_are_make_targets():
         assert re.search(rf"^{command}:", makefile, re.M), command
 
 
-def test_readme_tree_names_every_module():
-    tree = (ROOT / "README.md").read_text().split("## The tree")[1]
-    assert [name for name in MODULES if not re.search(rf"\b{name}\b", tree) and name not in {"quiet"}] == []
+def test_readme_tree_names_every_room():
+    tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("```")[1]
+    rooms = re.findall(r"^  (\w+)/ ", tree, re.M)
+    assert [room for room in rooms if room in ORDER] == list(ftkit._ROOMS)
 
 
 def test_slug_stands_in_pyproject_and_is_what_notebooks_use():

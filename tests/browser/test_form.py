@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ftkit import checkpoints
-from ftkit.history import History
 from ftkit.runs import Run
+from ftkit.training import History
+from ftkit.training.checkpoints import newest, step_of
 
 pytestmark = pytest.mark.slow
 
@@ -107,10 +107,10 @@ def test_the_panel_moves_trains_stops_and_goes_on(page, lab, shots):
 
     run = Run(next(root.glob("panel-*")))
     stopped_at = History.load(run / "history.csv").steps
-    place = checkpoints.newest(run / "checkpoints")
+    place = newest(run / "checkpoints")
     assert not run.finished("train")
     assert place is not None
-    assert checkpoints.step_of(place) == stopped_at < 400
+    assert step_of(place) == stopped_at < 400
     assert f"resumes at {stopped_at}" in page.locator(".ftkit-panel").inner_text()
 
     page.get_by_role("button", name="Train").click()

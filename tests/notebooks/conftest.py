@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ftkit import bundled, hardware, headless
+from ftkit import hardware, headless, models
 from ftkit.runs import Run
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def execute(tmp_path_factory):
         assert set(headless.declared_parameters(path)) == STANDARD
         root, output = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("executed")
         model = (
-            {} if hardware.detect().device == "cpu" else {"base_model": bundled.NAME}
+            {} if hardware.detect().device == "cpu" else {"base_model": models.BUNDLED}
         )  # on a GPU "auto" is a Hub model
         parameters = {"run_root": root, **model, **parameters}
         arguments = [str(part) for item in parameters.items() for part in ("-p", *item)]

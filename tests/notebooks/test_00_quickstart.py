@@ -4,7 +4,10 @@ import json
 
 import pytest
 
-from ftkit.history import History
+from ftkit import data
+from ftkit.config import TrainConfig
+from ftkit.lessons import check
+from ftkit.training import History
 
 pytestmark = pytest.mark.slow
 
@@ -83,10 +86,6 @@ SOLUTIONS = {
 
 def test_exercises_are_solved_by_the_hidden_solutions(quickstart, capsys):
     """Each `...` of the notebook is replaced by its solution; every check must then say ✓."""
-    from ftkit import data
-    from ftkit.config import TrainConfig
-    from ftkit.learn import check
-
     config = TrainConfig.load(quickstart.run.require("config.yaml"))
     names = {
         "config": config,

@@ -2,8 +2,7 @@
 
 import pytest
 
-from ftkit import lora
-from ftkit.learn import check
+from ftkit.lessons import check, lora
 
 pytestmark = pytest.mark.slow
 

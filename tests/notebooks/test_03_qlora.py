@@ -2,8 +2,8 @@
 
 import pytest
 
-from ftkit import quantization
-from ftkit.learn import check
+from ftkit import lessons
+from ftkit.lessons import check
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("answers", "mark"), [(SOLUTIONS, "✓"), (MISTAKES, "✗")])
 def test_exercises_know_right_from_wrong(book, capsys, answers, mark):
     """Each `...` of the notebook is replaced by an answer; every check must say what it is worth."""
-    names = {"check": check, "levels": quantization.levels_of("nf4"), "bits": book.run.facts["qlora"]["bits_double"]}
+    names = {"check": check, "levels": lessons.levels_of("nf4"), "bits": book.run.facts["qlora"]["bits_double"]}
     sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
     for blank, answer in answers.items():
         exec(next(source for source in sources if blank in source).replace(blank, answer), names)

@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from ftkit import lora
-from ftkit.learn import check
+from ftkit.lessons import check, lora
 
 pytestmark = pytest.mark.slow
 

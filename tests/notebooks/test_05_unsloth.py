@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ftkit import gpu_records, patches
-from ftkit.learn import check
+from ftkit import lessons
+from ftkit.lessons import backends, check
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def test_imported_last_it_warns_and_leaves_names_stale(book, runs):
 def test_the_record_comes_with_device_day_and_source(book):
     page = book.page.read_text()
     for name in ("length", "baseline", "t4", "h200"):
-        record = gpu_records.load(name)
+        record = lessons.load_record(name)
         assert record.device in page
         assert record.source in page
 
@@ -97,7 +97,7 @@ class Patched:
 @pytest.mark.parametrize(("answers", "mark"), [(SOLUTIONS, "✓"), (MISTAKES, "✗")])
 def test_exercises_know_right_from_wrong(book, capsys, answers, mark):
     """Each `...` of the notebook is replaced by an answer; every check must say what it is worth."""
-    names = {"check": check, "length": gpu_records.load("length"), "patches": patches, "FastLanguageModel": Patched}
+    names = {"check": check, "length": lessons.load_record("length"), "patches": backends, "FastLanguageModel": Patched}
     sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
     for blank, answer in answers.items():
         exec(next(source for source in sources if blank in source).replace(blank, answer), names)

@@ -4,9 +4,9 @@ import pytest
 
 from ftkit import memory
 from ftkit.config import TrainConfig
-from ftkit.history import History
-from ftkit.learn import check
+from ftkit.lessons import check
 from ftkit.runs import Run
+from ftkit.training import History
 
 pytestmark = pytest.mark.slow
 

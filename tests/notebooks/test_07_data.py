@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from ftkit import clean, data, planted
-from ftkit.learn import check
+from ftkit import cleaning, data
+from ftkit.cleaning.privacy import scan
+from ftkit.lessons import check, planted
 
 pytestmark = pytest.mark.slow
 
@@ -38,16 +39,15 @@ def test_the_leak_in_the_given_test_file_is_refused(book):
 def test_the_splits_that_it_leaves_do_not_leak(book):
     splits = data.load_splits(book.run)
     for a, b in ((splits.train, splits.test), (splits.train, splits.val), (splits.val, splits.test)):
-        assert clean.leakage(a, b).leaked_rows == ()
+        assert data.leakage(a, b).leaked_rows == ()
     assert book.run.facts["data"]["data_digest"] == data.digest(splits.train, splits.val)
 
 
 def test_no_personal_data_is_left(book):
-    from ftkit import pii
 
     rows = data.load_splits(book.run)
     texts = [m["content"] for part in (rows.train, rows.val, rows.test) for turns in part["messages"] for m in turns]
-    assert [t for t in texts if pii.scan(t)] == []
+    assert [t for t in texts if scan(t)] == []
     assert any("[EMAIL]" in t or "[CARD]" in t or "[PHONE]" in t for t in texts)
 
 
@@ -81,8 +81,8 @@ SOLUTIONS = {
 
 def test_exercises_are_solved_by_the_hidden_solutions(book, capsys):
     """Each `...` of the notebook is replaced by its solution; every check must then say ✓."""
-    report = clean.clean("messy", on_error="drop")
-    names = {"clean": clean, "planted": planted, "report": report, "check": check}
+    report = cleaning.clean("messy", on_error="drop")
+    names = {"clean": cleaning, "planted": planted, "report": report, "check": check}
     sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
     for blank, solution in SOLUTIONS.items():
         exercise = next(source for source in sources if blank in source)

@@ -3,10 +3,10 @@
 import pytest
 
 from ftkit.config import TrainConfig
-from ftkit.history import History
-from ftkit.learn import check
+from ftkit.lessons import check
 from ftkit.runs import Run
-from ftkit.sweep_report import SweepReport
+from ftkit.training import History
+from ftkit.tuning.study import SearchReport
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ def book(execute):
 @pytest.fixture(scope="module")
 def config(book):
     """The config of the short runs: what the search started with."""
-    return SweepReport.open(Run.open(book.run / "search")).config
+    return SearchReport.open(Run.open(book.run / "search")).config
 
 
 def test_no_check_of_the_notebook_failed(book):
@@ -35,7 +35,7 @@ def test_the_form_returns_its_defaults_without_a_front_end(book):
 
 
 def test_too_low_learns_less_than_right(book):
-    low, right, high = SweepReport.open(Run.open(book.run / "rates")).trials
+    low, right, high = SearchReport.open(Run.open(book.run / "rates")).trials
     assert right.value < 0.5 * low.value
     assert high.value is None or high.value > right.value
 
@@ -60,7 +60,7 @@ def test_a_warm_up_longer_than_the_run_never_reaches_its_rate(book):
 
 
 def test_the_search_begins_with_the_config_or_draws_from_the_ramps_zone(book):
-    report = SweepReport.open(Run.open(book.run / "search"))
+    report = SearchReport.open(Run.open(book.run / "search"))
     assert len(report.trials) == 3
     assert report.best_trial.state == "finished"
     for trial in report.trials:
@@ -70,7 +70,7 @@ def test_the_search_begins_with_the_config_or_draws_from_the_ramps_zone(book):
 
 def test_the_chosen_config_can_be_read_back(book):
     chosen = TrainConfig.load(book.run.require("config.yaml"))
-    best = SweepReport.open(Run.open(book.run / "search")).best
+    best = SearchReport.open(Run.open(book.run / "search")).best
     assert (chosen.learning_rate, chosen.lora_r, chosen.max_steps) == (best.learning_rate, best.lora_r, 40)
     assert book.run.facts["configure"]["chosen"]["learning_rate"] == best.learning_rate
 

@@ -3,10 +3,9 @@
 import pytest
 
 from ftkit.config import TrainConfig
-from ftkit.diagnosis import diagnose
-from ftkit.history import History
-from ftkit.learn import check
+from ftkit.lessons import check
 from ftkit.runs import Run
+from ftkit.training import History, diagnose
 
 pytestmark = pytest.mark.slow
 BROKEN = {

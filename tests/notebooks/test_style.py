@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ftkit import badges
+from tools import badges
 
 LESSONS = {"02_lora", "03_qlora"}  # each builds a thing by hand first, in smaller steps
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))

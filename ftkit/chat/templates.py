@@ -1,0 +1,202 @@
+"""From `messages` to tokens with the tokenizer's own chat template, and which of the tokens are trained.
+
+The mask is derived by rendering prefixes of the chat with that template: no marker of any model is written here.
+Tools go through the template as well; for one that does not know them, `fold_tools` writes them into the text.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ftkit.data import as_json, parse_calls, parse_tools, plain
+from ftkit.errors import DataError
+
+Messages = Sequence[Mapping[str, Any]]
+
+_Chat = list[dict[str, Any]]
+
+_HERMES = """# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{}
+</tools>
+
+For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+<tool_call>
+{{"name": <function-name>, "arguments": <args-json-object>}}
+</tool_call>"""
+
+
+def render(example: Mapping[str, Any] | Messages, tokenizer: Any, *, add_generation_prompt: bool = False) -> str:
+    """The text that the model reads: the tokenizer's own template, with exactly one start token where the model has one.
+
+    Args:
+        example: a row with `messages` and perhaps `tools`, or the messages alone.
+        tokenizer: with a chat template.
+        add_generation_prompt: end where an answer would begin.
+
+    Raises:
+        DataError: no chat template, one that refuses these turns (says which), or one that leaves out calls or tools.
+    """
+    chat, tools = _parts(example)
+    text = _render(chat, tools, tokenizer, add_generation_prompt)
+    if _has_tools(chat, tools):
+        _check_tools(chat, tools, tokenizer)
+    return text
+
+
+def _render(chat: _Chat, tools: _Chat, tokenizer: Any, add_generation_prompt: bool = False) -> str:
+    from jinja2 import TemplateError
+
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError(
+            "This tokenizer has no chat template: it belongs to a base model. Take the instruct variant, "
+            "or set tokenizer.chat_template."
+        )
+    try:
+        text = tokenizer.apply_chat_template(
+            chat, tools=tools or None, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except (TemplateError, TypeError, KeyError, ValueError) as error:
+        roles = " → ".join(m["role"] for m in chat) or "a chat that begins with an answer"
+        fold = "write tools into the text with fold_tools, " if _has_tools(chat, tools) else ""
+        raise DataError(
+            f"The chat template refuses {roles}: {error}. Fold a system turn into the first user turn (chat.fold_system), {fold}or mend the order."
+        ) from error
+    bos = tokenizer.bos_token
+    if bos and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] and not text.startswith(bos):
+        text = bos + text
+    return str(text)
+
+
+def _has_tools(chat: _Chat, tools: _Chat) -> bool:
+    return bool(tools) or any(m["role"] == "tool" or "tool_calls" in m for m in chat)
+
+
+def _check_tools(chat: _Chat, tools: _Chat, tokenizer: Any) -> None:
+    """Raise for calls, results and schemas that the template leaves out: each gets a mark, which must be in the text.
+
+    Schemas that a system turn spells out already may be left out.
+    """
+    marks: dict[str, str] = {}
+
+    def mark(what: str) -> str:
+        marks[f"mark{len(marks)}mark"] = what
+        return list(marks)[-1]
+
+    def renamed(item: dict[str, Any], what: str) -> dict[str, Any]:
+        return item | {"function": item["function"] | {"name": mark(f"the {what} of {item['function']['name']}")}}
+
+    spelt_out = "".join(m["content"] for m in chat[:1] if m["role"] == "system")
+    quoted = set(re.findall(r"""["'](\w[\w.-]*)["']""", spelt_out))
+    schemas = [t if t["function"]["name"] in quoted else renamed(t, "schema") for t in tools]
+    marked = []
+    for message in chat:
+        if "tool_calls" in message:
+            message = message | {"tool_calls": [renamed(call, "call") for call in message["tool_calls"]]}
+        elif message["role"] == "tool":
+            message = message | {"content": mark("a tool's result")}
+        marked.append(message)
+    text = _render(marked, schemas, tokenizer)
+    if lost := list(dict.fromkeys(what for key, what in marks.items() if key not in text)):
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise DataError(
+            f"The chat template leaves out {', '.join(lost[:3])}{more}: it does not know tool calls. Write them into "
+            "the text with fold_tools(messages, tools), or take a model whose template knows them."
+        )
+
+
+def fold_tools(messages: Messages, tools: Any = None) -> list[dict[str, Any]]:
+    """Write calls, results and schemas into the text, in the Hermes convention, for a template that knows no tools.
+
+    Calls become `<tool_call>` JSON in the answer; the results after it become one user turn of `<tool_response>` parts, in
+    the order of the calls (ids are then spent); schemas end the system turn. Folding twice changes nothing.
+
+    Example:
+        examples.map(lambda row: {"messages": fold_tools(row["messages"], row["tools"]), "tools": None})
+    """
+    folded: _Chat = []
+    order: dict[str, int] = {}
+    for is_result, run in itertools.groupby(_parts(messages)[0], key=lambda m: m["role"] == "tool"):
+        if is_result:
+            results = sorted(run, key=lambda m: order.get(str(m.get("tool_call_id")), len(order)))
+            folded.append({"role": "user", "content": "\n".join(map(_folded_result, results))})
+            continue
+        for message in run:
+            calls = message.pop("tool_calls", [])
+            order = {str(call.get("id")): number for number, call in enumerate(calls)}
+            said = [message["content"]] if message["content"] else []
+            folded.append(message | {"content": "\n".join([*said, *map(_folded_call, calls)])})
+    schemas = "\n".join(as_json(schema, "tools") for schema in parse_tools(tools))
+    system = folded.pop(0) if folded and folded[0]["role"] == "system" else {"role": "system", "content": ""}
+    if schemas and "<tools>" not in system["content"]:
+        above = f"{system['content']}\n\n" if system["content"] else ""
+        system = system | {"content": above + _HERMES.format(schemas)}
+    return [system, *folded] if system["content"] else folded
+
+
+def _folded_call(call: dict[str, Any]) -> str:
+    return f"<tool_call>\n{as_json(call['function'], 'a tool call')}\n</tool_call>"
+
+
+def _folded_result(message: Mapping[str, Any]) -> str:
+    if message["content"].lstrip().startswith("<tool_response>"):
+        return str(message["content"])
+    named = {"name": message.get("name"), "content": message["content"]}
+    return f"<tool_response>\n{as_json(named, 'a result') if named['name'] else message['content']}\n</tool_response>"
+
+
+def _parts(example: Mapping[str, Any] | Messages) -> tuple[_Chat, _Chat]:
+    """Messages and tools as a template wants them: objects in place of JSON text, and no empty keys."""
+    chat = [plain(m) for m in (example["messages"] if isinstance(example, Mapping) else example)]
+    for message in chat:
+        if calls := parse_calls(message.pop("tool_calls", None)):
+            message["tool_calls"] = calls
+    return chat, parse_tools(example.get("tools")) if isinstance(example, Mapping) else []
+
+
+def fold_system(messages: Sequence[Mapping[str, Any]]) -> _Chat:
+    """Put what the system turn says at the head of the first user turn, for a template that refuses a system role.
+
+    Folding twice changes nothing. Ask the trained model in the same way: `fold_system` its prompts too.
+
+    Example:
+        examples.map(lambda row: {"messages": fold_system(row["messages"])})
+    """
+    chat = [plain(message) for message in messages]
+    if not chat or chat[0]["role"] != "system":
+        return chat
+    said, rest = chat[0]["content"], chat[1:]
+    if not rest or rest[0]["role"] != "user":
+        return [{"role": "user", "content": said}, *rest] if said else rest
+    return [rest[0] | {"content": _joined(said, rest[0]["content"])}, *rest[1:]]
+
+
+def merge_turns(messages: Sequence[Mapping[str, Any]]) -> _Chat:
+    """Join neighbouring turns of one role, with a blank line between, for a template that wants roles to alternate.
+
+    Turns with tool calls and tool results stay apart: each call belongs to its own turn.
+
+    Example:
+        examples.map(lambda row: {"messages": merge_turns(row["messages"])})
+    """
+    merged: _Chat = []
+    for message in map(plain, messages):
+        last = merged[-1] if merged else {}
+        if last.get("role") == message["role"] and _is_plain_text(last) and _is_plain_text(message):
+            merged[-1] = last | {"content": _joined(last["content"], message["content"])}
+        else:
+            merged.append(message)
+    return merged
+
+
+def _is_plain_text(message: Mapping[str, Any]) -> bool:
+    return message["role"] != "tool" and not message.get("tool_calls")
+
+
+def _joined(first: str, second: str) -> str:
+    return "\n\n".join(part for part in (first, second) if part)

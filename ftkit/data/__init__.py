@@ -1,0 +1,59 @@
+"""Any table to `messages`: files, the Hub and the bundled sets in, splits out; every row that cannot be read is named."""
+
+from ftkit.data.export import from_messages
+from ftkit.data.formats import (
+    as_json,
+    detect_format,
+    order_problem,
+    parse_calls,
+    parse_tools,
+    plain,
+    to_messages,
+    used_columns,
+)
+from ftkit.data.leaks import LeakageReport, leakage
+from ftkit.data.loading import Loaded, aligned, load_examples, read_rows
+from ftkit.data.readers import read
+from ftkit.data.shingles import WORDS, Texts, jaccard, normalise, text_of, word_shingles, words
+from ftkit.data.similarity import BANDS, ROWS, THRESHOLD, close_pairs, distance, join, near_pairs, simhash
+from ftkit.data.splits import Splits, digest, load_splits, prompt, save, split
+
+__all__ = [
+    "BANDS",
+    "ROWS",
+    "THRESHOLD",
+    "WORDS",
+    "LeakageReport",
+    "Loaded",
+    "Splits",
+    "Texts",
+    "aligned",
+    "as_json",
+    "close_pairs",
+    "detect_format",
+    "digest",
+    "distance",
+    "from_messages",
+    "jaccard",
+    "join",
+    "leakage",
+    "load_examples",
+    "load_splits",
+    "near_pairs",
+    "normalise",
+    "order_problem",
+    "parse_calls",
+    "parse_tools",
+    "plain",
+    "prompt",
+    "read",
+    "read_rows",
+    "save",
+    "simhash",
+    "split",
+    "text_of",
+    "to_messages",
+    "used_columns",
+    "word_shingles",
+    "words",
+]

@@ -1,0 +1,150 @@
+"""Whether a test set can be trusted: rows of it that training has seen, exactly or nearly."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ftkit.data import shingles, similarity
+from ftkit.data.loading import aligned
+from ftkit.data.shingles import Texts
+from ftkit.errors import DataError
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """A test row and a training row (counted from 1) that are alike in `on`: "prompt" or "all" (prompt plus answer)."""
+
+    test: int
+    train: int
+    on: str
+    similarity: float
+    test_text: str
+    train_text: str
+
+
+@dataclass(frozen=True)
+class LeakageReport:
+    """Exact and near overlap between two parts of a dataset."""
+
+    exact: tuple[Overlap, ...]
+    near: tuple[Overlap, ...]
+    train_rows: int
+    test_rows: int
+    threshold: float
+    skipped: int = 0  # comparisons left out among rows full of boilerplate; 0: nothing was left out
+
+    @property
+    def leaked_rows(self) -> tuple[int, ...]:
+        """Test rows, counted from 1, with an exact or near twin in training."""
+        return tuple(sorted({o.test for o in self.exact + self.near}))
+
+    def without_leaks(self, test: Any) -> Any:
+        """The test rows that have no twin in training, in their order."""
+        leaked = set(self.leaked_rows)
+        return test.select([i for i in range(len(test)) if i + 1 not in leaked])
+
+    def refuse_exact(self) -> None:
+        """Stop here if the test set holds rows that training has seen.
+
+        Raises:
+            DataError: lists the pairs.
+        """
+        if self.exact:
+            rows = sorted({o.test for o in self.exact})
+            listed = "\n  ".join(
+                f"test row {o.test} = train row {o.train} ({_named(o.on)})" for o in self.exact[:_SHOWN]
+            )
+            raise DataError(
+                f"{len(rows)} of {self.test_rows} test rows stand in the training set, so a score on them says nothing:\n  {listed}\n"
+                "Split with data.split, which keeps twins together, or take these rows out of one of the two."
+            )
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'✗' if self.exact else '○' if self.near else '✓'} {len(self.exact)} exact and {len(self.near)} near overlaps "
+            f"between {self.train_rows} train and {self.test_rows} test rows"
+        ]
+        if self.skipped:
+            lines[0] = f"○{lines[0][1:]} ({self.skipped} comparisons left out among rows full of boilerplate)"
+        lines += [
+            f"  test row {o.test} ~ train row {o.train}: {_named(o.on)}, {o.similarity:.0%} alike"
+            for o in (self.exact + self.near)[:_SHOWN]
+        ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><td>{o.test}</td><td>{o.train}</td><td>{_named(o.on)}</td><td>{o.similarity:.0%}</td>"
+            f"<td style='text-align:left'>{html.escape(o.test_text)}</td><td style='text-align:left'>{html.escape(o.train_text)}</td></tr>"
+            for o in self.exact + self.near
+        )
+        head = "<tr><th>test row</th><th>train row</th><th>in</th><th>alike</th><th style='text-align:left'>test</th><th style='text-align:left'>train</th></tr>"
+        return f"<p><b>{html.escape(str(self).splitlines()[0])}</b></p>" + (
+            f"<table>{head}{cells}</table>" if cells else ""
+        )
+
+
+def leakage(train: Any, test: Any, *, threshold: float = similarity.THRESHOLD, method: str = "auto") -> LeakageReport:
+    """Compare every test row with every training row, on the prompt and on prompt plus answer.
+
+    Exact means the same up to case, spaces, invisible characters and Unicode form; near is a Jaccard similarity of word
+    5-grams of at least `threshold`. A pair is listed once, on the larger part that agrees.
+
+    Args:
+        train: examples.
+        test: examples, or the validation part.
+        threshold: from 0 to 1.
+        method: as in `data.near_pairs`.
+    """
+    from datasets import concatenate_datasets
+
+    both, cut = concatenate_datasets(aligned([part.select_columns(["messages"]) for part in (train, test)])), len(train)
+    skipped = 0
+    exact: dict[tuple[int, int], Overlap] = {}
+    near: dict[tuple[int, int], Overlap] = {}
+    for on in ("all", "prompt"):
+        texts = Texts(both, on)
+        for first, second in _equal(texts, cut):
+            if (first, second) not in exact:
+                exact[first, second] = _overlap(texts, first, second, cut, on, 1.0)
+        found = similarity.near_pairs(texts, threshold, method=method, across=cut)
+        skipped += found.skipped
+        for pair in found.pairs:
+            key = (pair.first, pair.second)
+            if key not in exact and key not in near:
+                near[key] = _overlap(texts, *key, cut, on, pair.similarity)
+    near = {key: overlap for key, overlap in near.items() if key not in exact}
+    return LeakageReport(_sorted(exact.values()), _sorted(near.values()), len(train), len(test), threshold, skipped)
+
+
+def _equal(texts: Texts, cut: int) -> list[tuple[int, int]]:
+    """Each test text with the first training text that equals it."""
+    first: dict[int, int] = {}
+    pairs = []
+    for i, text in enumerate(texts):
+        key = hash(shingles.normalise(text))
+        if i < cut:
+            first.setdefault(key, i)
+        elif key in first and shingles.normalise(texts[first[key]]) == shingles.normalise(text):
+            pairs.append((first[key], i))
+    return pairs
+
+
+def _overlap(texts: Sequence[str], first: int, second: int, cut: int, on: str, similarity: float) -> Overlap:
+    return Overlap(second - cut + 1, first + 1, on, similarity, _begin(texts[second]), _begin(texts[first]))
+
+
+def _begin(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 120 else flat[:119] + "…"
+
+
+def _named(on: str) -> str:
+    return "prompt and answer" if on == "all" else "prompt"
+
+
+def _sorted(overlaps: Any) -> tuple[Overlap, ...]:
+    return tuple(sorted(overlaps, key=lambda o: (o.test, o.train)))

@@ -1,0 +1,226 @@
+"""Is it better? Exact match, token F1 and perplexity, each with an interval, on the same prompts before and after."""
+
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftkit import chat, files
+from ftkit.data import prompt
+from ftkit.errors import DataError
+from ftkit.evaluation.metrics import Score, difference_interval, exact_match, interval, squad_normalise, token_f1
+from ftkit.models import answer_nll, generate
+from ftkit.runs import Run
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """How one model answered one set of prompts; `rows` holds every answer with its own scores."""
+
+    name: str
+    exact_match: Score
+    token_f1: Score
+    stopped: float
+    rows: tuple[dict[str, Any], ...]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the rows as JSONL, whole or not at all."""
+        return files.write_jsonl(path, list(self.rows))
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers alone, for `summary.json`."""
+        scores = {
+            n: {"value": s.value, "low": s.low, "high": s.high}
+            for n, s in (("exact_match", self.exact_match), ("token_f1", self.token_f1))
+        }
+        return {"name": self.name, "rows": len(self.rows), "stopped": self.stopped, **scores}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: exact match {self.exact_match}, token F1 {self.token_f1}, "
+            f"{self.stopped:.0%} of {len(self.rows)} answers stopped by themselves"
+        )
+
+    def _repr_html_(self) -> str:
+        cells = (self.name, str(self.exact_match), str(self.token_f1), f"{self.stopped:.0%}", str(len(self.rows)))
+        head = ("model", "exact match [95 %]", "token F1 [95 %]", "stopped", "prompts")
+        return f"<table>{_row(head, 'th')}{_row(cells)}</table>"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same prompts; the difference is paired, so what the prompts share cancels."""
+
+    before: EvalReport
+    after: EvalReport
+    difference: Score
+
+    @property
+    def better(self) -> bool:
+        """Whether the whole interval of the difference lies above zero."""
+        return self.difference.low > 0
+
+    def verdict(self) -> str:
+        """One plain sentence."""
+        d = self.difference
+        change = f"{100 * d.value:+.1f} points of exact match [{100 * d.low:+.0f}, {100 * d.high:+.0f}] on {len(self.after.rows)} prompts"
+        if self.better:
+            return f"{self.after.name} is better than {self.before.name}: {change}."
+        if d.high < 0:
+            return f"{self.after.name} is WORSE than {self.before.name}: {change}. Do not ship it."
+        return f"No difference between {self.before.name} and {self.after.name} can be told from this sample: {change}."
+
+    def __str__(self) -> str:
+        return f"{self.before}\n{self.after}\n{self.verdict()}"
+
+    def examples(self, n: int = 3) -> "Examples":
+        """The first `n` prompts with both answers beside the wanted one."""
+        pairs = list(zip(self.before.rows, self.after.rows, strict=True))[:n]
+        return Examples(self.before.name, self.after.name, tuple(pairs))
+
+    def _repr_html_(self) -> str:
+        head = ("model", "exact match [95 %]", "token F1 [95 %]", "stopped")
+        rows = "".join(
+            _row((r.name, str(r.exact_match), str(r.token_f1), f"{r.stopped:.0%}")) for r in (self.before, self.after)
+        )
+        return f"<table>{_row(head, 'th')}{rows}</table><p>{html.escape(self.verdict())}</p>"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Answers of two models to the same prompts, to be read."""
+
+    before_name: str
+    after_name: str
+    pairs: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
+
+    def __str__(self) -> str:
+        blocks = [
+            f"PROMPT\n{b['prompt']}\nWANTED\n{b['expected'][0]}\n{self.before_name.upper()} {_tick(b)}\n{b['answer']}\n"
+            f"{self.after_name.upper()} {_tick(a)}\n{a['answer']}"
+            for b, a in self.pairs
+        ]
+        return "\n\n".join(blocks)
+
+    def _repr_html_(self) -> str:
+        head = _row(("prompt", "wanted", self.before_name, self.after_name), "th")
+        rows = "".join(
+            _row(
+                (b["prompt"], b["expected"][0], f"{_tick(b)} {b['answer']}", f"{_tick(a)} {a['answer']}"),
+                style="text-align:left;white-space:pre-wrap;vertical-align:top;max-width:24em",
+            )
+            for b, a in self.pairs
+        )
+        return f"<table>{head}{rows}</table>"
+
+
+def perplexity(
+    model: Any, tokenizer: Any, examples: Any, *, batch_size: int = 8, max_length: int | None = None
+) -> float:
+    """exp(total negative log-likelihood / number of answer tokens), over the answers in `examples` alone.
+
+    A mean of the examples' own perplexities would weigh short answers more; this does not. 1 is perfect.
+
+    Raises:
+        DataError: no example has an answer token.
+    """
+    rows = [chat.tokenize(row, tokenizer, max_length=max_length) for row in examples]
+    sums = answer_nll(model, rows, batch_size=batch_size)
+    total, count = sum(nll for nll, _ in sums), sum(tokens for _, tokens in sums)
+    if count == 0:
+        raise DataError("No example has an answer token to measure: is max_length too small?")
+    return math.exp(total / count)
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    examples: Any,
+    *,
+    name: str = "model",
+    normalise: Callable[[str], str] = squad_normalise,
+    max_new_tokens: int = 128,
+    batch_size: int = 40,
+    progress: bool = False,
+) -> EvalReport:
+    """Let the model answer each example's prompt and score it against the answer (or any text in a column `accept`).
+
+    Args:
+        model: 16-bit on a CPU, where 4-bit generates slowly.
+        tokenizer: with a chat template.
+        examples: rows with `messages`; the last assistant turn is the reference.
+        name: how reports and figures call this model.
+        normalise: `squad_normalise`, or `exact_words` where the format counts.
+        max_new_tokens: most tokens of one answer; a cut answer counts as it stands.
+        batch_size: prompts answered at once.
+        progress: show a bar.
+
+    Raises:
+        DataError: no examples.
+    """
+    if len(examples) == 0:
+        raise DataError("There are no examples to evaluate on.")
+    prompts = [prompt(messages) for messages in examples["messages"]]
+    accepted = examples["accept"] if "accept" in examples.column_names else [None] * len(examples)
+    expected = [a or [messages[-1]["content"]] for a, messages in zip(accepted, examples["messages"], strict=True)]
+    answers = generate(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    )
+    rows: tuple[dict[str, Any], ...] = tuple(
+        {
+            "prompt": turns[-1]["content"],
+            "expected": list(references),
+            "answer": answer.text,
+            "stopped": answer.stopped,
+            "tokens": answer.tokens,
+            "exact_match": exact_match(answer.text, references, normalise),
+            "token_f1": token_f1(answer.text, references, normalise),
+        }
+        for turns, references, answer in zip(prompts, expected, answers, strict=True)
+    )
+    return EvalReport(
+        name,
+        interval([r["exact_match"] for r in rows]),
+        interval([r["token_f1"] for r in rows]),
+        sum(r["stopped"] for r in rows) / len(rows),
+        rows,
+    )
+
+
+def compare(before: EvalReport, after: EvalReport) -> Comparison:
+    """Pair two reports on the same prompts; the difference is of exact match.
+
+    Raises:
+        DataError: the reports are on different prompts.
+    """
+    if [r["prompt"] for r in before.rows] != [r["prompt"] for r in after.rows]:
+        raise DataError(
+            f"{before.name} and {after.name} answered different prompts; evaluate both on the same examples."
+        )
+    return Comparison(
+        before,
+        after,
+        difference_interval(
+            [a["exact_match"] - b["exact_match"] for b, a in zip(before.rows, after.rows, strict=True)]
+        ),
+    )
+
+
+def save_reports(run: Run, **reports: EvalReport) -> Path:
+    """Write each report to `eval/<name>.jsonl` and their numbers to `eval/summary.json`, then mark the step as done."""
+    for name, report in reports.items():
+        report.save(run / f"eval/{name}.jsonl")
+    path = files.write_json(run / "eval/summary.json", {name: report.summary() for name, report in reports.items()})
+    run.finish("evaluate", **{name: report.exact_match.value for name, report in reports.items()})
+    return path
+
+
+def _tick(row: Mapping[str, Any]) -> str:
+    return "✓" if row["exact_match"] else "✗"
+
+
+def _row(cells: Sequence[str], tag: str = "td", style: str = "") -> str:
+    attribute = f' style="{style}"' if style else ""
+    return "<tr>" + "".join(f"<{tag}{attribute}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"

@@ -1,0 +1,77 @@
+"""One figure a question. Each takes an `ax` and gives it back; none calls `show`.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers; every line also differs in marker or dash.
+"""
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ftkit import files
+
+
+def front_end() -> bool:
+    """Whether a person sits before this kernel; papermill and nbconvert set a mark in the environment of ours."""
+    import os
+
+    from IPython import get_ipython
+
+    return "FTKIT_HEADLESS" not in os.environ and type(get_ipython()).__name__ in {"ZMQInteractiveShell", "Shell"}
+
+
+BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#8c8c8c", "#D55E00"
+
+
+def blank_axes(width: float = 7.0, height: float = 3.6) -> Any:
+    """Axes on a figure of their own, outside pyplot: nothing pops up and nothing has to be closed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure.add_subplot()
+
+
+def save(ax: Any, path: str | Path) -> Path:
+    """Write the figure of `ax` as PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    ax.figure.savefig(buffer, format="png", dpi=120)
+    return files.write_bytes(path, buffer.getvalue())
+
+
+def smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:
+    """Exponential moving average, corrected for its start (Kingma and Ba 2015, section 3)."""
+    smoothed, running, total = [], 0.0, 0.0
+    for value in values:
+        running, total = weight * running + (1 - weight) * value, weight * total + (1 - weight)
+        smoothed.append(running / total)
+    return smoothed
+
+
+def axes(ax: Any) -> Any:
+    """`ax` itself, or a new one where there is none."""
+    if ax is not None:
+        return ax
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(7.0, 3.6), layout="constrained")[1]
+
+
+def label(ax: Any, x: str, y: str, title: str) -> None:
+    """Name both axes with their units and ask the figure's question."""
+    ax.set_xlabel(x)
+    if x == "weight updates":  # there is no half update
+        ax.locator_params(axis="x", integer=True)
+    ax.set_ylabel(y)
+    ax.set_title(title, loc="left")
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _in_notebook() -> bool:
+    if "IPython" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    return type(get_ipython()).__name__ in {"ZMQInteractiveShell", "Shell"}

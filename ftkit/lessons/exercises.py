@@ -1,0 +1,151 @@
+"""Exercises that answer back: predict before you run, check your own work, see what you should see."""
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ftkit.figures import front_end
+
+
+class Prediction:
+    """A reader's guess: a slider in a live notebook, None until it is moved, and never in the way of a headless run."""
+
+    def __init__(self, question: str, guess: float | None, low: float, high: float) -> None:
+        self.question, self._guess, self.low, self.high = question, guess, low, high
+        self._slider: Any = None
+
+    @property
+    def value(self) -> float | None:
+        """The guess, or None where none was made."""
+        return self._guess
+
+    def compare(self, measured: float) -> None:
+        """Print the guess beside the measurement."""
+        if self._guess is None:
+            print(f"○ {self.question}: measured {_short(measured)}. (You made no guess: move the slider next time.)")
+            return
+        spread = abs(self.high - self.low)
+        near = abs(self._guess - measured) <= 0.1 * spread
+        print(
+            f"{'✓ Close' if near else '✗ Not yet'}: {self.question}: you said {_short(self._guess)}, measured {_short(measured)}."
+        )
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import HTML, display
+
+        if not front_end():
+            display(HTML(f"<i>Predict:</i> {html.escape(self.question)}"))
+            return
+        import ipywidgets
+
+        self._slider = ipywidgets.FloatSlider(
+            value=self.low,
+            min=self.low,
+            max=self.high,
+            step=(self.high - self.low) / 100,
+            readout_format=".3g",
+            description="my guess",
+            continuous_update=False,
+        )
+        self._slider.observe(self._moved, names="value")
+        display(HTML(f"<i>Predict:</i> {html.escape(self.question)}"), self._slider)
+
+    def _moved(self, change: Any) -> None:
+        self._guess = float(change["new"])
+
+
+def predict(question: str, guess: float | None = None, *, low: float = 0.0, high: float = 1.0) -> Prediction:
+    """Ask for a number before the cell that measures it; `.compare(measured)` answers.
+
+    Args:
+        question: with the unit.
+        guess: type it here, or move the slider that a live notebook shows.
+        low: left end of the slider.
+        high: right end of the slider.
+    """
+    return Prediction(question, guess, low, high)
+
+
+def check(name: str, answer: Any, expected: Any, *, hint: str = "", tolerance: float = 1e-6) -> bool:
+    """Say whether an exercise is solved. `...` or None counts as not yet tried; nothing is raised.
+
+    Args:
+        name: what the exercise is called.
+        answer: the reader's result.
+        expected: a value, or a function of the answer that says yes or no.
+        hint: shown when the answer is wrong.
+        tolerance: for numbers, relative.
+    """
+    if answer is ... or answer is None:
+        print(f"○ {name}: not tried yet.")
+        return False
+    right = _agrees(answer, expected, tolerance)
+    print(f"{'✓' if right else '✗'} {name}" + ("" if right or not hint else f": {hint}"))
+    return right
+
+
+def you_should_see(what: str, value: float, low: float, high: float) -> bool:
+    """Check a number that a run produced against the range that is normal, and say so; nothing is raised."""
+    seen = low <= value <= high
+    if seen:
+        print(f"✓ {what}: {_short(value)} (wanted {_short(low)} to {_short(high)})")
+    else:
+        print(
+            f"✗ {what}: {_short(value)}, but {_short(low)} to {_short(high)} is normal. Look at the cells above before you go on."
+        )
+    return seen
+
+
+def explore(draw: Callable[..., Any], **choices: tuple[Sequence[Any], Any]) -> Any:
+    """Draw a figure that follows sliders; without a person before the kernel, draw it once with the defaults.
+
+    Args:
+        draw: takes each name of `choices` as an argument.
+        choices: for each slider the values that it offers, and the one that it starts at.
+
+    Returns:
+        The sliders with their figure, which it has displayed, or what `draw` returned.
+    """
+    if not front_end():
+        return draw(**{name: default for name, (_, default) in choices.items()})
+    import ipywidgets
+    from IPython.display import display
+
+    sliders = {
+        name: ipywidgets.SelectionSlider(options=values, value=default, description=name, continuous_update=False)
+        for name, (values, default) in choices.items()
+    }
+    box = ipywidgets.interactive(draw, **sliders)
+    display(box)
+    return box
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A worked exercise that stays folded until the reader opens it."""
+
+    text: str
+
+    def _repr_html_(self) -> str:
+        return f"<details><summary>One solution</summary><pre>{html.escape(self.text)}</pre></details>"
+
+    def __str__(self) -> str:
+        return "(a solution is hidden here)"
+
+
+def _agrees(answer: Any, expected: Any, tolerance: float) -> bool:
+    try:
+        if isinstance(expected, Callable):  # type: ignore[arg-type]
+            return bool(expected(answer))
+        if isinstance(answer, int | float) and isinstance(expected, int | float):
+            return math.isclose(answer, expected, rel_tol=tolerance, abs_tol=tolerance)
+        same = answer == expected
+        return bool(same.all() if hasattr(same, "all") else same)  # arrays and tensors compare element by element
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError):
+        return False  # an answer of another kind than the check wants is a wrong answer, not a crash
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

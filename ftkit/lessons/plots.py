@@ -1,0 +1,272 @@
+"""Figures of the lessons on LoRA, quantisation, PEFT and Unsloth; each answers one question, as those of `plots` do."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label
+from ftkit.lessons import lora, quantization
+from ftkit.lessons.measured import Measurement
+from ftkit.memory import estimate_setup
+
+
+def plot_against_measured(points: Sequence[Measurement], ax: Any = None) -> Any:
+    """Can it be believed? Each public measurement against its estimate; on the line they agree."""
+    ax = axes(ax)
+    marks = {"full": ("D", ORANGE), "lora": ("s", GREEN), "qlora": ("o", BLUE)}
+    for method, (mark, colour) in marks.items():
+        chosen = [
+            (p.allocated_gib, estimate_setup(p.shape, p.way).likely_gib) for p in points if p.way.method == method
+        ]
+        if chosen:
+            ax.scatter(
+                *zip(*chosen, strict=True),
+                marker=mark,
+                color=colour,
+                alpha=0.7,
+                s=28,
+                label=f"{method}, {len(chosen)} runs",
+            )
+    ends = [0.8 * min(p.allocated_gib for p in points), 1.2 * max(p.allocated_gib for p in points)]
+    ax.plot(ends, ends, color="black", linewidth=1)
+    ax.fill_between(
+        ends, [0.95 * x for x in ends], [1.05 * x for x in ends], color=GREY, alpha=0.3, linewidth=0, label="within 5 %"
+    )
+    for set_scale in (ax.set_xscale, ax.set_yscale):
+        set_scale("log")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter("")
+    ax.legend(frameon=False)
+    label(ax, "measured peak, GiB (log)", "estimated, GiB (log)", "Can the estimate be believed?")
+    return ax
+
+
+_LOOKS = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, "-.", "^"), (RED, ":", "D"), (GREY, "-", "v"))
+
+
+def plot_spectrum(updates: Mapping[str, Sequence[float]], first: int = 64, ax: Any = None) -> Any:
+    """Is the update of low rank? Singular values of each, as a share of the largest, on a logarithmic axis."""
+    ax = axes(ax)
+    shares = {name: [max(value / values[0], 1e-9) for value in values[:first]] for name, values in updates.items()}
+    _lines(ax, shares, size=3)
+    ax.set_yscale("log")
+    ax.set_ylim(1e-2, 1.5)
+    label(ax, "singular value, largest first", "size, share of the largest (log)", "Is the update of low rank?")
+    return ax
+
+
+def plot_rank_tradeoff(
+    layers: Sequence[lora.Target], values: Sequence[float], r: int = 16, alpha: int = 32, ax: Any = None
+) -> Any:
+    """What does a rank buy? Error of the best approximation of an update, and the parameters of the whole adapter.
+
+    Args:
+        layers: what the adapter attaches to, from `lessons.targets`.
+        values: singular values of the update that is approximated.
+        r: the rank that is marked.
+        alpha: the numerator of the factor before BA.
+        ax: where to draw.
+    """
+    ax = axes(ax)
+    ranks = [rank for rank in (1, 2, 4, 8, 16, 32, 64, 128, 256) if rank < len(values)]
+    errors = lora.rank_errors(values)
+    counts = [lora.adapter_parameters(layers, rank) / 1e6 for rank in ranks]
+    ax.plot(ranks, [errors[rank] for rank in ranks], color=BLUE, marker="o", label="error of the approximation (left)")
+    right = _right(ax, ranks, counts, "trainable parameters (right, log)", "trainable parameters, millions (log)")
+    right.set_yscale("log")
+    _powers_of_two(ax, ranks, r)
+    ax.set_ylim(0, 1)
+    chosen = f"r={r}: error {errors[r]:.2f}, {lora.adapter_parameters(layers, r) / 1e6:.2f} M; BA counts {lora.scaling(alpha, r):g} times"
+    label(ax, "rank r", "relative error, 0 to 1", f"What does a rank buy?  {chosen}")
+    return ax
+
+
+def plot_losses(losses: Mapping[str, Sequence[float]], ax: Any = None) -> Any:
+    """Which variant learns faster? Training losses over each other."""
+    ax = axes(ax)
+    _lines(ax, losses)
+    ax.set_ylim(bottom=0)
+    label(ax, "weight updates", "loss, nats a trained token", "Which variant learns faster?")
+    return ax
+
+
+def plot_levels(levels: Sequence[float], weights: Any, ax: Any = None) -> Any:
+    """Do the levels lie where the weights are? Weights over their block's largest, and the levels as lines."""
+    ax = axes(ax)
+    ax.hist(weights.reshape(-1).tolist(), bins=120, color=GREY, label="real weights / largest of their block")
+    for place, level in enumerate(levels):
+        ax.axvline(level, color=BLUE, linewidth=1, label="levels of NF4" if place == 0 else None)
+    _legend_below(ax)
+    label(ax, "weight / largest of its block of 64", "weights", "Do the levels lie where the weights are?")
+    return ax
+
+
+def plot_rounding(errors: Mapping[str, Sequence[float]], ax: Any = None) -> Any:
+    """What does rounding cost? One group of dots a format, one dot a layer, with the median as a bar."""
+    import statistics
+
+    ax = axes(ax)
+    for place, values in enumerate(errors.values()):
+        middle = statistics.median(values)
+        spread = [place - 0.2 + 0.4 * i / max(1, len(values) - 1) for i in range(len(values))]
+        ax.bar(place, middle, color=BLUE, alpha=0.35, width=0.6)
+        ax.plot(spread, values, color=BLUE, marker="o", linestyle="", markersize=3)
+        ax.annotate(f"{middle:.1%}", (place, max(values)), (0, 4), textcoords="offset points", ha="center")
+    ax.set_xticks(range(len(errors)), list(errors))
+    _percent(ax)
+    ax.margins(y=0.12)
+    label(ax, "stored as, blocks of 64", "relative error of a layer", "What does rounding cost?")
+    return ax
+
+
+def plot_blocksize(weights: Any, size: int = 64, kind: str = "nf4", ax: Any = None) -> Any:
+    """What does a block size buy? Error of storing `weights`, beside the bits that the scales add."""
+    ax = axes(ax)
+    sizes = [16, 32, 64, 128, 256, 512, 1024, 4096]
+    errors = [quantization.error(weights, kind, each) for each in sizes]
+    ax.plot(sizes, errors, color=BLUE, marker="o", label="error (left)")
+    _right(ax, sizes, [32 / each for each in sizes], "bits for scales (right)", "bits a parameter for fp32 scales")
+    _powers_of_two(ax, sizes, size)
+    _percent(ax)
+    ax.set_ylim(bottom=0)
+    error = quantization.error(weights, kind, size)
+    label(
+        ax,
+        "weights that share a scale",
+        "relative error",
+        f"What does a block size buy?  {kind}, {size}: {error:.1%}, {32 / size:.3f} bits",
+    )
+    return ax
+
+
+def plot_saved_by_qlora(pairs: Sequence[Any], ax: Any = None) -> Any:
+    """How much smaller is training? Published peaks of 16-bit LoRA over those of QLoRA; `pairs` are from `lessons.measured_pairs`."""
+    ax = axes(ax)
+    sizes = [pair.parameters / 1e9 for pair in pairs]
+    dots = ax.scatter(
+        sizes, [pair.ratio for pair in pairs], c=[pair.length for pair in pairs], cmap="viridis_r", zorder=3
+    )
+    ax.figure.colorbar(dots, label="length of a row, tokens")
+    ax.axhspan(4, 8, color=ORANGE, alpha=0.3, label="the claim: 4 to 8 times")
+    ax.axhline(1, color=GREY, linestyle=":", label="nothing saved")
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.set_ylim(0, 8.5)
+    _legend_below(ax)
+    label(
+        ax, "parameters of the model, billions (log)", "peak of LoRA / peak of QLoRA", "How much smaller is training?"
+    )
+    return ax
+
+
+def plot_adapter_weight(losses: Mapping[float, float], weight: float = 1.0, ax: Any = None) -> Any:
+    """How loud should the adapter be? Held-out loss against the factor on BA: 0 is the base model, 1 what was trained.
+
+    Args:
+        losses: the loss at each factor.
+        weight: the factor that is marked, one of them.
+        ax: where to draw.
+    """
+    ax = axes(ax)
+    ax.plot(list(losses), list(losses.values()), color=BLUE, marker="o")
+    ax.axvline(weight, color=GREY, linestyle=":")
+    ax.plot([weight], [losses[weight]], color=ORANGE, marker="D", markersize=9)
+    ax.set_ylim(bottom=0)
+    label(
+        ax,
+        "factor on BA",
+        "held-out loss, nats a trained token",
+        f"How loud should the adapter be?  at {weight:g}: {losses[weight]:.3f}",
+    )
+    return ax
+
+
+def plot_backends(side: Any) -> Any:
+    """What does a backend change? Tokens a second, memory and losses of the same run; `side` is a `SideBySide`."""
+    from matplotlib import pyplot
+
+    layout = {"figsize": (10.5, 3.6), "layout": "constrained", "width_ratios": (1, 1, 1.3)}
+    _, (speed, memory, loss) = pyplot.subplots(1, 3, **layout)
+    names = [run.name.replace(", ", ",\n") for run in side.runs]
+    for panel, values, form in (
+        (speed, [r.tokens_per_s for r in side.runs], "{:.0f}"),
+        (memory, [r.peak_gib for r in side.runs], "{:.2f}"),
+    ):
+        bars = panel.barh(names, values, color=[_LOOKS[i % len(_LOOKS)][0] for i in range(len(names))])
+        panel.bar_label(bars, [form.format(value) for value in values], padding=-34, color="white", fontweight="bold")
+        panel.invert_yaxis()
+    memory.set_yticks([])
+    _lines(loss, {run.name: run.losses for run in side.runs})
+    loss.set_ylim(bottom=0)
+    label(speed, "tokens/s", "", "Is it faster?")
+    label(memory, "peak, GiB", "", "Is it smaller?")
+    label(loss, "weight updates", "loss, nats a trained token", "Does it learn the same?")
+    return speed
+
+
+def plot_by_length(rows: Sequence[Mapping[str, Any]], ax: Any = None) -> Any:
+    """When does Unsloth pay? Recorded speed-up and memory saved against the length of the sequences, beside the claim.
+
+    Lengths at which the plain run was out of memory have nothing to compare with: there the figure says so.
+    """
+    ax = axes(ax)
+    both = [row for row in rows if row["plain_gb"]]
+    lengths = [row["length_tokens"] for row in both]
+    _lines(
+        ax,
+        {
+            "faster by": [row["unsloth_tokens_per_s"] / row["plain_tokens_per_s"] - 1 for row in both],
+            "memory saved": [1 - row["unsloth_gb"] / row["plain_gb"] for row in both],
+        },
+        xs=lengths,
+    )
+    ax.axhline(1.0, color=BLUE, linewidth=1, linestyle=":", label="the claim: 2 times as fast")
+    ax.axhline(0.6, color=ORANGE, linewidth=1, linestyle=":", label="the claim: 60 % less memory")
+    lost = [row["length_tokens"] for row in rows if not row["plain_gb"]]
+    if lost:
+        ax.axvspan(lost[0] / 1.41, lost[-1] * 1.2, color=GREY, alpha=0.25, linewidth=0)
+        ax.annotate("plain: out\nof memory", ((lost[0] * lost[-1]) ** 0.5, 0.3), ha="center", fontsize=9)
+    _powers_of_two(ax, [*lengths, *lost])
+    ax.set_xticklabels([f"{tick / 1024:.0f}k" for tick in (*lengths, *lost)])
+    _percent(ax)
+    ax.set_ylim(0, 1.08)
+    _legend_below(ax)
+    label(ax, "length of a sequence, tokens (1k is 1,024)", "against the plain run", "When does Unsloth pay?")
+    return ax
+
+
+def _lines(ax: Any, series: Mapping[str, Sequence[float]], size: float = 4, xs: Sequence[float] | None = None) -> None:
+    """Lines that differ in colour, dash and marker, over 1, 2, 3 … unless `xs` says otherwise, with a legend."""
+    for (name, values), (colour, dash, marker) in zip(series.items(), itertools.cycle(_LOOKS), strict=False):
+        places = xs or range(1, len(values) + 1)
+        ax.plot(places, values, color=colour, linestyle=dash, marker=marker, markersize=size, label=name)
+    if xs is None:
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(frameon=False)
+
+
+def _right(ax: Any, xs: Sequence[float], values: Sequence[float], name: str, unit: str) -> Any:
+    """A second quantity with an axis of its own on the right; both are named below."""
+    right = ax.twinx()
+    right.plot(xs, values, color=ORANGE, marker="s", linestyle="--", label=name)
+    right.set_ylabel(unit)
+    right.spines["top"].set_visible(False)
+    _legend_below(ax, [*ax.get_lines(), *right.get_lines()])
+    return right
+
+
+def _legend_below(ax: Any, handles: Sequence[Any] | None = None) -> None:
+    place = {"frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
+    ax.legend(handles=handles, **place)
+
+
+def _powers_of_two(ax: Any, ticks: Sequence[int], marked: int | None = None) -> None:
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    if marked is not None:
+        ax.axvline(marked, color=GREY, linestyle=":")
+
+
+def _percent(ax: Any) -> None:
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

@@ -1,0 +1,203 @@
+"""Short trainings for lessons: a plain PyTorch loop over the same batches, nothing written, nothing scheduled.
+
+For real runs there is `train`; this is what stands between two cells of a notebook.
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ftkit.chat import IGNORED, render, tokenize
+from ftkit.evaluation import Score, difference_interval
+from ftkit.hardware import release_memory
+from ftkit.models import TokenRow, answer_nll, evaluating, padded
+
+_WIDTH = 16  # few distinct widths on a CPU: each new one leaves compiled kernels in memory
+
+
+def tokens(examples: Any, tokenizer: Any) -> list[TokenRow]:
+    """Ids and labels of each example; the prompt's labels are masked."""
+    return [tokenize(example, tokenizer) for example in examples]
+
+
+def fit(
+    model: Any,
+    rows: Sequence[TokenRow],
+    *,
+    steps: int,
+    learning_rate: float,
+    full: Any = None,
+    batch_size: int = 2,
+) -> list[float]:
+    """Train what requires a gradient for `steps` updates of AdamW at a constant rate; the loss before each update.
+
+    Every call sees the rows in the same order, from the first on and round again, so that variants differ in nothing else.
+
+    Args:
+        model: with an adapter, or with `full`.
+        rows: from `tokens`.
+        steps: weight updates.
+        learning_rate: constant.
+        full: a layer of the model that is trained as it is, without an adapter; frozen again afterwards.
+        batch_size: rows an update.
+    """
+    import torch
+
+    if full is not None:
+        full.requires_grad_(True)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0.0
+    )
+    # gradients below what fp16 can hold would vanish; a factor before the backward pass, taken back after it, keeps them
+    scaler = torch.amp.GradScaler(model.device.type, init_scale=2.0**10, enabled=model.dtype == torch.float16)
+    model.train()
+    losses = []
+    for step in range(steps):
+        picked = [rows[(step * batch_size + i) % len(rows)] for i in range(batch_size)]
+        loss = answer_loss(model, picked)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(float(loss.detach()))
+        release_memory()
+    if full is not None:
+        full.requires_grad_(False)
+    return losses
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to adapt a model, after a short training."""
+
+    name: str
+    parameters: int
+    first_loss: float
+    last_loss: float
+    held_out_loss: float
+
+
+@dataclass(frozen=True)
+class Variants:
+    """Variants beside each other; shows itself as a table."""
+
+    base_loss: float
+    rows: tuple[Variant, ...]
+
+    def __getitem__(self, name: str) -> Variant:
+        found = next((row for row in self.rows if row.name == name), None)
+        if found is None:
+            raise KeyError(f"There is no variant {name!r}, only {', '.join(row.name for row in self.rows) or 'none'}.")
+        return found
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Plain values, for `run.json`."""
+        return [asdict(row) for row in self.rows]
+
+    def _lines(self) -> list[list[str]]:
+        trained = [
+            [
+                row.name,
+                f"{row.parameters:,}",
+                f"{row.first_loss:.3f}",
+                f"{row.last_loss:.3f}",
+                f"{row.held_out_loss:.3f}",
+            ]
+            for row in self.rows
+        ]
+        return [["base model", "0", "", "", f"{self.base_loss:.3f}"], *trained]
+
+    def __str__(self) -> str:
+        return "\n".join(" · ".join(line) for line in self._lines())
+
+    def _repr_html_(self) -> str:
+        head = ("variant", "trainable parameters", "first loss", "last loss", "held-out loss")
+        lines = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in self._lines()
+        )
+        return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{lines}</table>"
+
+
+def compare_variants(
+    model: Any,
+    variants: Mapping[str, Mapping[str, Any]],
+    rows: Sequence[TokenRow],
+    held_out: Sequence[TokenRow],
+    *,
+    steps: int,
+    learning_rate: float,
+    alpha: int = 16,
+    seed: int = 0,
+) -> tuple[dict[str, list[float]], Variants]:
+    """Train each variant from the same base on the same rows; the training losses, and a table with held-out losses.
+
+    Args:
+        model: a base model without an adapter; it is left so.
+        variants: a name, and the arguments of PEFT's `LoraConfig` that make it; its own `lora_alpha` wins over `alpha`.
+        rows: training rows, from `tokens`.
+        held_out: rows that none of them sees.
+        steps: weight updates each.
+        learning_rate: the same for all.
+        alpha: `lora_alpha` of each that names none.
+        seed: of the adapters' random start.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    losses, table, base_loss = {}, [], mean_loss(model, held_out)
+    for name, settings in variants.items():
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, LoraConfig(**{"lora_alpha": alpha, "task_type": "CAUSAL_LM", **settings}))
+        losses[name] = fit(adapted, rows, steps=steps, learning_rate=learning_rate)
+        count = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+        table.append(Variant(name, count, losses[name][0], losses[name][-1], mean_loss(adapted, held_out)))
+        model = adapted.unload()
+    return losses, Variants(base_loss, tuple(table))
+
+
+def answer_loss(model: Any, rows: Sequence[TokenRow]) -> Any:
+    """Mean cross-entropy of the answers' tokens, nats a token, as a tensor with its graph."""
+    from torch.nn.functional import pad
+
+    ids, mask = padded([row["input_ids"] for row in rows], 0, model.device)
+    labels, _ = padded([row["labels"] for row in rows], IGNORED, model.device)
+    more = (0, -ids.shape[1] % _WIDTH)
+    ids, mask, labels = pad(ids, more), pad(mask, more), pad(labels, more, value=IGNORED)
+    return model(input_ids=ids, attention_mask=mask, labels=labels).loss
+
+
+def mean_loss(model: Any, rows: Sequence[TokenRow]) -> float:
+    """Loss over all answer tokens of `rows`, nats a token."""
+    pairs = answer_nll(model, rows)
+    return sum(nll for nll, _ in pairs) / sum(count for _, count in pairs)
+
+
+def row_losses(model: Any, rows: Sequence[TokenRow]) -> list[float]:
+    """Loss of each row, nats a token."""
+    return [nll / count for nll, count in answer_nll(model, rows)]
+
+
+def logits(model: Any, tokenizer: Any, question: str) -> Any:
+    """What the model says to a chat's first turn, before a word is chosen: logits of shape (1, tokens, vocabulary)."""
+    text = render([{"role": "user", "content": question}], tokenizer, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.device)
+    with evaluating(model):
+        return model(input_ids=ids).logits
+
+
+def plain_weight(layer: Any) -> Any:
+    """The weight that a linear layer multiplies by, in fp32: unpacked where it is 4-bit, without an adapter's part."""
+    if hasattr(layer, "get_base_layer"):
+        layer = layer.get_base_layer()
+    weight = layer.weight
+    if getattr(weight, "quant_state", None) is None:
+        return weight.detach().float().clone()
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, weight.quant_state).float().reshape(layer.out_features, layer.in_features)
+
+
+def loss_difference(before: Sequence[float], after: Sequence[float]) -> Score:
+    """Mean of after minus before over the same rows, with a 95 % bootstrap interval."""
+    return difference_interval([b - a for a, b in zip(before, after, strict=True)])

@@ -1,0 +1,48 @@
+"""A base model with an adapter: load, extend, save, reload, generate; plain Hugging Face objects throughout."""
+
+from ftkit.models.generation import generate
+from ftkit.models.likelihood import TokenRow, answer_nll, batches, context_tokens, evaluating, padded
+from ftkit.models.loading import (
+    add_lora,
+    backend_of,
+    backends,
+    choose_attention,
+    default_model,
+    is_adapted,
+    keep_trainable,
+    load,
+    load_adapter,
+    parameters,
+    save_adapter,
+)
+from ftkit.models.quiet import no_datasets_bars, quietly
+from ftkit.models.sources import BUNDLED, HUB_ID, bundled_folder, bundled_location, cache_root, resolve
+
+__all__ = [
+    "BUNDLED",
+    "HUB_ID",
+    "TokenRow",
+    "add_lora",
+    "answer_nll",
+    "backend_of",
+    "backends",
+    "batches",
+    "bundled_folder",
+    "bundled_location",
+    "cache_root",
+    "choose_attention",
+    "context_tokens",
+    "default_model",
+    "evaluating",
+    "generate",
+    "is_adapted",
+    "keep_trainable",
+    "load",
+    "load_adapter",
+    "no_datasets_bars",
+    "padded",
+    "parameters",
+    "quietly",
+    "resolve",
+    "save_adapter",
+]

@@ -1,0 +1,115 @@
+"""Answers, batched: sorted by length, padded on the left, stopped at the stop token."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ftkit import chat
+from ftkit.hardware import release_memory
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said: its text, its length in tokens, and whether it ended by itself."""
+
+    text: str
+    tokens: int
+    stopped: bool
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str | Sequence[Mapping[str, str]]],
+    *,
+    max_new_tokens: int = 128,
+    batch_size: int = 32,
+    temperature: float = 0.0,
+    seed: int = 42,
+    progress: bool = False,
+) -> list[Answer]:
+    """Answer every prompt, in the order given.
+
+    Prompts of like length share a batch, so that little is padded. Greedy at temperature 0. An answer that reaches
+    `max_new_tokens` without the stop token has `stopped=False`: its end is missing.
+
+    Args:
+        model: any causal language model; a 4-bit one is slow on a CPU, so merge first (`models.load_adapter`).
+        tokenizer: with a chat template.
+        prompts: each a question, or messages that end with a user turn.
+        max_new_tokens: most tokens of one answer.
+        batch_size: prompts answered at once.
+        temperature: 0 takes the likeliest token; above it tokens are drawn with `seed`.
+        seed: of the draws.
+        progress: show a bar.
+
+    Returns:
+        One `Answer` a prompt.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    texts = [chat.render(_as_messages(p), tokenizer, add_generation_prompt=True) for p in prompts]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    answers: list[Answer | None] = [None] * len(ids)
+    was_training, _ = model.training, model.eval()
+    hook = model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+    if temperature > 0:
+        torch.manual_seed(seed)
+    try:
+        with tqdm(total=len(ids), unit="answer", disable=not progress, leave=False) as bar:
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                for row, answer in zip(
+                    rows, _answer(model, tokenizer, [ids[i] for i in rows], max_new_tokens, temperature), strict=True
+                ):
+                    answers[row] = answer
+                bar.update(len(rows))
+                release_memory()
+    finally:
+        hook.remove()
+        model.train(was_training)
+    return [answer for answer in answers if answer is not None]
+
+
+def _contiguous(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copy the last hidden states: for a strided view and a frozen head torch would copy the head once a prompt."""
+    return (inputs[0].contiguous(), *inputs[1:])
+
+
+def _as_messages(prompt: str | Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def _answer(
+    model: Any, tokenizer: Any, batch: list[list[int]], max_new_tokens: int, temperature: float
+) -> list[Answer]:
+    """Answer one batch; `batch` holds token ids, shortest first."""
+    import torch
+
+    width, pad = max(map(len, batch)), tokenizer.pad_token_id
+    tokens = torch.tensor([[pad] * (width - len(row)) + row for row in batch], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=model.device)
+    stops = chat.stop_ids(tokenizer, model)
+    drawing = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=tokens,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=stops,
+            pad_token_id=pad,
+            use_cache=True,
+            **drawing,
+        )
+    return [_cut(row, stops, tokenizer) for row in output[:, width:].tolist()]
+
+
+def _cut(row: list[int], stops: list[int], tokenizer: Any) -> Answer:
+    end = next((i for i, token in enumerate(row) if token in stops), None)
+    kept = row if end is None else row[:end]
+    return Answer(tokenizer.decode(kept, skip_special_tokens=True), len(kept) + (end is not None), end is not None)

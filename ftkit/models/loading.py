@@ -1,0 +1,340 @@
+"""A base model with an adapter: load, attach LoRA, save, reload, merge.
+
+The only module that knows Unsloth. Models and tokenizers are plain Hugging Face objects. Weights come from
+safetensors alone, and no code from a model's repository is ever run.
+"""
+
+import functools
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ftkit import files, runs
+from ftkit.config import TrainConfig
+from ftkit.errors import ConfigError, FtkitWarning, MissingArtifact, MissingExtra, ModelError
+from ftkit.hardware import Hardware, detect
+from ftkit.models import sources
+from ftkit.models.quiet import quietly
+from ftkit.models.sources import BUNDLED
+
+_PLAIN_ATTENTION_TOKENS = 256
+
+SMALL_HUB_MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
+
+
+def default_model(hardware: Hardware | None = None) -> str:
+    """A base model that suits the machine: a small ungated Hub model on a GPU, the bundled one on a CPU.
+
+    Also the bundled one, with a warning, on a GPU from which the Hub is out of reach.
+    """
+    here = detect()
+    if (hardware or here).device != "cuda":
+        return BUNDLED
+    return _in_reach(SMALL_HUB_MODEL) if here.device == "cuda" else SMALL_HUB_MODEL  # a card described by hand
+
+
+@functools.cache  # an unreachable Hub takes seconds to say so, and once is enough
+def _in_reach(name: str) -> str:
+    try:
+        return sources.resolve(name)
+    except ModelError as error:
+        warnings.warn(f"{error} So {BUNDLED!r} is taken.", FtkitWarning, stacklevel=3)
+        return BUNDLED
+
+
+def backends() -> dict[str, str]:
+    """The backends that are installed, with their versions; the first is what `backend="auto"` takes."""
+    versions = runs.versions()
+    needed = {"unsloth": ("unsloth", "peft", "trl"), "transformers": ("transformers", "peft", "trl")}
+    return {name: versions[name] for name, packages in needed.items() if all(p in versions for p in packages)}
+
+
+def load(name: str | Path = BUNDLED, config: TrainConfig | None = None) -> tuple[Any, Any]:
+    """Load a base model and its tokenizer, in 4-bit where `config.load_in_4bit` says so.
+
+    Args:
+        name: `BUNDLED`, a Hub id, or a local folder with safetensors.
+        config: who loads it, in which number format; by default what suits this machine.
+
+    Returns:
+        The model, without an adapter, and its tokenizer with distinct stop and pad tokens where it has both.
+
+    Raises:
+        ModelError: unknown, gated, out of reach or without safetensors; says what to do.
+        MissingExtra: the chosen backend is not installed.
+    """
+    config = config or TrainConfig.for_hardware(detect())
+    # oneDNN keeps compiled kernels for each new width; a thousand of them, its default, is over a GiB
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    backend = choose_backend(config)
+    # A wrong name is refused before the seconds of an import; a conversion of the bundled one would import transformers.
+    known = None if str(name) == BUNDLED else sources.resolve(str(name))
+    if backend == "unsloth" or ("unsloth" in backends() and "transformers" not in sys.modules):
+        _import_unsloth()  # also before a plain load: later would be too late for it to patch
+    source = known or sources.resolve(BUNDLED)
+    try:
+        with quietly(enabled=Path(source).is_dir()):  # a download keeps its progress bar
+            model, tokenizer = (_load_unsloth if backend == "unsloth" else _load_transformers)(source, config)
+    except OSError as error:
+        raise ModelError(
+            f"{str(name)!r} could not be loaded: {(str(error) or type(error).__name__).splitlines()[0]} Wanted: config.json, tokenizer files "
+            "and *.safetensors; pickled weights are not loaded, because they can run code."
+        ) from error
+    keep_trainable(model)
+    _distinct_pad(tokenizer)
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.max_length = None  # Unsloth sets it on a GPU; beside max_new_tokens every answer would warn
+    return model, tokenizer
+
+
+def choose_backend(config: TrainConfig) -> str:
+    """The backend that `config` gets on this machine: `"unsloth"` or `"transformers"`."""
+    available = backends()
+    if config.backend == "auto":
+        # Unsloth always quantises the scales too: a config that asks for plain NF4 goes to bitsandbytes directly.
+        plain_nf4 = config.load_in_4bit and not config.bnb_4bit_use_double_quant
+        wanted = "unsloth" if "unsloth" in available and not plain_nf4 else "transformers"
+    else:
+        wanted = config.backend
+    if wanted not in available:
+        raise MissingExtra(
+            f"backend={wanted!r} is not installed; there are: {', '.join(available) or 'none'}. "
+            "Run: make install, or in Colab ftkit.colab.install()."
+        )
+    if wanted == "unsloth" and config.load_in_4bit and not config.bnb_4bit_use_double_quant:
+        raise ConfigError(
+            "bnb_4bit_use_double_quant=False: Unsloth always double-quantises. Use backend='transformers'."
+        )
+    return wanted
+
+
+def add_lora(model: Any, config: TrainConfig) -> Any:
+    """Attach a fresh LoRA adapter; the base weights freeze. A model that has an adapter comes back as it is.
+
+    Raises:
+        ConfigError: `target_modules` that the model does not have (names the ones it has), or a base model whose layers
+            already carry an adapter from an earlier call.
+    """
+    if is_adapted(model):
+        return model
+    if hasattr(model, "peft_config"):
+        raise ConfigError(
+            "This base model already carries an adapter from an earlier add_lora or train. Go on with the model "
+            "that add_lora returned, or call models.load again for a fresh one."
+        )
+    _check_targets(model, config)
+    if _is_unsloth(model):
+        from unsloth import FastLanguageModel
+
+        extra = {"use_dora": True} if config.use_dora else {}
+        with quietly():
+            return FastLanguageModel.get_peft_model(
+                model,
+                r=config.lora_r,
+                target_modules=list(config.target_modules),
+                lora_alpha=config.lora_alpha,
+                lora_dropout=config.lora_dropout,
+                bias="none",
+                use_rslora=config.use_rslora,
+                random_state=config.seed,
+                use_gradient_checkpointing=_checkpointing(config),
+                max_seq_length=config.max_length,
+                **extra,
+            )
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    torch.manual_seed(config.seed)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=config.lora_r,
+            target_modules=list(config.target_modules),
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            bias="none",
+            use_rslora=config.use_rslora,
+            use_dora=config.use_dora,
+        ),
+    )
+
+
+def choose_attention(model: Any, longest: int) -> None:
+    """On a CPU, compute attention plainly while all rows are short: torch's fused one has a slow backward there.
+
+    Plain ("eager") attention keeps longest² numbers a head and layer, so longer rows stay with the fused one.
+    """
+    if detect().device == "cpu" and longest <= _PLAIN_ATTENTION_TOKENS:
+        model.set_attn_implementation("eager")
+
+
+def save_adapter(model: Any, tokenizer: Any, path: str | Path) -> Path:
+    """Write LoRA weights, tokenizer and chat template to a folder that appears whole or not at all.
+
+    The adapter names the bundled model by its short name, so that the folder works on another machine.
+    """
+    path = Path(path)
+    with files.weight_errors_explained(path), files.folder(path) as working:
+        model.save_pretrained(working, safe_serialization=True)
+        tokenizer.save_pretrained(working)
+        facts = json.loads((working / "adapter_config.json").read_text(encoding="utf-8"))
+        if Path(facts["base_model_name_or_path"] or "") == sources.bundled_location():
+            facts["base_model_name_or_path"] = BUNDLED
+            files.write_json(working / "adapter_config.json", facts)
+        (working / "README.md").unlink(missing_ok=True)  # PEFT's empty card; publish writes a true one
+    return path
+
+
+def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: bool = False) -> tuple[Any, Any]:
+    """Load an adapter on its base model, in 16-bit unless `config` says otherwise.
+
+    With `merge=True` the adapter is added into the base weights: fast to run, and no longer trainable.
+
+    Raises:
+        MissingArtifact: the folder holds no adapter.
+        ConfigError: `merge` into 4-bit weights, which would round the adapter away.
+    """
+    from peft import PeftModel
+
+    path = Path(path)
+    if not (path / "adapter_config.json").exists():
+        raise MissingArtifact(f"{path} holds no adapter. training.train writes one; Run.sample() / 'adapter' has one.")
+    config = config or TrainConfig.for_hardware(detect(), load_in_4bit=False, backend="transformers")
+    if merge and config.load_in_4bit:
+        raise ConfigError(
+            "merge=True with load_in_4bit=True: 4-bit weights would round the adapter away. "
+            "Use config.replace(load_in_4bit=False)."
+        )
+    facts = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+    model, tokenizer = load(facts["base_model_name_or_path"], config)
+    if merge and getattr(model, "is_loaded_in_4bit", False):
+        raise ConfigError(
+            f"{facts['base_model_name_or_path']} stores 4-bit weights: merging would round the adapter away. "
+            "Train on the 16-bit repository of the same model."
+        )
+    with quietly():
+        model = PeftModel.from_pretrained(model, str(path))
+        if (path / "tokenizer_config.json").exists():
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        return (model.merge_and_unload() if merge else model), tokenizer
+
+
+def backend_of(model: Any) -> str:
+    """The backend that loaded this model."""
+    return "unsloth" if _is_unsloth(model) else "transformers"
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether the model is PEFT's wrapper around a base model with an adapter."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def parameters(model: Any) -> tuple[int, int]:
+    """Trainable and total parameter counts; a 4-bit weight counts as the parameters that it stores."""
+    if is_adapted(model):
+        trainable, total = model.get_nb_trainable_parameters()
+        return int(trainable), int(total)
+    counts = [
+        (p.requires_grad, p.numel() * (2 if p.__class__.__name__ == "Params4bit" else 1)) for p in model.parameters()
+    ]
+    return sum(n for grad, n in counts if grad), sum(n for _, n in counts)
+
+
+def _import_unsloth() -> None:
+    late = [name for name in ("transformers", "trl", "peft") if name in sys.modules]
+    if late and "unsloth" not in sys.modules:
+        warnings.warn(
+            f"Unsloth is imported after {', '.join(late)} and may patch only part of them: slower training, more memory. "
+            "Restart the kernel and call models.load, or `import unsloth`, before other Hugging Face imports.",
+            FtkitWarning,
+            stacklevel=3,
+        )
+    with quietly():
+        import unsloth  # noqa: F401
+
+
+def _load_unsloth(source: str, config: TrainConfig) -> tuple[Any, Any]:
+    from unsloth import FastLanguageModel
+
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        model_name=source,
+        max_seq_length=config.max_length,
+        dtype=_torch_dtype(config),
+        load_in_4bit=config.load_in_4bit,
+        use_gradient_checkpointing=_checkpointing(config),
+        trust_remote_code=False,
+        use_safetensors=True,
+        use_exact_model_name=True,  # else a 4-bit copy from another repository would be taken for the one that was named
+    )
+    return model, tokenizer
+
+
+def _load_transformers(source: str, config: TrainConfig) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    quantization = None
+    if config.load_in_4bit:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=_torch_dtype(config),
+            bnb_4bit_use_double_quant=config.bnb_4bit_use_double_quant,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype=_torch_dtype(config),
+        quantization_config=quantization,
+        trust_remote_code=False,
+        use_safetensors=True,
+        device_map={"": 0} if detect().device == "cuda" else "cpu",
+    )
+    return model, AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+
+
+def _torch_dtype(config: TrainConfig) -> Any:
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.dtype]
+
+
+def _checkpointing(config: TrainConfig) -> str | bool:
+    return "unsloth" if config.gradient_checkpointing else False
+
+
+def _is_unsloth(model: Any) -> bool:
+    return "unsloth" in sys.modules and hasattr(model, "for_training")
+
+
+def keep_trainable(model: Any) -> None:
+    """Stop bitsandbytes repacking 4-bit weights for inference on a CPU: the repacked layout has no right backward."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _distinct_pad(tokenizer: Any) -> None:
+    """Give the tokenizer a pad token that is not its stop token, where its vocabulary has one."""
+    if tokenizer.pad_token is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    vocabulary = tokenizer.get_vocab()
+    spare = ("<|finetune_right_pad_id|>", "<|vision_pad|>", "<pad>", "[PAD]", "<|endoftext|>", tokenizer.unk_token)
+    tokenizer.pad_token = next((t for t in spare if t in vocabulary and t != tokenizer.eos_token), tokenizer.eos_token)
+
+
+def _check_targets(model: Any, config: TrainConfig) -> None:
+    there = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if "Linear" in type(module).__name__}
+    if missing := [name for name in config.target_modules if name not in there]:
+        raise ConfigError(
+            f"target_modules {', '.join(missing)} are not in this model. It has: {', '.join(sorted(there))}."
+        )

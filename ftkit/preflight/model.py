@@ -1,0 +1,317 @@
+"""A loaded model against the settings: names of layers, what was loaded, number formats, and one batch as a probe."""
+
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ftkit import chat, memory, models
+from ftkit.config import TrainConfig
+from ftkit.errors import FtkitError
+from ftkit.hardware import Hardware
+from ftkit.models import evaluating, padded
+from ftkit.preflight.report import Finding
+from ftkit.preflight.rows import Part
+
+MODEL_CHECKS = {
+    "target-modules-missing": "the model has the layers that get an adapter",
+    "model-differs": "the model was loaded as the settings say",
+    "fp16-trainable": "trainable weights are kept in fp32 where fp16 scales the loss",
+    "accumulation-loss": "accumulated micro-batches weigh tokens alike",
+    "model-split": "the model lies on one device",
+}
+
+PROBES = {
+    "probe-loss-not-finite": "the loss of a first batch is a number",
+    "probe-loss-zero": "the loss of a first batch is above zero",
+    "probe-loss-high": "the model does better than guessing",
+    "probe-loss-differs": "the loss is that of the answer tokens alone",
+}
+
+_HALF = {"bf16": "bfloat16", "fp16": "float16"}
+
+_PROBED = 4  # rows, at most
+
+_CLEARLY_DIFFERENT = 0.03
+
+
+def check_loaded(model: Any, config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
+    """All findings about the model that need no computation."""
+    yield from _check_targets(model, config)
+    differences = [*_loading(model, config), *(_adapter(model, config) if models.is_adapted(model) else ())]
+    if differences:
+        yield Finding(
+            "model-differs",
+            "warning",
+            "The model is not what the settings say: the run's record would be wrong.",
+            "\n".join(differences),
+            "Load the model anew with models.load(name, config), or change the settings.",
+        )
+    yield from _check_trainable(model, config)
+    yield from _check_accumulation(model, config)
+    yield from _check_devices(model, hardware)
+
+
+def adapter_parameters(model: Any, config: TrainConfig) -> int:
+    """Trainable parameters of the adapter: counted where there is one, else r * (inputs + outputs) of each target."""
+    if models.is_adapted(model):
+        return models.parameters(model)[0]
+    return sum(
+        config.lora_r * (module.in_features + module.out_features)
+        for name, module in model.named_modules()
+        if name.rsplit(".", 1)[-1] in config.target_modules and hasattr(module, "in_features")
+    )
+
+
+def _check_targets(model: Any, config: TrainConfig) -> Iterator[Finding]:
+    there = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if "Linear" in type(module).__name__ and "lora_" not in name and not name.endswith("base_layer")
+    }
+    if missing := [name for name in config.target_modules if name not in there]:
+        names = ", ".join(sorted(there))
+        yield Finding(
+            "target-modules-missing",
+            "error",
+            f"The model has no layers named {', '.join(missing)}.",
+            f"it has {names}",
+            "Name the model's own layers in target_modules.",
+            "target_modules",
+        )
+
+
+def _loading(model: Any, config: TrainConfig) -> Iterator[str]:
+    """What differs between the settings and how the base model was loaded."""
+    loaded = bool(getattr(model, "is_loaded_in_4bit", False))
+    if loaded != config.load_in_4bit:
+        yield f"load_in_4bit={config.load_in_4bit}, the model is {'' if loaded else 'not '}in 4-bit"
+    dtype = str(model.dtype).removeprefix("torch.")
+    if dtype in _HALF.values() and dtype != _HALF.get(config.dtype):
+        yield f"dtype={config.dtype}, the model's weights are {dtype}"
+    if config.backend != "auto" and models.backend_of(model) != config.backend:
+        yield f"backend={config.backend}, the model was loaded by {models.backend_of(model)}"
+
+
+def _adapter(model: Any, config: TrainConfig) -> Iterator[str]:
+    """What differs between the settings and an adapter that is there already: it stays as it is."""
+    adapter = model.peft_config[model.active_adapter]
+    for setting, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_dropout", "lora_dropout")):
+        if getattr(adapter, name) != getattr(config, setting):
+            yield f"{setting}={getattr(config, setting):g}, the adapter has {getattr(adapter, name):g}"
+    targets = adapter.target_modules
+    if not isinstance(targets, str) and set(targets) != set(config.target_modules):
+        yield f"target_modules: {', '.join(config.target_modules)}; the adapter sits on {', '.join(sorted(targets))}"
+
+
+def _check_trainable(model: Any, config: TrainConfig) -> Iterator[Finding]:
+    formats = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad}
+    if config.dtype == "fp16" and models.is_adapted(model) and (halves := formats & set(_HALF.values())):
+        yield Finding(
+            "fp16-trainable",
+            "error",
+            "The adapter's weights are 16-bit: fp16's loss scaling refuses to update them.",
+            f"trainable weights in {', '.join(sorted(halves))}",
+            "Cast them: for p in model.parameters(): p.data = p.data.float() if p.requires_grad else p.data.",
+            "dtype",
+        )
+
+
+def _check_accumulation(model: Any, config: TrainConfig) -> Iterator[Finding]:
+    """Transformers' Trainer divides by the tokens of the whole update only for models that take loss arguments."""
+    if config.gradient_accumulation_steps == 1:
+        return
+    base = model.get_base_model() if models.is_adapted(model) else model
+    takes = getattr(base, "accepts_loss_kwargs", None)
+    if takes is None:
+        kinds = [parameter.kind for parameter in inspect.signature(base.forward).parameters.values()]
+        takes = inspect.Parameter.VAR_KEYWORD in kinds
+    if not takes:
+        yield Finding(
+            "accumulation-loss",
+            "warning",
+            "This model averages the loss of each micro-batch: short answers weigh more than with one large batch.",
+            f"{type(base).__name__}.forward takes no loss arguments; {config.gradient_accumulation_steps} micro-batches an update",
+            "Raise per_device_train_batch_size and set gradient_accumulation_steps=1 where memory allows.",
+            "gradient_accumulation_steps",
+        )
+
+
+def _check_devices(model: Any, hardware: Hardware) -> Iterator[Finding]:
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    places = places or {parameter.device.type for parameter in model.parameters()}
+    if len(places) > 1:
+        yield Finding(
+            "model-split",
+            "warning",
+            "The model lies on several devices: training is slow, and 4-bit layers may raise wrong-device errors.",
+            f"on {', '.join(sorted(places))}",
+            "Load with device_map={'': 0} on a device that holds it whole: models.load does.",
+        )
+    elif hardware.device == "cuda" and places == {"cpu"}:
+        yield Finding(
+            "model-split",
+            "warning",
+            "The model lies in the CPU's memory although there is a GPU.",
+            f"{hardware.name} is unused",
+            "Load with models.load, which puts it there.",
+        )
+
+
+def check_probe(model: Any, tokenizer: Any, part: Part, config: TrainConfig) -> Iterator[Finding]:
+    """Run one batch without training: is the loss a number, above zero, better than guessing, and of the answers alone?"""
+    rows = _probed(part, config)
+    if not rows:
+        return
+    loss, expected = _losses(model, rows, tokenizer.pad_token_id or 0)
+    seen = f"loss {loss:.3f} nats a token on train rows {', '.join(str(n) for n, _, _ in rows)}"
+    guessing = math.log(max(2, model.config.get_text_config().vocab_size))
+    if not math.isfinite(loss):
+        yield Finding(
+            "probe-loss-not-finite",
+            "error",
+            "The loss of a first batch is not a number.",
+            seen,
+            "Try dtype='bf16' or 'fp32'; if it stays, the weights are damaged: load them anew.",
+            "dtype",
+        )
+        return
+    if loss <= 0:
+        yield Finding(
+            "probe-loss-zero",
+            "error",
+            "The loss of a first batch is zero: nothing would be learnt.",
+            seen,
+            "Look at a row with chat.show_example: are its answers masked?",
+        )
+    if loss > 1.5 * guessing:
+        yield Finding(
+            "probe-loss-high",
+            "warning",
+            "The model does worse than guessing: weights or tokenizer may not belong together.",
+            f"{seen}; guessing gives {guessing:.1f}",
+            "Load model and tokenizer with one call of models.load.",
+        )
+    if abs(loss - expected) > _CLEARLY_DIFFERENT * max(expected, 0.1):
+        yield Finding(
+            "probe-loss-differs",
+            "error",
+            "The model's loss is not the mean over the answer tokens: something else is trained.",
+            f"{seen}; the answer tokens alone give {expected:.3f}",
+            "Load the model anew: its forward or loss function was replaced.",
+        )
+
+
+def _probed(part: Part, config: TrainConfig) -> list[tuple[int, list[int], list[int]]]:
+    """The middle rows by length, cut as in training, that train something."""
+    rows = [
+        (n, list(ids[: config.max_length]), list(labels[: config.max_length])) for n, _, ids, labels in part.readable
+    ]
+    rows = sorted(
+        (row for row in rows if any(label != chat.IGNORED for label in row[2][1:])), key=lambda row: len(row[1])
+    )
+    size = min(_PROBED, config.per_device_train_batch_size)
+    middle = max(0, (len(rows) - size) // 2)
+    return rows[middle : middle + size]
+
+
+def _losses(model: Any, rows: Sequence[tuple[int, list[int], list[int]]], pad: int) -> tuple[float, float]:
+    """The model's own loss on a batch, and the mean over its labelled tokens reckoned from the logits."""
+    import torch
+
+    device = next(model.parameters()).device
+    with evaluating(model):
+        ids, mask = padded([row[1] for row in rows], pad, device)
+        labels, _ = padded([row[2] for row in rows], chat.IGNORED, device)
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        logits, wanted = model(input_ids=ids, attention_mask=mask).logits[:, :-1], labels[:, 1:]
+        chosen = wanted != chat.IGNORED
+        return float(loss), float(torch.nn.functional.cross_entropy(logits[chosen].float(), wanted[chosen]))
+
+
+MEMORY_CHECKS = {
+    "memory-too-small": "the estimate of memory stays below the device's",
+    "memory-unknown": "the memory of this architecture can be estimated",
+}
+
+_TIPS = 4
+
+_WORTH_GIB = 0.05
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a run needs: a `MemoryEstimate` for rows of at most `longest` tokens, or the problem why there is none."""
+
+    shape: Any = None
+    estimate: Any = None
+    longest: int | None = None
+    problem: str = ""
+
+    def __str__(self) -> str:
+        e = self.estimate
+        return self.problem if e is None else f"likely {e.likely_gib:.1f} GiB ({e.low_gib:.1f} to {_surely(e):.1f})"
+
+
+def need(source: Any, config: TrainConfig, hardware: Hardware, longest: int | None = None) -> Need:
+    """Estimate for a `memory.ModelShape`, or anything that one is made from."""
+    try:
+        shape = source if isinstance(source, memory.ModelShape) else memory.ModelShape.from_config(source)
+        estimated = memory.estimate(
+            shape, config, device=hardware.device, longest=longest, loss_path=memory.TRL_LOSS_PATH
+        )
+        return Need(shape, estimated, longest)
+    except FtkitError as error:
+        return Need(problem=str(error))
+
+
+def check_memory(needed: Need, config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
+    """What is needed against what there is: surely too much is an error, probably too much a warning, perhaps a note."""
+    if needed.estimate is None:
+        yield Finding(
+            "memory-unknown",
+            "note",
+            "Whether the run fits in memory cannot be said beforehand.",
+            needed.problem,
+            "Start with few steps and look at the peak memory.",
+        )
+        return
+    there = hardware.memory_gib
+    found = memory.verdict(needed.estimate, there)
+    if found == "fits":
+        return
+    severity, title = "note", "The run may just not fit in memory."
+    if needed.estimate.low_gib > there:
+        severity, title = "error", "The run does not fit in memory, even by the lowest estimate."
+    elif found == "does not fit":
+        severity, title = "warning", "The run will probably not fit in memory."
+    changes = memory.savings(
+        needed.shape,
+        config,
+        room_gib=there,
+        device=hardware.device,
+        longest=needed.longest,
+        loss_path=memory.TRL_LOSS_PATH,
+    )
+    worth = [row for row in changes.rows[: changes.enough or _TIPS] if row.gain_gib >= _WORTH_GIB]
+    most = max(worth, key=lambda row: row.gain_gib).change.split("=")[0] if worth else ""
+    yield Finding(
+        "memory-too-small",
+        severity,
+        title,
+        f"{needed}; {hardware.name} has {there:.1f} GiB; most is {needed.estimate.dominant}",
+        _advice(worth, enough=bool(changes.enough)),
+        most,
+    )
+
+
+def _surely(estimated: Any) -> float:
+    """GiB with which it fits for certain: without what is taken only where it is free."""
+    return float(estimated.high_gib - estimated.elastic_gib)
+
+
+def _advice(changes: Sequence[Any], *, enough: bool) -> str:
+    tips = [f"{row.change} (saves {row.gain_gib:.1f} GiB)" for row in changes]
+    end = "then it fits" if enough else "and a smaller model or a larger GPU"
+    return f"Change in this order: {'; '.join([*tips, end])}." if tips else "Take a smaller model or a larger GPU."

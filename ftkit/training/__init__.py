@@ -1,0 +1,27 @@
+"""One training run: `train`, its record, and what the curve says in words."""
+
+from ftkit.training.checkpoints import all_in, problem
+from ftkit.training.diagnosis import diagnose
+from ftkit.training.history import History, HistoryPoint, RunsTable, chosen, read_points, resumable_step
+from ftkit.training.loop import train
+from ftkit.training.plots import plot_curves, plot_loss, plot_runs
+from ftkit.training.recorder import Recorder
+from ftkit.training.trainer import length_batches
+
+__all__ = [
+    "History",
+    "HistoryPoint",
+    "Recorder",
+    "RunsTable",
+    "all_in",
+    "chosen",
+    "diagnose",
+    "length_batches",
+    "plot_curves",
+    "plot_loss",
+    "plot_runs",
+    "problem",
+    "read_points",
+    "resumable_step",
+    "train",
+]

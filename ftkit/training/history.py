@@ -1,0 +1,280 @@
+"""What a training run measured, step by step: written while it trains, read back from `history.csv`."""
+
+import csv
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from ftkit.config import TrainConfig
+from ftkit.errors import ConfigError, DataError, FtkitError, MissingArtifact
+from ftkit.files import write_text
+from ftkit.runs import Run
+from ftkit.training import checkpoints
+from ftkit.training.diagnosis import Diagnosis, diagnose
+
+
+@dataclass(frozen=True)
+class HistoryPoint:
+    """One row of `history.csv`. A point of training has `loss`, a point of validation has `val_loss`.
+
+    `applied` counts the updates so far that changed the weights: in fp16 a step whose gradient overflows is skipped.
+    """
+
+    step: int
+    loss: float | None = None
+    val_loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    memory_gib: float | None = None
+    applied: int | None = None
+
+
+COLUMNS = tuple(spec.name for spec in fields(HistoryPoint))
+
+_FIRST_FORMAT = 8  # columns that a history had before `applied` was counted
+
+_WHOLE = {"step", "tokens", "applied"}
+
+
+@dataclass(frozen=True)
+class History:
+    """The curve of one run and its cost: seconds of training, peak GiB, tokens read by the model.
+
+    `stopped` is true where the run was interrupted on request and waits to go on.
+    """
+
+    points: tuple[HistoryPoint, ...] = field(repr=False)
+    seconds: float
+    peak_memory_gib: float
+    tokens: int
+    stopped: bool = False
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read `history.csv`; the cost is that of its last row.
+
+        Raises:
+            MissingArtifact: no such file.
+            DataError: not a history; names the line.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise MissingArtifact(f"{path} does not exist. training.train writes it.")
+        points = read_points(path)
+        return cls.of(points)
+
+    @classmethod
+    def of(cls, points: list[HistoryPoint], peak_memory_gib: float | None = None, *, stopped: bool = False) -> Self:
+        """Sum up points; the peak is the highest that any of them saw, unless it was measured better."""
+        peak = max((p.memory_gib or 0.0 for p in points), default=0.0)
+        seconds, tokens = (max((getattr(p, n) or 0 for p in points), default=0) for n in ("seconds", "tokens"))
+        return cls(tuple(points), float(seconds), peak_memory_gib or peak, int(tokens), stopped)
+
+    @property
+    def losses(self) -> list[tuple[int, float]]:
+        """Training loss as `(step, loss)`, nats a trained token."""
+        return [(p.step, p.loss) for p in self.points if p.loss is not None]
+
+    @property
+    def val_losses(self) -> list[tuple[int, float]]:
+        """Validation loss as `(step, loss)`, nats a trained token."""
+        return [(p.step, p.val_loss) for p in self.points if p.val_loss is not None]
+
+    @property
+    def steps(self) -> int:
+        """Weight updates made."""
+        return max((p.step for p in self.points), default=0)
+
+    @property
+    def applied_updates(self) -> int | None:
+        """Updates that changed the weights; None for a history that did not count them."""
+        return max((p.applied for p in self.points if p.applied is not None), default=None)
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """What the curve says, with evidence and what to try; `training.diagnose(history, config)` also names settings."""
+        return diagnose(self)
+
+    @property
+    def final_loss(self) -> float:
+        """Mean training loss of the last five points: one alone is noise."""
+        last = [loss for _, loss in self.losses[-5:]]
+        return sum(last) / len(last) if last else float("nan")
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens read a second, prompt and answer alike."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def _facts(self) -> dict[str, str]:
+        first = self.losses[0][1] if self.losses else float("nan")
+        applied = self.applied_updates
+        skipped = f", {self.steps - applied} of them skipped" if applied is not None and applied < self.steps else ""
+        waiting = "; stopped on request, the same call goes on from here" if self.stopped else ""
+        facts = {
+            "updates": f"{self.steps}{skipped}{waiting}",
+            "training loss": f"{first:.3f} → {self.final_loss:.3f} nats a token",
+            "time": f"{self.seconds:.0f} s ({self.tokens_per_s:.0f} tokens/s)",
+            "peak memory": f"{self.peak_memory_gib:.2f} GiB",
+        }
+        if self.val_losses:
+            facts["validation loss"] = f"{self.val_losses[-1][1]:.3f} nats a token"
+        facts["reading"] = "; ".join(reading.title for reading in self.diagnosis.readings)
+        return facts
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:>16}  {value}" for name, value in self._facts().items())
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{n}</th><td>{html.escape(v)}</td></tr>" for n, v in self._facts().items())
+        return f"<table>{rows}</table>"
+
+
+def read_points(path: Path) -> list[HistoryPoint]:
+    """Rows of a history file; a last line that was cut by a kill is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    columns = lines[0].strip().split(",") if lines else []
+    if tuple(columns) != COLUMNS[: max(len(columns), _FIRST_FORMAT)]:
+        raise DataError(f"{path} line 1: wanted the columns {','.join(COLUMNS)}.")
+    whole = [line for line in lines[1:] if line.endswith("\n")]
+    return [_point(path, number, columns, cells) for number, cells in enumerate(csv.reader(whole), 2)]
+
+
+def write_points(path: Path, points: list[HistoryPoint]) -> None:
+    """Write a history file anew, atomically."""
+    write_text(path, ",".join(COLUMNS) + "\n" + "".join(as_line(p) for p in points))
+
+
+def as_line(point: HistoryPoint) -> str:
+    """One line of `history.csv`; what was not measured stays empty."""
+    return (
+        ",".join(
+            "" if (v := getattr(point, n)) is None else f"{v:.6g}" if isinstance(v, float) else str(v) for n in COLUMNS
+        )
+        + "\n"
+    )
+
+
+def _point(path: Path, number: int, columns: list[str], cells: list[str]) -> HistoryPoint:
+    try:
+        values: dict[str, Any] = {
+            n: (int if n in _WHOLE else float)(c) for n, c in zip(columns, cells, strict=True) if c
+        }
+        return HistoryPoint(**values)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} line {number}: {','.join(cells)!r} is no point of a history ({error}).") from error
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run: its state in words, its curve so far, its settings, or what is wrong with its files."""
+
+    name: str
+    path: Path
+    state: str
+    history: History | None
+    config: TrainConfig | None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a run folder; damaged files become the row's state instead of an error."""
+        run = Run(path)
+        try:
+            config = TrainConfig.load(run / "config.yaml")
+            history = History.load(run / "history.csv")
+            return cls(path.name, path, _state(run, history), history, config)
+        except (ConfigError, DataError, UnicodeDecodeError, OSError) as error:
+            return cls(path.name, path, f"cannot be read: {str(error).splitlines()[0]}", None, None)
+
+
+@dataclass(frozen=True)
+class RunsTable:
+    """Runs, newest first. Shows itself as a table."""
+
+    rows: tuple[RunRow, ...]
+
+    @classmethod
+    def of(cls, root: str | Path, most: int = 12) -> Self:
+        """The newest runs below `root` that a training began."""
+        started = [path for path in Path(root).glob("*/history.csv") if (path.parent / "config.yaml").exists()]
+        started.sort(key=lambda path: (path.stat().st_mtime, path.parent.name), reverse=True)
+        return cls(tuple(RunRow.read(path.parent) for path in started[:most]))
+
+    @property
+    def differing(self) -> tuple[str, ...]:
+        """Settings in which at least two of the readable runs differ."""
+        configs = [row.config for row in self.rows if row.config is not None]
+        return tuple(s.name for s in fields(TrainConfig) if len({getattr(c, s.name) for c in configs}) > 1)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Headings, in order."""
+        return ("run", "state", "training loss", "validation loss", "time", *self.differing)
+
+    def cells(self, row: RunRow) -> list[str]:
+        """What stands in a row, as text."""
+        if row.history is None or row.config is None:
+            return [row.name, row.state, *[""] * (len(self.columns) - 2)]
+        measured = row.history.val_losses
+        loss = f"{row.history.final_loss:.3f}" if row.history.losses else ""
+        return [
+            row.name,
+            row.state,
+            loss,
+            f"{measured[-1][1]:.3f}" if measured else "",
+            _time(row.history.seconds),
+            *(_setting(getattr(row.config, name)) for name in self.differing),
+        ]
+
+    def __str__(self) -> str:
+        table = [list(self.columns), *(self.cells(row) for row in self.rows)]
+        widths = [max(len(cells[i]) for cells in table) for i in range(len(self.columns))]
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True)).rstrip() for cells in table
+        )
+
+    def _repr_html_(self) -> str:
+        if not self.rows:
+            return "<p>No runs yet.</p>"
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in self.cells(row)) + "</tr>" for row in self.rows
+        )
+        return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def resumable_step(run: Run) -> int | None:
+    """The update that the newest complete checkpoint of an unfinished run holds; None where there is nothing to resume."""
+    if run.finished("train"):
+        return None
+    sealed = [place for place in checkpoints.all_in(run / "checkpoints") if (place / checkpoints.MARK).exists()]
+    return checkpoints.step_of(sealed[-1]) if sealed else None
+
+
+def chosen(rows: Sequence[RunRow], names: Sequence[str]) -> list[RunRow]:
+    """The readable rows of these names, in the table's order."""
+    return [row for row in rows if row.name in names and row.history is not None]
+
+
+def _state(run: Run, history: History) -> str:
+    try:
+        if run.finished("train"):
+            return f"✓ finished, {history.steps} updates"
+        step = resumable_step(run)
+    except FtkitError as error:
+        return str(error).splitlines()[0]
+    return f"○ stopped, resumes at {step}" if step else f"○ unfinished at {history.steps}, no checkpoint"
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(name.removesuffix("_proj") for name in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

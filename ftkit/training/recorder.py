@@ -1,0 +1,205 @@
+"""What happens beside the training steps: the curve is written and drawn, checkpoints are published, and a stop is heard.
+
+The trainer calls back; nothing here changes what is trained, except that a run may end early.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ftkit import files, models
+from ftkit.config import TrainConfig
+from ftkit.hardware import detect, peak_memory_gib, process_memory_gib, release_memory
+from ftkit.runs import Run
+from ftkit.training import checkpoints, plots
+from ftkit.training.checkpoints import Mirror
+from ftkit.training.history import HistoryPoint, as_line, read_points, write_points
+
+Watch = Callable[[Sequence[HistoryPoint], int], None]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The lowest validation loss so far, and the step at which it was measured."""
+
+    step: int = 0
+    val_loss: float = math.inf
+
+
+class Recorder:
+    """The record of one training, from the first step or from where `checkpoint` left off."""
+
+    def __init__(
+        self,
+        run: Run,
+        config: TrainConfig,
+        facts: dict[str, str],
+        *,
+        checkpoint: Path | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        watch: Watch | None = None,
+        mirror: Mirror | None = None,
+    ) -> None:
+        self.run, self.config, self.facts, self.mirror = run, config, facts, mirror
+        self.path, self.stop, self.watch = run / "history.csv", stop, watch
+        self.drawing = None if watch else plots.live_loss()
+        self.stopped = self.stopped_early = False
+        self.on_cpu = detect().device == "cpu"
+        self.points: list[HistoryPoint] = []
+        if checkpoint is not None:
+            reached = checkpoints.step_of(checkpoint)
+            known = read_points(self.path) if self.path.exists() else []
+            self.points = [p for p in known if p.step <= reached]
+            write_points(self.path, self.points)
+        # a checkpoint from before updates were counted: take each step for one
+        self.applied = int(checkpoints.mark(checkpoint).get("applied", reached)) if checkpoint is not None else 0
+        self.earlier_s = max((p.seconds or 0.0 for p in self.points), default=0.0)
+        self.started = time.monotonic()
+        self.best, self.waited = Best(), 0
+        for point in self.points:
+            self._compare(point)
+
+    def add(self, step: int, logs: dict[str, float], total: int) -> None:
+        """Take in what the trainer logs: a training point, a validation point, or a closing summary (not kept)."""
+        tokens = logs.get("num_input_tokens_seen")  # goes on counting from a checkpoint
+        point = HistoryPoint(
+            step,
+            logs.get("loss"),
+            logs.get("eval_loss"),
+            logs.get("learning_rate"),
+            logs.get("grad_norm"),
+            None if tokens is None else int(tokens),
+            self.earlier_s + time.monotonic() - self.started,
+            process_memory_gib() if self.on_cpu else peak_memory_gib(),
+            self.applied,
+        )
+        release_memory()
+        if point.loss is None and point.val_loss is None:
+            return
+        self.points.append(point)
+        with files.disk_errors_explained(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(as_line(point))
+        if self.watch is not None:
+            self.watch(tuple(self.points), total)
+        elif self.drawing is not None:
+            self.drawing.update(self.points, total)
+
+    def save(self, working: Path) -> None:
+        """Publish a checkpoint that the trainer has written, and bring the mirror up to date."""
+        facts = {**self.facts, "applied": self.applied, "settings": asdict(self.config)}
+        checkpoints.publish(working, self.run / "checkpoints", facts, self.config.save_total_limit)
+        if self.mirror is not None:
+            self.mirror.push(self.run)
+
+    def measured(self, step: int, val_loss: float, model: Any, tokenizer: Any) -> bool:
+        """Keep the adapter of the best validation loss so far; True once patience is used up."""
+        if not self.config.early_stopping_patience:
+            return False
+        if self._compare(HistoryPoint(step, val_loss=val_loss)):
+            place = self.run / "checkpoints" / "best"
+            models.save_adapter(model, tokenizer, place)
+            checkpoints.seal(place, {"step": step, "val_loss": val_loss})
+        return self.waited >= self.config.early_stopping_patience
+
+    def _compare(self, point: HistoryPoint) -> bool:
+        if point.val_loss is None:
+            return False
+        better = point.val_loss < self.best.val_loss
+        self.best = Best(point.step, point.val_loss) if better else self.best
+        self.waited = 0 if better else self.waited + 1
+        return better
+
+    def close(self) -> None:
+        """Close the progress bar; also after an error, or the message would stand in the middle of it."""
+        if self.drawing is not None:
+            self.drawing.close()
+
+    def callback(self) -> Any:
+        """A `TrainerCallback` that calls back into this recorder."""
+        from transformers import TrainerCallback
+
+        recorder = self
+
+        class Callback(TrainerCallback):  # type: ignore[misc]
+            """One method for each moment at which the trainer calls back."""
+
+            def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                """Start the clock, which leaves loading out."""
+                recorder.started = time.monotonic()
+                if recorder.drawing is not None:
+                    recorder.drawing.start(state.max_steps)
+
+            def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+                """Count the updates that changed the weights: in fp16 the scaler skips those whose gradient overflowed."""
+                recorder.applied += not getattr(optimizer, "step_was_skipped", False)
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                """End the loop, with a checkpoint, if that was asked for."""
+                if recorder.stop() and state.global_step < state.max_steps:
+                    recorder.stopped = control.should_training_stop = control.should_save = True
+
+            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+                """A point of the curve."""
+                recorder.add(state.global_step, logs or {}, state.max_steps)
+
+            def on_evaluate(
+                self,
+                args: Any,
+                state: Any,
+                control: Any,
+                metrics: Any = None,
+                model: Any = None,
+                processing_class: Any = None,
+                **_: Any,
+            ) -> None:
+                """Early stopping."""
+                enough = recorder.measured(state.global_step, metrics["eval_loss"], model, processing_class)
+                if enough and state.global_step < state.max_steps and not recorder.stopped:
+                    recorder.stopped_early = control.should_training_stop = True
+
+            def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                """A checkpoint lies in the workshop."""
+                recorder.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+            def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                """The last state of the figure."""
+                if recorder.drawing is not None:
+                    recorder.drawing.finish(recorder.points, state.max_steps)
+
+        return Callback()
+
+
+@contextmanager
+def interruptible(stop: threading.Event | None = None) -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether to stop after the step that runs now.
+
+    In the main thread the first SIGINT asks for that, and a second one raises KeyboardInterrupt as usual; elsewhere
+    only `stop` counts. The handler that was there before comes back at the end.
+    """
+    asked = threading.Event()
+
+    def wanted() -> bool:
+        return asked.is_set() or (stop is not None and stop.is_set())
+
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield wanted
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        """Ask once, then give up waiting."""
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield wanted
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,317 @@
+"""The settings of a run as TRL's SFTTrainer wants them; the only module that builds one."""
+
+import random
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ftkit import chat, memory, preflight
+from ftkit.config import TrainConfig
+from ftkit.errors import ConfigError, DataError, FtkitWarning, MissingExtra, PreflightError
+from ftkit.hardware import Hardware, detect, free_gpu_memory_gib
+from ftkit.runs import Run
+from ftkit.training import checkpoints
+
+PROJECT = "ftkit"  # under which trackio and Weights & Biases list the runs
+
+
+def check_reporter(config: TrainConfig) -> None:
+    """Refuse a `report_to` whose package is missing.
+
+    Raises:
+        MissingExtra: names the command that installs it.
+    """
+    if config.report_to != "none" and find_spec(config.report_to) is None:
+        raise MissingExtra(
+            f"report_to={config.report_to!r} needs a package that is not installed. Run: pip install {config.report_to}, "
+            "or set report_to='none': the run folder keeps every metric anyway."
+        )
+
+
+def build(
+    model: Any, tokenizer: Any, rows: dict[str, Any], config: TrainConfig, run: Run, callbacks: Sequence[Any]
+) -> Any:
+    """An SFTTrainer over tokenised `rows["train"]` and `rows["val"]` that writes its checkpoints into the run's workshop."""
+    from transformers import DataCollatorForSeq2Seq, PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    on_cpu = detect().device == "cpu"
+    arguments = SFTConfig(
+        output_dir=str(checkpoints.partial_folder(run / "checkpoints")),
+        seed=config.seed,
+        data_seed=config.seed,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        per_device_eval_batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_steps,
+        optim="adamw_torch" if on_cpu and "8bit" in config.optim else config.optim,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.dtype == "bf16",
+        fp16=config.dtype == "fp16",
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        gradient_checkpointing=config.gradient_checkpointing,
+        max_length=config.max_length,
+        packing=config.packing,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        prediction_loss_only=True,
+        eval_strategy="steps" if config.eval_steps else "no",
+        eval_steps=config.eval_steps or None,
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 500,
+        logging_steps=config.logging_steps,
+        logging_first_step=True,
+        include_num_input_tokens_seen="non_padding",  # TRL's own count is lost where Unsloth exchanges its loss
+        logging_nan_inf_filter=False,  # a loss that is not a number is shown as such, not as the mean of those before it
+        report_to="none" if config.report_to == "tensorboard" else config.report_to,
+        project=PROJECT,
+        run_name=run.path.name,
+        disable_tqdm=True,
+        train_sampling_strategy="sequential" if config.group_by_length else "random",
+    )
+    # Labels are padded by position, never by token id: a pad token that equals the stop token does no harm.
+    # Few distinct widths on a CPU: each new one leaves compiled kernels in memory.
+    collator = DataCollatorForSeq2Seq(
+        tokenizer, label_pad_token_id=chat.IGNORED, pad_to_multiple_of=16 if on_cpu else None
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset=rows["train"],
+        eval_dataset=rows["val"],
+        data_collator=collator,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)
+    if config.dtype == "fp16":  # TRL turns a 4-bit model's adapter to bf16, whose gradients fp16's scaler does not take
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    # Transformers would load a checkpoint's adapter through PEFT, which turns bf16 weights into fp32: other steps from there on.
+    trainer._load_from_checkpoint = lambda checkpoint, model=None: put_back(trainer.model, checkpoint)
+    if config.report_to == "tensorboard":
+        trainer.add_callback(_tensorboard(run))
+    return trainer
+
+
+def forget_embeddings() -> None:
+    """Let go of the embeddings that bitsandbytes' optimisers note: each training would keep one on the GPU for good."""
+    if "bitsandbytes" in sys.modules:
+        from bitsandbytes.optim import GlobalOptimManager
+
+        GlobalOptimManager.get_instance().module_weight_config_triple.clear()
+
+
+def put_back(model: Any, folder: str | Path) -> None:
+    """Load the adapter weights of a checkpoint into a model that has an adapter, in the number format that they have there."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model, load_file(Path(folder) / "adapter_model.safetensors"))
+
+
+def _tensorboard(run: Run) -> Any:
+    """Transformers' own callback; by default it would write into the checkpoints' folder."""
+    from transformers.integrations import TensorBoardCallback
+
+    callback = TensorBoardCallback()
+    callback.logging_dir = str(run / "tensorboard")
+    return callback
+
+
+Row = dict[str, list[int]]
+
+
+def read(name: str, examples: Any, tokenizer: Any) -> list[Row]:
+    """Ids and labels of each row, uncut.
+
+    Raises:
+        DataError: the part called `name` has no rows.
+    """
+    if not len(examples):
+        raise DataError(f"The {name} part has no rows.")
+    return [chat.tokenize(row, tokenizer) for row in examples]  # whole rows: a `tools` column belongs to the prompt
+
+
+def cut(name: str, whole: list[Row], max_length: int) -> Any:
+    """A Dataset of rows of at most `max_length` tokens; those in which nothing is trained then are left out, with a warning that numbers them.
+
+    Raises:
+        DataError: none has a trained token.
+    """
+    from datasets import Dataset
+
+    rows = [{column: values[:max_length] for column, values in row.items()} for row in whole]
+    empty = [number for number, row in enumerate(rows, 1) if all(label == chat.IGNORED for label in row["labels"])]
+    if empty:
+        reason = f"have no trained token: the answer lies beyond max_length={max_length}"
+        if len(empty) == len(rows):
+            raise DataError(f"All {len(rows)} {name} rows {reason}. Raise max_length.")
+        warnings.warn(
+            f"{name} rows {_listed(empty)} {reason}; they are left out. Raise max_length to keep them.",
+            FtkitWarning,
+            stacklevel=3,
+        )
+    _warn_of_cuts(name, whole, max_length)
+    dropped = set(empty)
+    return Dataset.from_list([row for number, row in enumerate(rows, 1) if number not in dropped])
+
+
+def length_batches(lengths: Sequence[int], batch_size: int, seed: int) -> list[int]:
+    """An order of rows in which each `batch_size` neighbours are of like length, and the batches come shuffled.
+
+    Transformers' own grouping puts the longest rows of 50 batches first: a run of 40 steps would never see a short one.
+    """
+    draw = random.Random(seed)
+    order = list(range(len(lengths)))
+    draw.shuffle(order)  # ties in length, and which rows a short run sees, are up to the seed
+    order.sort(key=lambda i: lengths[i])
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    draw.shuffle(batches)
+    batches.sort(key=len, reverse=True)  # the one that is not full comes last, or all others would be cut differently
+    return [i for batch in batches for i in batch]
+
+
+def _warn_of_cuts(name: str, rows: list[Row], limit: int) -> None:
+    """Name the rows whose answer loses tokens at `limit`: they also lose the stop token."""
+    lost = {
+        n: sum(label != chat.IGNORED for label in row["labels"][limit:])
+        for n, row in enumerate(rows, 1)
+        if any(label != chat.IGNORED for label in row["labels"][:limit])
+    }
+    if cut := [n for n, tokens in lost.items() if tokens]:
+        message = f"{name} rows {_listed(cut)} are longer than max_length={limit}: their answers lose {sum(lost.values())} tokens, the stop token too."
+        warnings.warn(message, FtkitWarning, stacklevel=4)
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
+
+
+_CLEARLY_LONGER = {"cuda": 1.0, "cpu": 2.0}  # a pass takes milliseconds on a GPU, and a fair part of an update on a CPU
+
+_SIGNS = ("out of memory", "can't allocate memory", "Failed to allocate")
+
+
+def longest_batch(lengths: Sequence[int], batch_size: int) -> list[int]:
+    """Positions of the `batch_size` longest rows, the longest first: no micro-batch can be larger."""
+    return sorted(range(len(lengths)), key=lambda i: -lengths[i])[:batch_size]
+
+
+def tells_something(lengths: Sequence[int], batch_size: int, device: str = "cpu") -> bool:
+    """Whether the longest micro-batch is clearly longer than a usual one; else the first update shows as much, for nothing."""
+    usual = [max(lengths[i : i + batch_size]) for i in range(0, len(lengths), batch_size)]
+    return max(lengths) > _CLEARLY_LONGER.get(device, 1.0) * sum(usual) / len(usual)
+
+
+def surely_fits(model: Any, config: TrainConfig, longest: int, free_gib: float) -> bool:
+    """Whether even the estimate's high end, weights included, is less than half of what is free: nothing needs to be tried then.
+
+    On a GPU with Unsloth a pass before the training costs a second compilation, longer than a short run.
+    """
+    found = preflight.need(model.config, config, Hardware("cuda", "", free_gib, None, bf16=True, cores=1), longest)
+    return found.estimate is not None and 2 * found.estimate.high_gib < free_gib
+
+
+def probe(trainer: Any, config: TrainConfig, lengths: Sequence[int]) -> bool:
+    """Take the longest micro-batch of `trainer` through the model and back; says whether that was worth doing.
+
+    Args:
+        trainer: with model, data and collator.
+        config: its settings.
+        lengths: of its training rows, in their order.
+
+    Raises:
+        PreflightError: out of memory, with what to change.
+    """
+    import torch
+
+    on_gpu = trainer.args.device.type == "cuda"
+    if not tells_something(lengths, config.per_device_train_batch_size, trainer.args.device.type):
+        return False
+    if on_gpu and surely_fits(trainer.model, config, max(lengths), free_gpu_memory_gib()):
+        return False
+    chosen = longest_batch(lengths, config.per_device_train_batch_size)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in chosen])
+    model, training = trainer.model, trainer.model.training
+    devices = [trainer.args.device] if on_gpu else []
+    with (
+        out_of_memory_explained(config, max(lengths), model),
+        torch.random.fork_rng(devices),
+        trainer.accelerator.autocast(),
+    ):
+        try:
+            model.train()
+            model(**{name: tensor.to(trainer.args.device) for name, tensor in batch.items()}).loss.backward()
+        finally:
+            model.zero_grad(set_to_none=True)
+            model.train(training)
+    return True
+
+
+@contextmanager
+def out_of_memory_explained(config: TrainConfig, longest: int, model: Any = None) -> Iterator[None]:
+    """Turn the several ways in which torch says "out of memory" into one that names the settings to change.
+
+    Args:
+        config: the settings that did not fit.
+        longest: tokens of the longest row.
+        model: gives the gain of each change in GiB, where its architecture can be estimated.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _SIGNS):
+            raise
+        changes = _estimated(config, longest, model) or _usual(config, longest)
+        raise PreflightError(
+            f"Out of memory on a micro-batch of {config.per_device_train_batch_size} x {longest} tokens. Change in this order: "
+            f"{'; '.join(changes)}; a smaller base model; or close what else uses this memory."
+        ) from error
+
+
+def _estimated(config: TrainConfig, longest: int, model: Any) -> list[str]:
+    if model is None:
+        return []
+    try:
+        found = memory.savings(
+            memory.ModelShape.from_config(model.config),
+            config,
+            device=detect().device,
+            longest=longest,
+            loss_path=memory.TRL_LOSS_PATH,
+        )
+    except ConfigError:  # an architecture that the estimate does not describe
+        return []
+    return [
+        f"{row.change} (about {row.gain_gib:.1f} GiB less, {row.cost.split(':')[0]})"
+        for row in found.rows
+        if row.gain_gib >= 0.1
+    ]
+
+
+def _usual(config: TrainConfig, longest: int) -> list[str]:
+    size, summed = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    tips = []
+    if size > 1:
+        tips.append(
+            f"per_device_train_batch_size={max(1, size // 2)} with gradient_accumulation_steps={summed * 2} "
+            "trains the same in about half the activations"
+        )
+    if not config.gradient_checkpointing:
+        tips.append("gradient_checkpointing=True recomputes activations instead of keeping them")
+    if not config.load_in_4bit:
+        tips.append("load_in_4bit=True shrinks the frozen weights about three times")
+    if longest > 512:
+        tips.append(f"max_length={longest // 2} cuts the longest rows, if they are not what matters")
+    return tips

@@ -1,0 +1,237 @@
+"""One row of each format to messages: tools included, nothing lost, nothing guessed."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftkit import data
+from ftkit.data import order_problem, parse_calls, to_messages
+from ftkit.errors import DataError
+
+SYSTEM = {"role": "system", "content": "S"}
+USER = {"role": "user", "content": "Weather in Paris?"}
+ANSWER = {"role": "assistant", "content": "Sunny."}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
+CALLING = {"role": "assistant", "content": "", "tool_calls": json.dumps([CALL])}
+RESULT = {"role": "tool", "content": '{"sky": "clear"}'}
+CHAT = [USER, CALLING, RESULT, ANSWER]
+
+
+def opened(*calls, **more):
+    return {"role": "assistant", "tool_calls": list(calls), **more}
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        opened(CALL),
+        opened(CALL, content=None),
+        opened(CALL, content=""),
+        opened({**CALL, "id": None}, content="", name=None, tool_call_id=None),
+        opened({"type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}),
+        opened({"name": "weather", "arguments": {"city": "Paris"}}),
+        {"role": "assistant", "content": None, "tool_calls": json.dumps([CALL])},
+        {"role": "assistant", "content": None, "function_call": {"name": "weather", "arguments": '{"city": "Paris"}'}},
+    ],
+)
+def test_tool_calls_of_every_shape_become_the_same_json_text(turn):
+    """Objects or JSON text, with or without content, None where Arrow filled in, and OpenAI's older function_call."""
+    assert to_messages({"messages": [USER, turn, RESULT, ANSWER]}) == CHAT
+
+
+def test_ids_and_names_of_calls_and_results_are_kept():
+    call = {**CALL, "id": "a1"}
+    result = {**RESULT, "tool_call_id": "a1", "name": "weather"}
+    messages = to_messages({"messages": [USER, opened(call), result, ANSWER]})
+    assert parse_calls(messages[1]["tool_calls"]) == [{"id": "a1", **CALL}]
+    assert messages[2] == result
+
+
+def test_messages_without_tools_keep_two_keys():
+    turns = [{**USER, "tool_calls": None, "name": None}, {**ANSWER, "tool_calls": [], "weight": 1}]
+    assert to_messages({"messages": turns}) == [USER, ANSWER]
+
+
+def test_a_call_is_an_answer():
+    assert to_messages({"messages": [USER, opened(CALL)]}) == [USER, CALLING]
+
+
+@pytest.mark.parametrize("kind", ["observation", "tool", "function_response"])
+def test_sharegpt_calls_and_results(kind):
+    turns = [
+        {"from": "human", "value": USER["content"]},
+        {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Paris"}}'},
+        {"from": kind, "value": RESULT["content"]},
+        {"from": "gpt", "value": ANSWER["content"]},
+    ]
+    assert to_messages({"conversations": turns, "tools": "[]"}) == CHAT
+
+
+def test_sharegpt_says_and_calls_twice_in_one_turn():
+    """An answer and the calls right after it are one assistant turn; two turns in a row would be refused."""
+    call = {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Paris"}}'}
+    turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "Let me look."}, call, call]
+    said = {"role": "assistant", "content": "Let me look.", "tool_calls": json.dumps([CALL, CALL])}
+    assert to_messages({"conversations": turns}) == [{"role": "user", "content": "Q"}, said]
+
+
+def test_older_sharegpt_with_calls_as_plain_text():
+    turns = [("human", "Q"), ("gpt", "<tool_call>{}</tool_call>"), ("tool", "R"), ("gpt", "A")]
+    row = {"conversations": [{"from": who, "value": value} for who, value in turns]}
+    assert [m["role"] for m in to_messages(row)] == ["user", "assistant", "tool", "assistant"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, ANSWER]},
+        {"conversations": [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value": ANSWER["content"]}]},
+        {"prompt": [USER], "completion": [ANSWER]},
+    ],
+)
+def test_turns_may_be_json_text_as_in_a_csv_cell(row):
+    assert to_messages({name: json.dumps(value) for name, value in row.items()}) == [USER, ANSWER]
+
+
+@pytest.mark.parametrize("prompt", ["[1, 2] sorted?", '[{"a": 1}]', "[", "[]"])
+def test_a_prompt_that_merely_looks_like_json_stays_text(prompt):
+    assert to_messages({"prompt": prompt, "completion": "[1, 2]"})[0]["content"] == prompt
+
+
+def test_prompt_completion_with_tools():
+    assert to_messages({"prompt": CHAT[:1], "completion": CHAT[1:]}) == CHAT
+
+
+def test_alpaca_joins_instruction_and_input_and_puts_system_first():
+    row = {"instruction": "Sum up.", "input": "A text.", "output": "Short.", "system": "S"}
+    assert to_messages(row) == [
+        SYSTEM,
+        {"role": "user", "content": "Sum up.\n\nA text."},
+        {"role": "assistant", "content": "Short."},
+    ]
+
+
+def test_raw_columns_by_mapping():
+    row = {"frage": "Q", "antwort": "A", "rolle": "S", "id": 7}
+    mapping = {"prompt": "frage", "answer": "antwort", "system": "rolle"}
+    assert to_messages(row, mapping=mapping) == [
+        SYSTEM,
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "content": "A"},
+    ]
+
+
+def chatml(*turns):
+    return "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+
+
+def test_chatml_may_stand_between_the_tokens_of_its_model():
+    assert to_messages({"text": f"<s>{chatml(('user', 'Q'), ('assistant', 'A'))}</s>\n"})[0]["content"] == "Q"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("Hello " + chatml(("user", "Q"), ("assistant", "A")), "text outside of its .*'Hello'"),
+        (chatml(("user", "Q"), ("assistant", "A")) + "<|im_start|>user\nmore", "text outside"),
+        ("<|im_start|>user\nQ\n" + chatml(("assistant", "A")), r"an <\|im_end\|> is missing"),
+        ("plain text", "without <|im_start|>"),
+    ],
+)
+def test_chatml_that_would_lose_text_is_refused(text, problem):
+    with pytest.raises(DataError, match=problem):
+        to_messages({"text": text})
+
+
+@pytest.mark.parametrize(
+    ("turns", "problem"),
+    [
+        ([USER, opened({"function": {"arguments": {}}})], "tool call in turn 2 that is not"),
+        ([USER, opened("weather")], "tool calls? in turn 2"),
+        ([USER, opened({"name": "f", "arguments": "{"})], "arguments of a tool call in turn 2 that are not JSON"),
+        ([USER, opened({"name": "f", "arguments": "[1]"})], "tool call in turn 2 that is not"),
+        ([USER, opened({"name": "f", "arguments": {"x": object()}})], "JSON cannot hold"),
+        ([USER, opened({"name": "f", "arguments": {"x": "\ud800"}})], "half a character"),
+        ([USER, {**ANSWER, "tool_calls": "not JSON"}], "tool calls in turn 2 that are not JSON"),
+        ([{**USER, "tool_calls": [CALL]}, ANSWER], "only an assistant turn calls tools"),
+        ([USER, {"role": "assistant", "content": None}], "type NoneType"),
+        ([USER, {"role": "assistant"}], "without role and content"),
+        ([USER, {**ANSWER, "name": 7}], "name in turn 2 of type int"),
+    ],
+)
+def test_a_broken_call_says_where_and_why(turns, problem):
+    with pytest.raises(DataError, match=problem):
+        to_messages({"messages": turns})
+
+
+@pytest.mark.parametrize("value", ["", "weather(Paris)", "[{}]"])
+def test_a_sharegpt_call_that_is_no_call_is_refused(value):
+    turns = [{"from": "human", "value": "Q"}, {"from": "function_call", "value": value}]
+    with pytest.raises(DataError, match=r"tool calls? in turn 2"):
+        to_messages({"conversations": turns})
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        (CHAT, None),
+        ([SYSTEM, *CHAT], None),
+        ([USER, CALLING], None),
+        ([USER, CALLING, RESULT, RESULT, CALLING, RESULT, ANSWER], None),
+        ([USER, ANSWER, RESULT, ANSWER], None),
+        ([{**m, "tool_calls": m.get("tool_calls"), "name": None} for m in CHAT], None),
+        ([USER, RESULT, ANSWER], "out of order: user → tool"),
+        ([RESULT, ANSWER], "starts with tool"),
+        ([USER, CALLING, RESULT, USER, ANSWER], "out of order"),
+        ([USER, CALLING, ANSWER], "out of order"),
+        ([USER, CALLING, RESULT], "ends with a tool turn"),
+        ([USER, {**CALLING, "tool_calls": None}], "empty answer"),
+    ],
+)
+def test_the_order_of_turns_knows_tools(messages, problem):
+    found = order_problem(messages)
+    assert found is None if problem is None else problem in found
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None)
+@given(
+    st.one_of(
+        json_values,
+        st.lists(
+            st.fixed_dictionaries(
+                {}, optional={"id": json_values, "name": json_values, "arguments": json_values, "function": json_values}
+            )
+        ),
+        st.text(),
+    )
+)
+def test_any_calls_are_read_or_refused_and_reading_is_settled(value):
+    """Whatever stands in `tool_calls`: calls in one shape, which read again are the same, or a DataError."""
+    try:
+        calls = parse_calls(value)
+    except DataError:
+        return
+    assert parse_calls(calls) == calls
+    assert all(isinstance(call["function"]["arguments"], dict) for call in calls)
+
+
+def test_a_text_beside_a_label_is_no_chat_and_gets_a_mapping():
+
+    with pytest.raises(DataError, match=r"mapping=\{'prompt': 'text', 'answer': 'label'\}"):
+        data.load_examples([{"text": "good", "label": "pos"}])
+
+
+def test_a_number_as_an_answer_is_refused_with_a_way_forward():
+
+    with pytest.raises(DataError, match=r"of type int \('1'\), wanted text: use str\(\)"):
+        data.load_examples([{"prompt": "how many?", "completion": 1}])

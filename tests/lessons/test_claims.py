@@ -1,0 +1,93 @@
+"""The brief's numbers on memory, recomputed: which are too low, which are best cases, and what was measured."""
+
+import pytest
+
+from ftkit import lessons
+from ftkit.config import TrainConfig
+from ftkit.lessons.claims import full_state_bytes
+
+CONFIG = TrainConfig(backend="transformers", per_device_train_batch_size=1)
+
+
+@pytest.fixture(scope="module")
+def points():
+    return lessons.measurements()[0]
+
+
+@pytest.fixture(scope="module")
+def table(points):
+    return lessons.hardware_table(CONFIG, points)
+
+
+def test_every_cell_of_the_brief_is_there(table):
+    assert len(table.cells) == 12
+    assert table["70B", "full"].says_gib is None
+    assert table["7B to 8B", "qlora"].says_gib == 8
+
+
+def test_full_fine_tuning_of_an_8b_is_put_too_low(table):
+    """60 GB against 10 bytes a parameter; the nearest measurement of that class is above 60 as well."""
+    cell = table["7B to 8B", "full"]
+    assert cell.verdict.startswith("too low")
+    assert cell.nearest.allocated_gib > 60
+
+
+def test_a_number_that_is_right_when_rounded_is_not_called_wrong(table):
+    assert table["13B", "full"].verdict == "likely enough, not surely"
+
+
+def test_qlora_numbers_are_best_cases(table):
+    assert table["70B", "qlora"].verdict == "a best case: short rows" or table["70B", "qlora"].usual.likely_gib <= 40
+    long = lessons.hardware_table(CONFIG.replace(max_length=16384))
+    for size in ("1B to 3B", "7B to 8B", "13B", "70B"):
+        assert long[size, "qlora"].verdict == "a best case: short rows"
+
+
+def test_the_nearest_measurement_is_of_the_same_class_and_method(table):
+    for cell in table.cells:
+        if cell.nearest:
+            assert cell.nearest.way.method == cell.method
+            assert cell.size.low_billions <= cell.nearest.shape.parameters / 1e9 < cell.size.high_billions
+
+
+def test_a_measurement_without_checkpointing_says_so(table):
+    assert "no checkpointing" in str(table)
+
+
+def test_gradients_and_adam_of_a_7b():
+    """About 70 GB in mixed precision and 42 in pure bf16, not 28."""
+    assert full_state_bytes(7_000_000_000, mixed=True) / 1e9 == 70
+    assert full_state_bytes(7_000_000_000, mixed=False) / 1e9 == 42
+
+
+def test_each_claim_stands_beside_a_computed_value(points):
+    rows = {row.claim: row for row in lessons.memory_claims(points).rows}
+    assert "67 GB in mixed precision, 40 in pure bf16" in rows["gradients and optimiser states of a 7B"].computed
+    assert "75 GiB" in rows["7B to 8B, full fine-tuning"].computed
+    assert "measured 62 to 63" in rows["QLoRA of a 70B"].computed
+    assert "(to 76)" in rows["QLoRA of a 70B"].computed
+    assert "0.373" in rows["double quantisation saves"].computed
+
+
+def test_qlora_shrinks_a_run_by_1_5_to_2_2_times(points):
+    text = next(row.computed for row in lessons.memory_claims(points).rows if row.claim == "QLoRA reduces memory")
+    whole = float(text.split("the whole run ")[1].split(" times")[0])
+    assert 1.5 <= whole <= 2.2
+
+
+def test_other_models_can_be_asked_for():
+    names = (
+        "Qwen/Qwen2.5-1.5B-Instruct",
+        "Qwen/Qwen2.5-7B-Instruct",
+        "unsloth/Phi-4",
+        "unsloth/Llama-3.3-70B-Instruct",
+    )
+    found = lessons.hardware_table(CONFIG, models=names)
+    assert "Qwen2.5-1.5B" in found.about
+    assert found["13B", "lora"].nearest is None
+
+
+def test_tables_show_themselves(table, points):
+    for report in (table, lessons.memory_claims(points)):
+        assert "too low" in str(report)
+        assert report._repr_html_().startswith("<table>")

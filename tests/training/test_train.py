@@ -1,0 +1,596 @@
+"""One training run on the toy: what it trains, what it writes, how it goes on and what it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from toys import make_model
+
+from ftkit import chat, data, models, training
+from ftkit.errors import ConfigError, DataError, FtkitWarning, MissingExtra, PreflightError, StorageError
+from ftkit.runs import Run
+from ftkit.training import History, Recorder, length_batches, train
+from ftkit.training.checkpoints import newest
+from ftkit.training.history import COLUMNS
+from ftkit.training.loop import locked
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run.create("toy", tmp_path)
+
+
+def test_a_run_leaves_everything_that_a_later_step_needs(model, tokenizer, splits, toy_config, run):
+    history = train(model, tokenizer, splits, toy_config, run)
+    for name in (
+        "run.json",
+        "config.yaml",
+        "data/train.jsonl",
+        "data/val.jsonl",
+        "data/test.jsonl",
+        "history.csv",
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "adapter/chat_template.jinja",
+        "figures/loss.png",
+    ):
+        assert run.require(name).stat().st_size > 0, name
+    facts = run.facts["train"]
+    assert (facts["steps"], facts["seed"], facts["data_digest"]) == (4, 42, data.digest(splits.train, splits.val))
+    assert facts["applied_updates"] == history.applied_updates == 4
+    assert facts["peak_memory_gib"] > 0
+    assert facts["tokens_per_s"] > 0
+    assert [step for step, _ in history.losses] == [1, 2, 3, 4]
+    assert [step for step, _ in history.val_losses] == [2, 4]
+
+
+def test_it_learns(model, tokenizer, splits, toy_config, run):
+    history = train(model, tokenizer, splits, toy_config.replace(max_steps=20, eval_steps=0, save_steps=0), run)
+    assert history.losses[-1][1] < 0.95 * history.losses[0][1]
+    assert len(history.val_losses) == 1
+
+
+@pytest.mark.slow
+def test_only_the_adapter_moves(model, tokenizer, splits, toy_config, run):
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    train(model, tokenizer, splits, toy_config, run)
+    after = {n: p.cpu() for n, p in model.named_parameters()}
+    frozen = {n: p for n, p in after.items() if "lora_" not in n}
+    assert all(torch.equal(before[n.replace(".base_layer", "")], p) for n, p in frozen.items())
+    assert any(p.abs().max() > 0 for n, p in after.items() if "lora_B" in n)
+
+
+@pytest.mark.slow
+def test_the_first_loss_is_that_of_the_answer_tokens_alone(model, tokenizer, splits, toy_config, run):
+    """With B = 0 the adapter changes nothing: the first loss is the base model's mean over answer tokens."""
+    everything = toy_config.replace(
+        per_device_train_batch_size=len(splits.train), gradient_accumulation_steps=1, max_steps=1
+    )
+    total = count = 0
+    for messages in splits.train["messages"]:
+        row = chat.tokenize(messages, tokenizer)
+        labels = torch.tensor([row["labels"]])
+        n = int((labels[:, 1:] != chat.IGNORED).sum())
+        with torch.no_grad():
+            total, count = (
+                total + n * float(model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss),
+                count + n,
+            )
+    history = train(model, tokenizer, splits, everything, run)
+    assert history.losses[0][1] == pytest.approx(total / count, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_accumulating_gradients_changes_nothing(tokenizer, rows, toy_config, tmp_path):
+    """Four at once and two times two give the same loss on rows of uneven length."""
+    uneven = [*rows, {"messages": [rows[0]["messages"][0], {"role": "assistant", "content": "long " * 20}]}]
+    losses = []
+    for size, accumulated in ((4, 1), (2, 2)):
+        from toys import make_tokenizer
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        toy = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(make_tokenizer()),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+            )
+        )
+        config = toy_config.replace(
+            per_device_train_batch_size=size, gradient_accumulation_steps=accumulated, max_steps=3
+        )
+        parts = data.split(data.load_examples(uneven), val=0.2, test=0.2, seed=0)
+        losses.append(train(toy, tokenizer, parts, config, Run.create(f"{size}", tmp_path)).losses)
+    assert [loss for _, loss in losses[0]] == pytest.approx([loss for _, loss in losses[1]], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_history_file_has_the_promised_columns(model, tokenizer, splits, toy_config, run):
+    history = train(model, tokenizer, splits, toy_config, run)
+    assert run.require("history.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert History.load(run / "history.csv").losses == history.losses
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default::ftkit.errors.FtkitWarning")
+def test_rows_whose_answer_is_cut_away_are_numbered(model, tokenizer, rows, toy_config, run):
+    long = {"messages": [{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y"}]}
+    parts = data.Splits(*(data.load_examples(part) for part in ([rows[0], long, rows[1]], rows[2:3], rows[3:4])))
+    with pytest.warns(UserWarning, match=r"train rows 2 have no trained token.*max_length=256"):
+        train(model, tokenizer, parts, toy_config.replace(max_steps=1), run)
+
+
+def test_a_run_that_would_train_nothing_is_refused(model, tokenizer, splits, toy_config, run):
+    with pytest.raises(DataError, match=r"All \d+ train rows have no trained token.*Raise max_length"):
+        train(model, tokenizer, splits, toy_config.replace(max_length=16), run)
+    assert not run.finished("train")
+
+
+@pytest.mark.slow
+def test_training_again_starts_afresh(model, tokenizer, splits, toy_config, run):
+    adapted = models.add_lora(model, toy_config)
+    train(adapted, tokenizer, splits, toy_config, run)
+    history = train(adapted, tokenizer, splits, toy_config.replace(max_steps=2), run, resume=False)
+    assert (history.steps, run.facts["train"]["steps"]) == (2, 2)
+
+
+KILLED = """
+import sys; sys.path.insert(0, {tests!r})
+from toys import make_model, make_tokenizer
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from ftkit import data
+from ftkit.config import TrainConfig
+from ftkit.runs import Run
+from ftkit.train import train
+tokenizer = make_tokenizer(); torch.manual_seed(0)
+model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                     num_attention_heads=4, num_key_value_heads=2))
+rows = [{{"prompt": f"What is {{i}}?", "completion": f"It is {{i}}."}} for i in range(20)]
+config = TrainConfig(backend="transformers", load_in_4bit=False, dtype="fp32", gradient_checkpointing=False, optim="adamw_torch",
+                     max_steps={steps}, warmup_steps=0, learning_rate=1e-3, lora_r=4, eval_steps=0, save_steps=5, max_length=128)
+history = train(model, tokenizer, data.split(data.load_examples(rows)), config, Run.create("killed", {root!r}))
+print("STEPS", len(history.losses))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_newest_checkpoint(tmp_path):
+    """After `kill -9` nothing half-written counts, and the same call trains the remaining steps to the same end."""
+    script = KILLED.format(tests=str(Path(__file__).parents[1]), root=str(tmp_path), steps=60)
+    run = Run.create("killed", tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((run / "checkpoints").glob("checkpoint-*/ftkit.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not run.finished("train")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "STEPS 60" in done.stdout
+    points = History.load(run / "history.csv").losses
+    assert [step for step, _ in points] == list(range(1, 61))
+    whole = KILLED.format(tests=str(Path(__file__).parents[1]), root=str(tmp_path / "whole"), steps=60)
+    subprocess.run([sys.executable, "-c", whole], capture_output=True, check=True)
+    from safetensors.torch import load_file
+
+    ours, theirs = (
+        load_file(r / "adapter/adapter_model.safetensors") for r in (run, Run.open(tmp_path / "whole/killed"))
+    )
+    assert max(float((ours[k] - theirs[k]).abs().max()) for k in theirs) < 1e-6
+
+
+@pytest.mark.slow
+def test_a_base_model_that_already_carries_an_adapter_is_refused(model, tokenizer, splits, toy_config, run):
+    """PEFT adds its layers in place: a second adapter on the same base object would be saved as a whole model."""
+    train(model, tokenizer, splits, toy_config.replace(max_steps=1), run)
+    run.reopen("train")
+    with pytest.raises(ConfigError, match="already carries an adapter"):
+        train(model, tokenizer, splits, toy_config, run)
+
+
+def interrupted(run, model, tokenizer, splits, config):
+    """A run with a complete checkpoint that never finished; gives back the adapted model."""
+    adapted = models.add_lora(model, config)
+    train(adapted, tokenizer, splits, config, run)
+    run.reopen("train")
+    return adapted
+
+
+@pytest.mark.slow
+def test_resume_refuses_other_settings_and_names_them(model, tokenizer, splits, toy_config, run):
+    model = interrupted(run, model, tokenizer, splits, toy_config)
+    with pytest.raises(ConfigError, match=r"learning_rate \(0\.01 then, 0\.005 now\)"):
+        train(model, tokenizer, splits, toy_config.replace(learning_rate=5e-3), run)
+
+
+@pytest.mark.slow
+def test_resume_refuses_other_data(model, tokenizer, splits, toy_config, run):
+    model = interrupted(run, model, tokenizer, splits, toy_config)
+    with pytest.raises(ConfigError, match="other data"):
+        train(model, tokenizer, data.Splits(splits.test, splits.val, splits.train), toy_config, run)
+
+
+@pytest.mark.slow
+def test_resume_false_starts_afresh(model, tokenizer, splits, toy_config, run):
+    model = interrupted(run, model, tokenizer, splits, toy_config)
+    assert train(model, tokenizer, splits, toy_config.replace(max_steps=1), run, resume=False).steps == 1
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_explained_and_leaves_no_half_adapter(tokenizer, tmp_path):
+    """A file size limit of 40 kB lets the small files through and stops the checkpoint."""
+    script = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
+    script += KILLED.format(tests=str(Path(__file__).parents[1]), root=str(tmp_path), steps=6)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "StorageError: Cannot write" in done.stderr, done.stderr[-2000:]
+    run = Run.open(tmp_path / "killed")
+    assert not (run / "adapter").exists()
+    assert not run.finished("train")
+    assert list((run / "checkpoints").iterdir()) == []  # the half-written one does not go on filling the disk
+
+
+@pytest.mark.slow
+def test_adapter_reloads_to_the_same_answers(model, tokenizer, splits, toy_config, run, tmp_path):
+    """A saved adapter on its base gives the logits of the model that was trained; merged, the same again."""
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = toy_config.replace(max_steps=3)
+    base, tokenizer = models.load(tmp_path / "base", config)
+    trained = models.add_lora(base, config)
+    train(trained, tokenizer, splits, config, run)
+    ids = torch.tensor([chat.tokenize(splits.test[0], tokenizer)["input_ids"]], device=trained.device)
+    trained.eval()
+    with torch.no_grad():
+        expected = trained(ids).logits
+        reloaded = models.load_adapter(run / "adapter", config)[0].eval()(ids).logits
+        merged = models.load_adapter(run / "adapter", config, merge=True)[0].eval()(ids).logits
+    assert torch.allclose(reloaded, expected, atol=1e-5)
+    assert torch.allclose(merged, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_not_overwritten_by_mistake(model, tokenizer, splits, toy_config, run):
+    adapted = models.add_lora(model, toy_config)
+    train(adapted, tokenizer, splits, toy_config, run)
+    with pytest.raises(ConfigError, match="finished training"):
+        train(adapted, tokenizer, splits, toy_config, run)
+
+
+@pytest.mark.filterwarnings("default::ftkit.errors.FtkitWarning")
+def test_rows_that_lose_part_of_their_answer_are_numbered(model, tokenizer, splits, toy_config, run):
+    longest = max(len(chat.tokenize(m, tokenizer)["input_ids"]) for m in splits.train["messages"])
+    with pytest.warns(FtkitWarning, match=r"train rows .* answers lose \d+ tokens, the stop token too"):
+        train(model, tokenizer, splits, toy_config.replace(max_length=longest - 4, max_steps=1), run)
+
+
+def test_packing_is_refused_before_anything_is_touched(model, tokenizer, splits, toy_config, run):
+    with pytest.raises(ConfigError, match="packing"):
+        train(model, tokenizer, splits, toy_config.replace(packing=True), run)
+    assert list(run.path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("count", "size"), [(17, 4), (16, 4), (3, 8)])
+def test_length_batches_are_a_permutation_of_like_lengths(count, size):
+    """Each batch holds neighbours in length; only the last may be short; the seed alone decides the order."""
+    lengths = [(7 * i) % count for i in range(count)]
+    order = length_batches(lengths, size, seed=1)
+    assert sorted(order) == list(range(count))
+    assert order == length_batches(lengths, size, seed=1)
+    full = [order[i : i + size] for i in range(0, count - count % size, size)]
+    assert all(max(lengths[i] for i in b) - min(lengths[i] for i in b) < 2 * size for b in full)
+
+
+def weights(run):
+    from safetensors.torch import load_file
+
+    return load_file(run / "adapter/adapter_model.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def ask(number):
+    """A watcher that does as a person does with Ctrl+C at the step `number`."""
+    return lambda points, total: (
+        (points[-1].step, points[-1].val_loss) == (number, None) and os.kill(os.getpid(), signal.SIGINT)
+    )
+
+
+@pytest.mark.parametrize("way", ["signal", pytest.param("event", marks=pytest.mark.slow)])
+def test_a_stop_loses_nothing(tokenizer, splits, toy_config, tmp_path, way):
+    """Asked to stop, a run ends after the step with a checkpoint; the same call goes on to the same last bit."""
+    whole, run = Run.create("whole", tmp_path), Run.create("stopped", tmp_path)
+    config = toy_config.replace(save_steps=0, max_steps=5)
+    train(make_model(), tokenizer, splits, config, whole)
+    stop = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    watch = ask(2) if way == "signal" else lambda points, total: points[-1].step == 2 and stop.set()
+    history = train(make_model(), tokenizer, splits, config, run, stop=stop, watch=watch)
+    assert (history.stopped, history.steps, run.finished("train")) == (True, 3, False)
+    assert "stopped on request, the same call goes on" in str(history)
+    assert signal.getsignal(signal.SIGINT) is before
+    history = train(make_model(), tokenizer, splits, config, run)
+    assert (history.stopped, history.steps, run.finished("train")) == (False, 5, True)
+    assert same(weights(run), weights(whole))
+
+
+@pytest.mark.slow
+def test_a_second_sigint_interrupts_and_the_run_goes_on_from_its_checkpoint(tokenizer, splits, toy_config, run):
+    def impatient(points, total):
+        if points[-1].step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    config = toy_config.replace(eval_steps=0)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_model(), tokenizer, splits, config, run, watch=impatient)
+    assert newest(run / "checkpoints").name == "checkpoint-2"
+    assert train(make_model(), tokenizer, splits, config, run).steps == 4
+
+
+@pytest.mark.slow
+def test_a_watcher_gets_every_point_and_no_figure_is_drawn(model, tokenizer, splits, toy_config, run, monkeypatch):
+
+    monkeypatch.setattr("ftkit.training.plots.live_loss", lambda: pytest.fail("a figure was drawn"))
+    seen = []
+    history = train(
+        model, tokenizer, splits, toy_config, run, watch=lambda points, total: seen.append((len(points), total))
+    )
+    assert seen == [(n, 4) for n in range(1, len(history.points) + 1)]
+
+
+@pytest.mark.slow
+def test_early_stopping_keeps_the_adapter_of_the_best_validation_loss(tokenizer, rows, toy_config, run, tmp_path):
+    """Trained on three rows at a high rate, validation turns upward; what is saved is the adapter from before."""
+    parts = data.split(data.load_examples(rows), val=0.4, test=0.2, seed=0)
+    config = toy_config.replace(
+        max_steps=60, eval_steps=2, save_steps=0, early_stopping_patience=3, gradient_accumulation_steps=1
+    )
+    base = make_model()
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model, tokenizer = models.load(tmp_path / "base", config)
+    history = train(model, tokenizer, parts, config, run)
+    facts, (best_step, best) = run.facts["train"], min(history.val_losses, key=lambda pair: pair[1])
+    assert (facts["stopped_early"], facts["best_step"], history.steps) == (True, best_step, best_step + 6)
+    saved = models.load_adapter(run / "adapter", config)[0].eval()
+    total = count = 0
+    for row in parts.val:
+        ids = chat.tokenize(row, tokenizer)
+        labels = torch.tensor([ids["labels"]], device=saved.device)
+        n = int((labels[:, 1:] != chat.IGNORED).sum())
+        with torch.no_grad():
+            total += n * float(saved(torch.tensor([ids["input_ids"]], device=saved.device), labels=labels).loss)
+        count += n
+    assert total / count == pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ftkit.errors.FtkitWarning")
+def test_a_damaged_newest_checkpoint_is_passed_over(tokenizer, splits, toy_config, tmp_path):
+    """Training goes on from the one before it, to the same end; the number of checkpoints stays bounded."""
+    whole, run = Run.create("whole", tmp_path), Run.create("cut", tmp_path)
+    config = toy_config.replace(save_steps=1, eval_steps=0, max_steps=6)
+    train(make_model(), tokenizer, splits, config, whole)
+    train(make_model(), tokenizer, splits, config, run, watch=ask(3))
+    path = run / "checkpoints/checkpoint-4/optimizer.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    train(make_model(), tokenizer, splits, config, run)
+    assert same(weights(run), weights(whole))
+    assert len(training.all_in(run / "checkpoints")) == config.save_total_limit
+
+
+@pytest.mark.slow
+def test_a_lost_run_starts_from_its_mirror(tokenizer, splits, toy_config, tmp_path):
+    whole, run = Run.create("whole", tmp_path), Run.create("lost", tmp_path / "machine")
+    train(make_model(), tokenizer, splits, toy_config, whole)
+    assert train(make_model(), tokenizer, splits, toy_config, run, mirror=tmp_path / "drive", watch=ask(2)).stopped
+    shutil.rmtree(run.path)
+    run = Run.create("lost", tmp_path / "another machine")
+    history = train(make_model(), tokenizer, splits, toy_config, run, mirror=tmp_path / "drive")
+    assert [step for step, _ in history.losses] == [1, 2, 3, 4]
+    assert same(weights(run), weights(whole))
+    assert same(weights(Run(tmp_path / "drive/lost")), weights(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default::ftkit.errors.FtkitWarning")
+def test_a_mirror_that_vanishes_does_not_stop_the_training(tokenizer, splits, toy_config, run, tmp_path):
+    drive = tmp_path / "drive"
+    with pytest.warns(FtkitWarning, match="not up to date"):
+        history = train(
+            make_model(),
+            tokenizer,
+            splits,
+            toy_config,
+            run,
+            mirror=drive,
+            watch=lambda points, total: shutil.rmtree(drive, ignore_errors=True),
+        )
+    assert (history.steps, run.finished("train")) == (4, True)
+
+
+def test_a_second_training_in_one_folder_is_refused(model, tokenizer, splits, toy_config, run):
+    with locked(run.path), pytest.raises(StorageError, match="in use"):
+        train(model, tokenizer, splits, toy_config, run)
+
+
+def test_the_check_refuses_before_anything_is_written(model, tokenizer, rows, toy_config, run):
+    """Here a row of val stands in train as well."""
+    leaky = data.Splits(*(data.load_examples(part) for part in (rows[:6], rows[5:7], rows[7:])))
+    with pytest.raises(PreflightError, match="leak-exact"):
+        train(model, tokenizer, leaky, toy_config, run)
+    assert list(run.path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("default::ftkit.errors.FtkitWarning")
+def test_without_the_check_training_goes_on_and_says_in_spite_of_what(model, tokenizer, rows, toy_config, run):
+    leaky = data.Splits(*(data.load_examples(part) for part in (rows[:6], rows[5:7], rows[7:])))
+    with pytest.warns(FtkitWarning, match=r"preflight=False: training goes on in spite of this: .*leak-exact"):
+        assert train(model, tokenizer, leaky, toy_config.replace(max_steps=1), run, preflight=False).steps == 1
+
+
+def test_a_reporter_that_is_not_installed_is_named(model, tokenizer, splits, toy_config, run):
+    with pytest.raises(MissingExtra, match="pip install wandb"):
+        train(model, tokenizer, splits, toy_config.replace(report_to="wandb"), run)
+
+
+@pytest.mark.slow
+def test_tensorboard_gets_the_curve(model, tokenizer, splits, toy_config, run):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = train(model, tokenizer, splits, toy_config.replace(report_to="tensorboard"), run)
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert [e.value for e in events.Scalars("eval/loss")] == pytest.approx([v for _, v in history.val_losses], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_trackio_gets_the_curve(tokenizer, tmp_path):
+    """In a process of its own: trackio keeps its folder for as long as it is loaded."""
+    pytest.importorskip("trackio")
+    script = KILLED.format(tests=str(Path(__file__).parents[1]), root=str(tmp_path), steps=3).replace(
+        "backend=", 'report_to="trackio", backend='
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    import sqlite3
+
+    found = list((tmp_path / "trackio").glob("ftkit*.db"))
+    assert [row[0] for row in sqlite3.connect(found[0]).execute("select distinct run_name from metrics")] == ["killed"]
+
+
+def test_updates_that_the_scaler_skips_are_not_counted(toy_config, run):
+    """A real scaler on a real parameter: an infinite gradient leaves the weights as they are."""
+    from accelerate.optimizer import AcceleratedOptimizer
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState()
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = AcceleratedOptimizer(torch.optim.SGD([weight], lr=0.1), scaler=torch.amp.GradScaler("cpu"))
+    optimizer.gradient_state._set_sync_gradients(True)  # shared in a process: an earlier training may have left it off
+    recorder = Recorder(run, toy_config, {}, watch=lambda points, total: None)
+    callback = recorder.callback()
+    for gradient in (float("inf"), 1.0, float("inf"), 1.0):
+        optimizer.scaler.scale(weight.sum() * gradient).backward()
+        optimizer.step()
+        callback.on_optimizer_step(None, None, None, optimizer=optimizer)
+        optimizer.zero_grad()
+    assert recorder.applied == 2
+
+
+def test_a_loss_that_is_no_number_is_shown_as_it_is(model, tokenizer, splits, toy_config, run):
+    """Transformers would log the mean of the losses before it."""
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    history = train(model, tokenizer, splits, toy_config.replace(eval_steps=0), run)
+    assert history.diagnosis.ids[0] == "nan"
+
+
+@pytest.fixture
+def command(tokenizer, rows, toy_config, tmp_path):
+    """`python -m ftkit train` on the toy, with a mirror."""
+    make_model().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    toy_config.replace(max_steps=40, eval_steps=0, save_steps=0).save(tmp_path / "config.yaml")
+    return [
+        sys.executable,
+        "-m",
+        "ftkit",
+        "train",
+        str(tmp_path / "config.yaml"),
+        "--data",
+        str(tmp_path / "rows.jsonl"),
+        "--model",
+        str(tmp_path / "base"),
+        "--run",
+        "typed",
+        "--root",
+        str(tmp_path),
+        "--mirror",
+        str(tmp_path / "drive"),
+    ]
+
+
+@pytest.mark.slow
+def test_the_command_line_stops_on_sigint_and_goes_on(command, tmp_path):
+    """Status 130 and a checkpoint, in the run and in its mirror; the same command then trains to the end."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    history = tmp_path / "typed/history.csv"
+    while process.poll() is None and (not history.exists() or history.read_text().count("\n") < 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate()
+    assert process.returncode == 130, errors[-2000:]
+    assert "stopped on request" in out
+    assert newest(tmp_path / "typed/checkpoints") is not None
+    assert newest(tmp_path / "drive/typed/checkpoints") is not None
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "reading" in done.stdout
+    assert [step for step, _ in History.load(history).losses] == list(range(1, 41))
+    assert "○ " in done.stdout  # what preflight warns of stands before the training
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert (again.returncode, "--fresh" in again.stderr) == (1, True)
+    assert subprocess.run([*command, "--fresh"], capture_output=True, text=True).returncode == 0
+
+
+@pytest.mark.slow
+def test_updates_are_counted_across_a_stop_that_falls_between_two_points(tokenizer, splits, toy_config, run):
+    """The curve has a point every third update; the count stands in the checkpoint."""
+    config = toy_config.replace(logging_steps=3, eval_steps=0, save_steps=0, max_steps=6)
+    assert train(make_model(), tokenizer, splits, config, run, watch=ask(3)).stopped
+    assert newest(run / "checkpoints").name == "checkpoint-4"
+    train(make_model(), tokenizer, splits, config, run)
+    assert run.facts["train"]["applied_updates"] == 6
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own, too small for all checkpoints; `remount` makes room."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=360k", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting a disk wants root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_costs_nothing_but_the_steps_since_the_last_checkpoint(small_disk, tmp_path):
+    """The error says what to do; with room made, the same call goes on to the end of a run that never saw a full disk."""
+    script = KILLED.format(tests=str(Path(__file__).parents[1]), root=str(small_disk), steps=16)
+    script = script.replace(
+        "Run.create(", "preflight=False, run=Run.create("
+    )  # the check would see that the disk is too small
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "StorageError: Cannot write" in done.stderr, done.stderr[-2000:]
+    assert "Free some" in done.stderr
+    run = Run.open(small_disk / "killed")
+    assert newest(run / "checkpoints") is not None
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    whole = KILLED.format(tests=str(Path(__file__).parents[1]), root=str(tmp_path), steps=16)
+    subprocess.run([sys.executable, "-c", whole], capture_output=True, check=True)
+    assert same(weights(run), weights(Run.open(tmp_path / "killed")))
