@@ -1,0 +1,100 @@
+"""Rows and a heading, as text in a terminal and as HTML in a notebook. Whatever stands in a cell is shown, never obeyed.
+
+A report says what it shows once, in `_parts`; `shown` gives it both faces:
+
+```python
+@tables.shown
+@dataclass(frozen=True)
+class Sizes:
+    sizes: dict[str, int]
+
+    def _parts(self) -> list[Table | str]:
+        return [Table(("file", "bytes"), tuple(self.sizes.items())), f"{len(self.sizes)} files"]
+```
+"""
+
+import html
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Report = TypeVar("Report")
+_PROSE = "text-align:left;white-space:pre-wrap;vertical-align:top;max-width:28em"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of anything that `str` takes.
+
+    Args:
+        head: names of the columns; empty for a list of names with their values, whose first column is then the heading.
+        rows: one sequence of cells a row.
+        caption: a line above.
+        prose: cells hold sentences: left-aligned, broken where they hold line breaks.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+    prose: bool = False
+
+    def __str__(self) -> str:
+        lines = [[flat(cell) for cell in row] for row in ([self.head] if self.head else []) + [*self.rows]]
+        columns = max(map(len, lines), default=0)
+        widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(columns)]
+        text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        return "\n".join([flat(self.caption)] * bool(self.caption) + text)
+
+    def _repr_html_(self) -> str:
+        caption = f"<caption>{escaped(self.caption)}</caption>" if self.caption else ""
+        head = "".join(f"<th>{escaped(cell)}</th>" for cell in self.head)
+        rows = "".join(map(self._row, self.rows))
+        return f"<table>{caption}{f'<tr>{head}</tr>' if head else ''}{rows}</table>"
+
+    def _row(self, row: Sequence[Any]) -> str:
+        style = f' style="{_PROSE}"' if self.prose else ""
+        names = 0 if self.head else 1
+        heads = "".join(f"<th>{escaped(cell)}</th>" for cell in row[:names])
+        cells = "".join(f"<td{style}>{escaped(cell)}</td>" for cell in row[names:])
+        return f"<tr>{heads}{cells}</tr>"
+
+
+def shown(report: type[Report]) -> type[Report]:
+    """Give a report `__str__` and `_repr_html_` from its method `_parts`, which lists tables, figures and sentences."""
+
+    def text(self: Any) -> str:
+        return "\n".join(visible(part) if isinstance(part, str) else str(part) for part in self._parts())
+
+    def page(self: Any) -> str:
+        parts = self._parts()
+        return "".join(f"<p>{escaped(part)}</p>" if isinstance(part, str) else part._repr_html_() for part in parts)
+
+    setattr(report, "__str__", text)  # noqa: B010
+    setattr(report, "_repr_html_", page)  # noqa: B010
+    return report
+
+
+def escaped(cell: Any) -> str:
+    """Text for a page: no markup of other people's is obeyed, control characters are spelt out."""
+    return html.escape(visible(str(cell)))
+
+
+def visible(text: str) -> str:
+    """Text whose control characters, but for line breaks and tabs, are spelt out: `\\x1b` instead of a terminal's escape."""
+    if text.isprintable():
+        return text
+    return "".join(_spelt(character) for character in text)
+
+
+def flat(cell: Any) -> str:
+    """A cell on one line."""
+    return visible(str(cell)).replace("\n", "⏎")
+
+
+def _spelt(character: str) -> str:
+    if character in "\n\t" or unicodedata.category(character) not in {"Cc", "Cs", "Co", "Cf"}:
+        return character
+    if character in "\u200d\ufe0f":  # joiners inside emoji and some scripts
+        return character
+    return ascii(character)[1:-1]
