@@ -1,4 +1,4 @@
-"""Rows and a heading, as text in a terminal and as HTML in a notebook. Whatever stands in a cell is shown, never obeyed.
+"""Rows and a heading, as text in a terminal and as HTML in a notebook; what stands in a cell is shown, never obeyed.
 
 A report says what it shows once, in `_parts`; `shown` gives it both faces:
 
@@ -81,7 +81,7 @@ def escaped(cell: Any) -> str:
 
 
 def visible(text: str) -> str:
-    """Text whose control characters, but for line breaks and tabs, are spelt out: `\\x1b` instead of a terminal's escape."""
+    """Text whose control characters, but for line breaks and tabs, are spelt out: `\\x1b` for a terminal's escape."""
     if text.isprintable():
         return text
     return "".join(_spelt(character) for character in text)

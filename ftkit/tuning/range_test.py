@@ -3,7 +3,6 @@
 After Smith 2017, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), with an exponential ramp.
 """
 
-import html
 import math
 import random
 import statistics
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ftkit import models
+from ftkit import models, tables
 from ftkit.chat import IGNORED, tokenize
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, DataError
@@ -24,6 +23,7 @@ _WIDTH = 5  # losses that a smoothed point is the mean of
 _FELL = 0.1  # a fall by less than this share of the first loss is noise
 
 
+@tables.shown
 @dataclass(frozen=True)
 class RateRange:
     """The ramp: a learning rate and the loss before its update, step by step, in nats a trained token.
@@ -67,7 +67,7 @@ class RateRange:
 
     @property
     def zone(self) -> tuple[float, float] | None:
-        """Rates worth trying: from a third of the suggestion to a tenth of the blow-up, or to the lowest loss without one."""
+        """Rates worth trying: from a third of the suggestion to a tenth of the blow-up, or else to the lowest loss."""
         if self.suggestion is None:
             return None
         upper = self.lowest if self.blew_up is None else self.blew_up / 10
@@ -76,24 +76,20 @@ class RateRange:
     def verdict(self) -> str:
         """One plain sentence."""
         tried = f"from {self.rates[0]:.2g} to {self.rates[-1]:.2g}"
-        ended = (
-            f"the loss never exploded {tried}: raise `high` to see where"
-            if self.blew_up is None
-            else f"the loss exploded at {self.blew_up:.2g}"
-        )
+        if self.blew_up is None:
+            ended = f"the loss never exploded {tried}: raise `high` to see where"
+        else:
+            ended = f"the loss exploded at {self.blew_up:.2g}"
         if self.suggestion is None or self.zone is None:
             return f"The loss did not fall {tried}; {ended}. Use more steps, or a wider range."
         assert self.steepest is not None
         return (
-            f"The loss falls fastest near {self.steepest:.2g}; {ended}. Begin with learning_rate={self.suggestion:.2g}, "
-            f"and search from {self.zone[0]:.2g} to {self.zone[1]:.2g}."
+            f"The loss falls fastest near {self.steepest:.2g}; {ended}. "
+            f"Begin with learning_rate={self.suggestion:.2g}, and search from {self.zone[0]:.2g} to {self.zone[1]:.2g}."
         )
 
-    def __str__(self) -> str:
-        return self.verdict()
-
-    def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.verdict())}</p>"
+    def _parts(self) -> list[tables.Table | str]:
+        return [self.verdict()]
 
     def _bottom(self) -> int:
         smoothed = self.smoothed
@@ -112,8 +108,8 @@ def learning_rate_range(
 ) -> RateRange:
     """Train for a moment with a rate that grows from `low` to `high`, and take every change of the weights back.
 
-    Each update sees `config.effective_batch_size` fresh rows. The test ends when the loss is not finite, or has lost half
-    of what it had gained. What it finds holds for this batch size, rank and alpha, without warm-up.
+    Each update sees `config.effective_batch_size` fresh rows. The test ends when the loss is not finite, or has lost
+    half of what it had gained. What it finds holds for this batch size, rank and alpha, without warm-up.
 
     Args:
         model: with an adapter, from `models.add_lora`; afterwards its weights are what they were, bit for bit.
@@ -217,7 +213,7 @@ def _summed_loss(model: Any, rows: list[TokenRow]) -> Any:
 
 
 def _exploded(losses: Sequence[float]) -> bool:
-    """Whether the loss is not finite, or its last few lie halfway back from the lowest to the first; a noisy step is neither."""
+    """Whether the loss is not finite, or its last few lie halfway back to the first; a noisy step is neither."""
     if not math.isfinite(losses[-1]):
         return True
     if len(losses) < _WIDTH:

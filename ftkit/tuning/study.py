@@ -1,184 +1,37 @@
-"""A small search over settings: short real runs, the poor ones cut off early, every one a run folder that survives a kill.
+"""A small search over settings: short real runs, the poor ones cut off early, every one a folder that survives a kill.
 
-The folders are the record: each trial is drawn from those that ended before it and from the seed alone, so a search that was
-killed goes on to the same end as one that was not. Each trial loads the base model anew: LoRA is put into it in place, and
-taking it out again leaves Unsloth's and Accelerate's changes behind.
+Optuna draws, prunes and keeps the record, in `search.journal` beside the run folders. A trial that a kill left running
+is drawn again with its settings and goes on in its folder. Each trial loads the base model anew: LoRA is put into it in
+place, and taking it out again leaves Unsloth's and Accelerate's changes behind.
 """
 
 import dataclasses
 import gc
-import html
 import json
 import math
 import random
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from ftkit import data, figures, files, models
+from ftkit import data, models, tables
 from ftkit.config import TrainConfig
 from ftkit.data import Splits
 from ftkit.errors import ConfigError, DataError, MissingExtra, PreflightError, TrainingError
 from ftkit.hardware import release_memory
 from ftkit.runs import Run
+from ftkit.tables import Table
 from ftkit.training import History, HistoryPoint, train
-from ftkit.tuning import plots
-
-Space = Mapping[str, Any]
-
-_SPECS = {spec.name: spec for spec in fields(TrainConfig)}
-
-_DIGITS = 3  # a learning rate of 0.000314 says all that a search knows
-
-_NOT_COMPARABLE = {
-    "seed": "a lucky seed is no better setting",
-    "max_length": "it cuts the validation rows too, so that trials would be measured on different tokens",
-    "packing": "packed examples would see each other",
-}
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One setting and what it may be: from `low` to `high`, or one of `choices`."""
-
-    field: str
-    low: float = 0.0
-    high: float = 0.0
-    choices: tuple[Any, ...] = ()
-    log: bool = False
-    whole: bool = False
-
-    def holds(self, value: Any) -> bool:
-        """Whether a setting lies on this axis."""
-        return value in self.choices if self.choices else self.low <= value <= self.high
-
-    def rounded(self, value: float) -> Any:
-        """A drawn number as a setting: whole, or with three digits; never outside the range."""
-        if self.whole:
-            return round(value)
-        return min(self.high, max(self.low, float(f"{value:.{_DIGITS}g}")))
-
-    def facts(self) -> list[Any]:
-        """The range or the list as plain values, for a JSON file."""
-        listed = [list(c) if isinstance(c, tuple) else c for c in self.choices]
-        return ["one of", *listed] if self.choices else ["range", self.low, self.high]
-
-    @classmethod
-    def from_facts(cls, field: str, facts: list[Any]) -> "Axis":
-        """The axis that `facts` described."""
-        kind, *values = facts
-        if kind != "one of":
-            return _range(field, *values)
-        return cls(field, choices=_distinct(values))
-
-    def __str__(self) -> str:
-        if self.choices:
-            return f"{self.field}: {', '.join(map(shown, self.choices))}"
-        return f"{self.field}: {shown(self.low)} to {shown(self.high)}" + (", logarithmic" if self.log else "")
-
-
-def axes(space: Space, config: TrainConfig) -> tuple[Axis, ...]:
-    """Check a space and read it: `{field: (low, high)}` is a range, `{field: [a, b, c]}` a list of choices.
-
-    Args:
-        space: the settings that vary.
-        config: those that do not; some settings have no effect beside others.
-
-    Raises:
-        ConfigError: lists every field that is misspelt, out of its range, without effect, or would make trials incomparable.
-    """
-    if not isinstance(space, Mapping) or not space:
-        raise ConfigError("The space is empty: name at least one setting, such as {'learning_rate': (1e-4, 1e-3)}.")
-    problems, found = [], []
-    for field, wanted in space.items():
-        said = _problems(str(field), wanted, config)
-        problems += said
-        if not said:
-            found.append(Axis(field, choices=_distinct(wanted)) if isinstance(wanted, list) else _range(field, *wanted))
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return tuple(found)
-
-
-def combinations(space: tuple[Axis, ...]) -> float:
-    """How many different settings there are; infinite with a range of fractions among them."""
-    sizes = [len(a.choices) if a.choices else a.high - a.low + 1 if a.whole else math.inf for a in space]
-    return math.prod(sizes)
-
-
-def shown(value: Any) -> str:
-    """A setting in as few characters as say it."""
-    if isinstance(value, tuple):
-        return " ".join(name.removesuffix("_proj") for name in value)
-    return f"{value:.{_DIGITS}g}" if isinstance(value, float) else str(value)
-
-
-def _range(field: str, low: float, high: float) -> Axis:
-    spec = _SPECS[field]
-    whole = isinstance(spec.default, int)
-    ends = (low, high) if whole else (float(low), float(high))
-    return Axis(field, *ends, log=bool(spec.metadata["log"]), whole=whole)
-
-
-def _problems(field: str, wanted: Any, config: TrainConfig) -> list[str]:
-    spec = _SPECS.get(field)
-    if spec is None:
-        return _refused(config, field, None)
-    if spec.metadata["group"] == "records":
-        return [f"{field} changes what is recorded, not what is learnt: set it in the config."]
-    if field in _NOT_COMPARABLE:
-        return [f"{field} cannot be searched: {_NOT_COMPARABLE[field]}."]
-    if field == "num_train_epochs" and config.max_steps > 0:
-        return [
-            f"num_train_epochs has no effect while max_steps={config.max_steps}: set max_steps=-1, or search max_steps."
-        ]
-    if isinstance(wanted, list):
-        return _list_problems(field, wanted, config)
-    return _range_problems(field, wanted, config)
-
-
-def _list_problems(field: str, wanted: list[Any], config: TrainConfig) -> list[str]:
-    said = [problem for value in wanted for problem in _refused(config, field, value)]
-    if not said and len(_distinct(wanted)) < 2:
-        said = [f"{field}: {wanted!r} leaves nothing to choose. Give at least two values, or set it in the config."]
-    return said
-
-
-def _range_problems(field: str, wanted: Any, config: TrainConfig) -> list[str]:
-    facts = _SPECS[field].metadata
-    if facts["low"] is None:
-        return [f"{field}: {wanted!r} is no list of choices, and {field} is no number. Write [a, b]."]
-    if not isinstance(wanted, tuple) or len(wanted) != 2:
-        return [f"{field}: {wanted!r} is neither a range (low, high) nor a list [a, b, c] of choices."]
-    said = [problem for value in wanted for problem in _refused(config, field, value)]
-    if not said and wanted[0] >= wanted[1]:
-        said = [f"{field}: {wanted!r} has its low end at or above its high end. Write (low, high)."]
-    if not said and facts["low"] < 0 and wanted[0] < 1:  # -1 means "let the epochs decide", which is no amount
-        said = [f"{field}: {wanted!r} begins below 1. A range of amounts wants 1 or more."]
-    return said
-
-
-def _refused(config: TrainConfig, field: str, value: Any) -> list[str]:
-    """What the config itself says against this one setting."""
-    try:
-        config.replace(**{field: value})
-    except ConfigError as error:
-        return [str(error)]
-    return []
-
-
-def _distinct(values: list[Any]) -> tuple[Any, ...]:
-    """Values without repetitions, in their order; lists (target modules) as tuples."""
-    return tuple(dict.fromkeys(tuple(v) if isinstance(v, list) else v for v in values))
-
+from ftkit.tuning.space import Axis, Space, axes, combinations, short
 
 STATES = ("finished", "pruned", "diverged", "failed")
-
-_STEP = "trial"  # the mark in a trial's run.json; written last
+_JOURNAL = "search.journal"
+_RANDOM_FIRST = 4  # trials before the sampler models what it has seen: fewer is guessing
+_REDRAWS = 100  # draws that may turn out to be settings which were tried before
 
 
 @dataclass(frozen=True)
@@ -193,30 +46,6 @@ class Trial:
     reason: str
     run: Run
 
-    @classmethod
-    def read(cls, number: int, run: Run) -> Self | None:
-        """The trial in a run folder; None where it has not ended.
-
-        Raises:
-            DataError: the folder's record is damaged.
-        """
-        if not run.finished(_STEP):
-            return None
-        try:
-            facts = run.facts[_STEP]
-            settings = {n: tuple(v) if isinstance(v, list) else v for n, v in facts["settings"].items()}
-            return cls(number, settings, facts["state"], facts["value"], facts["seconds"], facts["reason"], run)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{run.path}/run.json is no record of a trial ({error!r}). Delete the folder to run it again."
-            ) from error
-
-    def keep(self) -> None:
-        """Mark the trial's run folder as ended."""
-        self.run.finish(
-            _STEP, settings=self.settings, state=self.state, value=self.value, seconds=self.seconds, reason=self.reason
-        )
-
     @property
     def history(self) -> History:
         """Its curve, empty where it failed before the first update."""
@@ -226,9 +55,15 @@ class Trial:
     @property
     def label(self) -> str:
         """Its settings in one line."""
-        return ", ".join(f"{name} {shown(value)}" for name, value in self.settings.items())
+        return ", ".join(f"{name} {short(value)}" for name, value in self.settings.items())
+
+    @property
+    def rank(self) -> tuple[int, float, int]:
+        """Finished trials first, by value; then the others, in their order."""
+        return STATES.index(self.state), math.inf if self.value is None else self.value, self.number
 
 
+@tables.shown
 @dataclass(frozen=True)
 class SearchReport:
     """All trials so far of one search; shows itself as a table, best first.
@@ -249,29 +84,23 @@ class SearchReport:
             MissingArtifact: no search began there.
             DataError: its record is damaged.
         """
-        path = run.require("sweep.json")
+        run.require(_JOURNAL)
+        study = _study(run)
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            config = TrainConfig(**facts["config"])
-            space = tuple(Axis.from_facts(field, values) for field, values in facts["space"].items())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is damaged ({error}). Delete {run.path} and search again.") from error
-        return cls(config, space, ended_in(run), run)
+            setup = study.user_attrs["setup"]
+            config = TrainConfig(**setup["config"])
+            given = {field: tuple(ends) for field, ends in setup["ranges"].items()} | setup["choices"]
+            space = axes({field: given[field] for field in setup["order"]}, config)
+            ended = {t.user_attrs["folder"]: t for t in study.trials if _has_ended(t)}
+            trials = tuple(_trial(ended[folder], space, run) for folder in sorted(ended))
+        except (KeyError, TypeError, ConfigError) as error:
+            raise DataError(f"{run / _JOURNAL} is damaged ({error!r}). Delete {run.path} and search again.") from error
+        return cls(config, space, trials, run)
 
     @property
     def ranked(self) -> tuple[Trial, ...]:
         """Finished trials first, by value; then the others, in their order."""
-        last = len(STATES)
-        return tuple(
-            sorted(
-                self.trials,
-                key=lambda t: (
-                    STATES.index(t.state) if t.state in STATES else last,
-                    math.inf if t.value is None else t.value,
-                    t.number,
-                ),
-            )
-        )
+        return tuple(sorted(self.trials, key=lambda trial: trial.rank))
 
     @property
     def best_trial(self) -> Trial:
@@ -280,14 +109,11 @@ class SearchReport:
         Raises:
             ConfigError: no trial finished; says how they ended.
         """
-        if not self.trials or self.ranked[0].state != "finished":
-            ends = "; ".join(
-                f"trial {t.number} {t.state}" + (f" ({t.reason})" if t.reason else "") for t in self.trials
-            )
-            raise ConfigError(
-                f"No trial finished: {ends or 'none was run'}. Narrow the space, or start from other settings."
-            )
-        return self.ranked[0]
+        if self.trials and self.ranked[0].state == "finished":
+            return self.ranked[0]
+        ends = [f"trial {t.number} {t.state}" + (f" ({t.reason})" if t.reason else "") for t in self.trials]
+        said = "; ".join(ends) or "none was run"
+        raise ConfigError(f"No trial finished: {said}. Narrow the space, or start from other settings.")
 
     @property
     def best(self) -> TrainConfig:
@@ -297,7 +123,8 @@ class SearchReport:
     @property
     def start(self) -> Trial | None:
         """The trial of the settings that the search started with, where they lie in the space."""
-        return next((t for t in self.trials if all(getattr(self.config, n) == v for n, v in t.settings.items())), None)
+        here = {axis.field: getattr(self.config, axis.field) for axis in self.space}
+        return next((trial for trial in self.trials if trial.settings == here), None)
 
     @property
     def seconds(self) -> float:
@@ -313,7 +140,6 @@ class SearchReport:
         if all(trial.state != "finished" for trial in self.trials):
             return f"None of {len(self.trials)} trials finished."
         best, start = self.best_trial, self.start
-        assert best.value is not None
         said = f"Best of {len(self.trials)} trials: {best.label}, validation loss {best.value:.3f} nats a token"
         if start is None or start.value is None:
             return f"{said}."
@@ -321,153 +147,19 @@ class SearchReport:
             return f"{said}; these are the settings that it started with."
         return f"{said}; the settings that it started with reached {start.value:.3f}."
 
-    def _cells(self) -> list[list[str]]:
+    def _parts(self) -> list[Table | str]:
         names = [axis.field for axis in self.space]
-        head = ["trial", *names, "validation loss", "state", "seconds"]
-        lines = [
+        rows = [
             [
-                str(t.number),
-                *(shown(t.settings[n]) for n in names),
-                "" if t.value is None else f"{t.value:.3f}",
-                t.state + (f": {t.reason}" if t.reason else ""),
-                f"{t.seconds:.0f}",
+                trial.number,
+                *(short(trial.settings[name]) for name in names),
+                "" if trial.value is None else f"{trial.value:.3f}",
+                f"{trial.state}: {trial.reason}" if trial.reason else trial.state,
+                f"{trial.seconds:.0f}",
             ]
-            for t in self.ranked
+            for trial in self.ranked
         ]
-        return [head, *lines]
-
-    def __str__(self) -> str:
-        table = self._cells()
-        widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table]
-        return "\n".join([*lines, self.verdict()])
-
-    def _repr_html_(self) -> str:
-        head, *lines = self._cells()
-        first = next((t for t in self.ranked if t.state == "finished"), None)
-        rows = "".join(_row(line, bold=first is trial) for line, trial in zip(lines, self.ranked, strict=True))
-        titles = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-        return f"<table><tr>{titles}</tr>{rows}</table><p>{html.escape(self.verdict())}</p>"
-
-
-def ended_in(run: Run) -> tuple[Trial, ...]:
-    """The trials below a search's folder that have ended, in their order; damaged records are named, not skipped."""
-    folders = sorted(path for path in (run / "trials").glob("*") if path.name.isdigit())
-    return tuple(trial for path in folders if (trial := Trial.read(int(path.name), Run(path))) is not None)
-
-
-def folder_of(run: Run, number: int) -> Path:
-    """Where a trial's run stands."""
-    return run / f"trials/{number:03d}"
-
-
-def _row(cells: Sequence[str], *, bold: bool) -> str:
-    tag = "b" if bold else "span"
-    return "<tr>" + "".join(f"<td><{tag}>{html.escape(cell)}</{tag}></td>" for cell in cells) + "</tr>"
-
-
-_RANDOM_FIRST = 4  # trials before the sampler models what it has seen: fewer is guessing
-
-_REDRAWS = 100
-
-
-def draw_settings(
-    space: tuple[Axis, ...], config: TrainConfig, done: tuple[Trial, ...], seed: str, prune_after: int | None
-) -> tuple[dict[str, Any], Any] | None:
-    """Settings of the next trial and Optuna's handle on it; None when no new settings are left.
-
-    Args:
-        space: what varies.
-        config: the first trial, where it lies in the space.
-        done: the trials that ended.
-        seed: of this draw alone.
-        prune_after: finished trials before Optuna may cut one off; None never does.
-    """
-    here = {axis.field: getattr(config, axis.field) for axis in space}
-    if not done and all(axis.holds(here[axis.field]) for axis in space):
-        return here, _ask(space, done, 0, prune_after, here)
-    numbers = random.Random(seed)
-    for _ in range(_REDRAWS if len(done) < combinations(space) else 0):
-        suggestion = _ask(space, done, numbers.randrange(2**31), prune_after)
-        settings = {axis.field: _setting(axis, suggestion.params[axis.field]) for axis in space}
-        if settings not in [trial.settings for trial in done]:
-            return settings, suggestion
-    return None
-
-
-def _ask(
-    space: tuple[Axis, ...],
-    done: tuple[Trial, ...],
-    seed: int,
-    prune_after: int | None,
-    given: dict[str, Any] | None = None,
-) -> Any:
-    """One suggestion of a study that knows the trials that ended; `given` settings are taken as they are."""
-    distributions = {axis.field: _distribution(axis) for axis in space}
-    with _silent() as optuna:
-        never = prune_after is None
-        pruner = optuna.pruners.NopPruner() if never else optuna.pruners.MedianPruner(n_startup_trials=prune_after)
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM_FIRST)
-        study = optuna.create_study(sampler=sampler, pruner=pruner)
-        for trial in done:
-            if trial.state != "failed":
-                study.add_trial(_remembered(trial, space, distributions, optuna))
-        if given is not None:
-            study.enqueue_trial({axis.field: _raw(axis, given[axis.field]) for axis in space})
-        return study.ask(distributions)
-
-
-def _remembered(trial: Trial, space: tuple[Axis, ...], distributions: dict[str, Any], optuna: Any) -> Any:
-    """An ended trial as Optuna knows it; one that diverged counts as cut off, so that the sampler keeps away."""
-    state = optuna.trial.TrialState
-    curve = {step: loss for step, loss in trial.history.val_losses if math.isfinite(loss)}
-    finished = trial.state == "finished"
-    return optuna.trial.create_trial(
-        state=state.COMPLETE if finished else state.PRUNED,
-        value=trial.value if finished else None,
-        params={axis.field: _raw(axis, trial.settings[axis.field]) for axis in space},
-        distributions=distributions,
-        intermediate_values=curve,
-    )
-
-
-def _distribution(axis: Axis) -> Any:
-    optuna = load_optuna()
-    if axis.choices:  # by place: a list of module names is no value that Optuna stores
-        return optuna.distributions.CategoricalDistribution(range(len(axis.choices)))
-    kind = optuna.distributions.IntDistribution if axis.whole else optuna.distributions.FloatDistribution
-    return kind(axis.low, axis.high, log=axis.log)
-
-
-def _raw(axis: Axis, value: Any) -> Any:
-    return axis.choices.index(value) if axis.choices else value
-
-
-def _setting(axis: Axis, raw: Any) -> Any:
-    return axis.choices[raw] if axis.choices else axis.rounded(raw)
-
-
-def load_optuna() -> Any:
-    """Optuna, or an error that names the command which installs it."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise MissingExtra(
-            "A search over settings needs Optuna. Run: pip install 'optuna>=5,<6' (the extra ftkit[sweep])"
-        ) from error
-    return optuna
-
-
-@contextmanager
-def _silent() -> Iterator[Any]:
-    """Optuna without its log line about every study."""
-    optuna = load_optuna()
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield optuna
-    finally:
-        optuna.logging.set_verbosity(level)
+        return [Table(["trial", *names, "validation loss", "state", "seconds"], rows), self.verdict()]
 
 
 def search(
@@ -510,13 +202,11 @@ def search(
     _positive(trials=trials, prune_after=trials if prune_after is None else prune_after)
     found = axes(space, config)
     seed = config.seed if seed is None else seed
-    setup = _setup(base_model, splits, config, found) | {"kind": "sweep", "seed": seed, "prune_after": prune_after}
-    _begin(run, setup, resume)
-
-    def draw(number: int, done: tuple[Trial, ...]) -> tuple[dict[str, Any], Any] | None:
-        return draw_settings(found, config, done, f"{seed}-{number}", prune_after)
-
-    return _all(base_model, splits, config, run, trials, draw, stop, progress)
+    setup = _setup(base_model, splits, config, found) | {"kind": "search", "seed": seed, "prune_after": prune_after}
+    here = {axis.field: getattr(config, axis.field) for axis in found}
+    first = [here] if all(axis.holds(here[axis.field]) for axis in found) else []
+    study = _begin(run, setup, found, first, resume)
+    return _run_trials(study, found, run, trials, partial(_short_run, base_model, splits, config), stop, progress)
 
 
 def vary(
@@ -535,90 +225,185 @@ def vary(
 
     Raises:
         ConfigError: a bad value, or other runs in this folder.
+        MissingExtra: Optuna is not installed.
     """
+    load_optuna()
     found = axes({field: list(values)}, config)
-    _begin(run, _setup(base_model, splits, config, found) | {"kind": "vary"}, resume)
-
-    def draw(number: int, _: tuple[Trial, ...]) -> tuple[dict[str, Any], Any]:
-        return {field: found[0].choices[number]}, None
-
-    return _all(base_model, splits, config, run, len(found[0].choices), draw, stop, progress)
+    setup = _setup(base_model, splits, config, found) | {"kind": "vary", "seed": 0, "prune_after": None}
+    queue = [{field: value} for value in found[0].choices]
+    study = _begin(run, setup, found, queue, resume)
+    return _run_trials(study, found, run, len(queue), partial(_short_run, base_model, splits, config), stop, progress)
 
 
-Draw = Callable[[int, tuple[Trial, ...]], tuple[dict[str, Any], Any] | None]
+def load_optuna() -> Any:
+    """Optuna, or an error that names the command which installs it."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtra(
+            "A search over settings needs Optuna. Run: pip install 'optuna>=5,<6' (the extra ftkit[sweep])"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # a log line about every study and trial says nothing new
+    return optuna
 
 
-def _all(
-    base_model: str | Path,
-    splits: Splits,
-    config: TrainConfig,
+def _begin(run: Run, setup: dict[str, Any], space: tuple[Axis, ...], queue: list[dict[str, Any]], resume: bool) -> Any:
+    """Take up the study that stands in the folder, or start one whose first trials have the settings in `queue`.
+
+    Raises:
+        ConfigError: another search stands there.
+    """
+    if not resume:
+        run.reopen("search")
+        shutil.rmtree(run / "trials", ignore_errors=True)
+        (run / _JOURNAL).unlink(missing_ok=True)
+    study = _study(run)
+    before = study.user_attrs.get("setup", setup)
+    if differing := [name for name in {**before, **setup} if before.get(name) != setup.get(name)]:
+        said = "; ".join(_difference(name, before.get(name), setup.get(name)) for name in differing)
+        raise ConfigError(
+            f"{run.path} holds a search with another setup: {said}. Choose another folder, or pass resume=False."
+        )
+    if "setup" not in study.user_attrs:
+        study.set_user_attr("setup", setup)
+        for settings in queue:
+            study.enqueue_trial({axis.field: _to_optuna(axis, settings[axis.field]) for axis in space})
+    optuna, patience = load_optuna(), setup["prune_after"]
+    never = optuna.pruners.NopPruner()
+    study.pruner = never if patience is None else optuna.pruners.MedianPruner(n_startup_trials=patience)
+    for left in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):  # by a kill, or by `stop`
+        study.tell(left.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(left.params, user_attrs={"folder": left.user_attrs.get("folder")})
+    return study
+
+
+def _study(run: Run) -> Any:
+    """The study of a run folder, made where there is none.
+
+    Raises:
+        DataError: its journal is damaged.
+    """
+    optuna = load_optuna()
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    path = str(run / _JOURNAL)
+    try:  # mounted drives know no symbolic links, which Optuna's own lock is made of
+        storage = JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+        study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}). Pass resume=False to search afresh.") from error
+    return study
+
+
+Runner = Callable[[dict[str, Any], Run, "_Watcher"], None]
+
+
+def _run_trials(
+    study: Any,
+    space: tuple[Axis, ...],
     run: Run,
     trials: int,
-    draw: Draw,
+    short_run: Runner,
     stop: threading.Event | None,
     progress: bool,
 ) -> SearchReport:
-    """Run what has not ended yet, then leave report and figure."""
+    """Run what has not ended yet, and report."""
     from tqdm.auto import tqdm
 
-    with tqdm(total=trials, unit="trial", disable=not progress, leave=False) as bar:
-        for number in range(trials):
-            done = ended_in(run)
-            if number not in {trial.number for trial in done}:
-                drawn = draw(number, tuple(trial for trial in done if trial.number < number))
-                if drawn is None or not _attempt(base_model, splits, config, number, run, *drawn, stop, bar):
-                    break
-            bar.update()
     report = SearchReport.open(run)
-    if any(trial.value is not None for trial in report.trials):
-        figures.save(plots.plot_search(report, figure=plots.blank_panels(len(report.space))), run / "figures/sweep.png")
-    if len(report.trials) >= min(trials, combinations(report.space)) and report.ranked[0].state == "finished":
-        best = report.best_trial
-        run.finish(
-            "sweep", trials=len(report.trials), best=best.settings, value=best.value, seconds=round(report.seconds, 1)
-        )
+    with tqdm(total=trials, initial=len(report.trials), unit="trial", disable=not progress, leave=False) as bar:
+        while len(report.trials) < trials:
+            trial = _ask(study, report)
+            if trial is None or not _attempt(study, trial, space, run, short_run, stop, bar):
+                break
+            bar.update()
+            report = SearchReport.open(run)
+    complete = len(report.trials) >= min(trials, combinations(space))
+    if complete and report.ranked[0].state == "finished":
+        best, seconds = report.best_trial, round(report.seconds, 1)
+        run.finish("search", trials=len(report.trials), best=best.settings, value=best.value, seconds=seconds)
     return report
 
 
+def _ask(study: Any, report: SearchReport) -> Any:
+    """Optuna's next trial, a queued one first; None when no new settings are left.
+
+    The draw depends on the seed and on the trials so far alone, so a search that was killed goes on as it would have.
+    """
+    optuna = load_optuna()
+    waiting = study.get_trials(states=[optuna.trial.TrialState.WAITING])
+    if not waiting and len(report.trials) >= combinations(report.space):
+        return None
+    distributions = {axis.field: _distribution(axis) for axis in report.space}
+    draw = random.Random(f"{study.user_attrs['setup']['seed']}-{len(report.trials)}")
+    tried = [trial.settings for trial in report.trials]
+    for _ in range(_REDRAWS):
+        study.sampler = optuna.samplers.TPESampler(seed=draw.randrange(2**31), n_startup_trials=_RANDOM_FIRST)
+        trial = study.ask(distributions)
+        if waiting or _settings(trial, report.space) not in tried:
+            if trial.user_attrs.get("folder") is None:
+                trial.set_user_attr("folder", f"{len(report.trials):03d}")
+            return trial
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    return None
+
+
 def _attempt(
-    base_model: str | Path,
-    splits: Splits,
-    config: TrainConfig,
-    number: int,
+    study: Any,
+    trial: Any,
+    space: tuple[Axis, ...],
     run: Run,
-    settings: dict[str, Any],
-    suggestion: Any,
+    short_run: Runner,
     stop: threading.Event | None,
     bar: Any,
 ) -> bool:
-    """Run one trial to its end and keep it; False where it was interrupted and is left resumable."""
-    place = Run.create(folder_of(run, number).name, run / "trials")
-    watcher = _Watcher(
-        suggestion, stop, lambda step, total: bar.set_postfix_str(f"trial {number}, step {step} of {total}")
-    )
-    reason = ""
+    """Run one trial to its end and tell Optuna; False where it was interrupted and is left resumable."""
+    folder = trial.user_attrs["folder"]
+    place = Run.create(folder, run / "trials")
+
+    def tell(step: int, total: int) -> None:
+        bar.set_postfix_str(f"trial {int(folder)}, step {step} of {total}")
+
+    watcher, reason = _Watcher(trial, stop, tell), ""
     try:
         if not place.finished("train"):
-            _short_run(base_model, splits, config.replace(**settings), place, watcher)
+            short_run(_settings(trial, space), place, watcher)
     except (PreflightError, TrainingError) as error:
         watcher.state, reason = "failed", str(error).splitlines()[0]
     if watcher.state == "stopped" or (watcher.state == "finished" and not place.finished("train")):
         return False
-    history = History.load(place / "history.csv") if (place / "history.csv").exists() else History((), 0.0, 0.0, 0)
+    curve = place / "history.csv"
+    history = History.load(curve) if curve.exists() else History((), 0.0, 0.0, 0)
     losses = [loss for _, loss in history.val_losses] or [math.nan]
-    value = min(losses) if config.early_stopping_patience else losses[-1]  # early stopping keeps the best adapter
+    early = study.user_attrs["setup"]["config"]["early_stopping_patience"]  # it keeps the best adapter
+    value = min(losses) if early else losses[-1]
     if watcher.state == "finished" and not math.isfinite(value):
         watcher.state = "diverged"
     kept = value if math.isfinite(value) else None
-    Trial(number, settings, watcher.state, kept, round(history.seconds, 1), reason, place).keep()
+    ended = {"state": watcher.state, "value": kept, "seconds": round(history.seconds, 1), "reason": reason}
+    trial.set_user_attr("ended", ended)
+    states = load_optuna().trial.TrialState
+    if watcher.state == "finished":
+        study.tell(trial, value)
+    else:  # one that diverged counts as cut off, so that the sampler keeps away
+        study.tell(trial, state=states.FAIL if watcher.state == "failed" else states.PRUNED)
     shutil.rmtree(place / "checkpoints", ignore_errors=True)
     return True
 
 
-def _short_run(base_model: str | Path, splits: Splits, config: TrainConfig, place: Run, watcher: "_Watcher") -> None:
+def _short_run(
+    base_model: str | Path,
+    splits: Splits,
+    config: TrainConfig,
+    settings: dict[str, Any],
+    place: Run,
+    watcher: "_Watcher",
+) -> None:
+    settled = config.replace(**settings)
     try:
-        model, tokenizer = models.load(base_model, config)
-        train(model, tokenizer, splits, config, place, stop=watcher.halt, watch=watcher)
+        model, tokenizer = models.load(base_model, settled)
+        train(model, tokenizer, splits, settled, place, stop=watcher.halt, watch=watcher)
     finally:
         model = None
         gc.collect()  # a model and its hooks refer to each other
@@ -628,8 +413,8 @@ def _short_run(base_model: str | Path, splits: Splits, config: TrainConfig, plac
 class _Watcher:
     """Looks at each point of a running trial, and halts it when Optuna, a number that is none, or a person says so."""
 
-    def __init__(self, suggestion: Any, stop: threading.Event | None, tell: Callable[[int, int], None]) -> None:
-        self.suggestion, self.stop, self.tell = suggestion, stop, tell
+    def __init__(self, trial: Any, stop: threading.Event | None, tell: Callable[[int, int], None]) -> None:
+        self.trial, self.stop, self.tell = trial, stop, tell
         self.halt, self.state, self._seen = threading.Event(), "finished", 0
 
     def __call__(self, points: Sequence[HistoryPoint], total: int) -> None:
@@ -646,61 +431,62 @@ class _Watcher:
     def _look(self, point: HistoryPoint, *, last: bool) -> None:
         if not all(math.isfinite(value) for value in (point.loss, point.val_loss) if value is not None):
             self.state = "diverged"
-        elif point.val_loss is not None and self.suggestion is not None:
-            self.suggestion.report(point.val_loss, point.step)
-            if not last and self.suggestion.should_prune():
+        elif point.val_loss is not None:
+            self.trial.report(point.val_loss, point.step)
+            if not last and self.trial.should_prune():
                 self.state = "pruned"
 
 
+def _has_ended(trial: Any) -> bool:
+    """Whether a trial of Optuna's record ran to its own end; one cut off by a kill did not, nor did a repeated draw."""
+    return trial.state.is_finished() and "ended" in trial.user_attrs
+
+
+def _trial(trial: Any, space: tuple[Axis, ...], run: Run) -> Trial:
+    folder, ended = trial.user_attrs["folder"], trial.user_attrs["ended"]
+    return Trial(int(folder), _settings(trial, space), run=Run(run / "trials" / folder), **ended)
+
+
+def _distribution(axis: Axis) -> Any:
+    optuna = load_optuna()
+    if axis.choices:  # by place: a list of module names is no value that Optuna stores
+        return optuna.distributions.CategoricalDistribution(range(len(axis.choices)))
+    kind = optuna.distributions.IntDistribution if axis.whole else optuna.distributions.FloatDistribution
+    return kind(axis.low, axis.high, log=axis.log)
+
+
+def _to_optuna(axis: Axis, value: Any) -> Any:
+    return axis.choices.index(value) if axis.choices else value
+
+
+def _settings(trial: Any, space: tuple[Axis, ...]) -> dict[str, Any]:
+    """What Optuna drew, as settings."""
+    drawn = {axis.field: (axis, trial.params[axis.field]) for axis in space}
+    return {field: axis.choices[raw] if axis.choices else axis.rounded(raw) for field, (axis, raw) in drawn.items()}
+
+
 def _setup(base_model: str | Path, splits: Splits, config: TrainConfig, space: tuple[Axis, ...]) -> dict[str, Any]:
-    """What a search rests on, as it stands in `sweep.json`."""
+    """What a search rests on, as it stands in its journal."""
     setup = {
         "base_model": str(base_model),
         "data_digest": data.digest(splits.train, splits.val),
         "config": dataclasses.asdict(config),
-        "space": {axis.field: axis.facts() for axis in space},
+        "order": [axis.field for axis in space],
+        "ranges": {axis.field: axis.given for axis in space if not axis.choices},
+        "choices": {axis.field: axis.given for axis in space if axis.choices},
     }
     plain: dict[str, Any] = json.loads(json.dumps(setup))
     return plain
 
 
-def _begin(run: Run, setup: dict[str, Any], resume: bool) -> None:
-    """Take up the search that stands in the folder, or start one.
-
-    Raises:
-        ConfigError: another search stands there.
-    """
-    path = run / "sweep.json"
-    if not resume:
-        run.reopen("sweep")
-        shutil.rmtree(run / "trials", ignore_errors=True)
-    elif path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path} is damaged ({error}). Pass resume=False to search afresh.") from error
-        if differing := [name for name in {**before, **setup} if before.get(name) != setup.get(name)]:
-            said = "; ".join(_difference(name, before.get(name), setup.get(name)) for name in differing)
-            raise ConfigError(
-                f"{run.path} holds a search with another setup: {said}. Choose another folder, or pass resume=False."
-            )
-    files.write_json(path, setup)
-
-
 def _difference(name: str, before: Any, now: Any) -> str:
     if isinstance(before, dict) and isinstance(now, dict):
-        return ", ".join(
-            f"{key} ({shown(before.get(key))} then, {shown(now.get(key))} now)"
-            for key in {**before, **now}
-            if before.get(key) != now.get(key)
-        )
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        return ", ".join(f"{key} ({short(before.get(key))} then, {short(now.get(key))} now)" for key in changed)
     return f"{name} ({before} then, {now} now)"
 
 
 def _positive(**counts: int) -> None:
-    if bad := [
-        f"{name}={value!r} wants a whole number, 1 or more."
-        for name, value in counts.items()
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1
-    ]:
-        raise ConfigError("\n".join(bad))
+    bad = [f"{name}={value!r}" for name, value in counts.items() if type(value) is not int or value < 1]
+    if bad:
+        raise ConfigError("\n".join(f"{said} wants a whole number, 1 or more." for said in bad))

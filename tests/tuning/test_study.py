@@ -1,6 +1,8 @@
 """A search on the toy: seeded, cut off early, resumable after a kill, and every trial a run."""
 
+import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,8 +19,8 @@ from ftkit.runs import Run
 from ftkit.training import HistoryPoint
 from ftkit.training.history import write_points
 from ftkit.tuning import search, study, vary
-from ftkit.tuning.plots import blank_panels
-from ftkit.tuning.study import SearchReport, Trial, _Watcher, axes, draw_settings
+from ftkit.tuning.space import axes
+from ftkit.tuning.study import SearchReport, Trial, _ask, _begin, _distribution, _Watcher
 
 SPACE = {"learning_rate": (1e-5, 1e-2), "lora_r": [2, 4, 8]}
 
@@ -59,11 +61,9 @@ def test_a_search_leaves_runs_a_report_and_a_figure(base, splits, short, run):
     report = search(base, splits, short, SPACE, run, trials=3, progress=False)
     assert [t.number for t in report.trials] == [0, 1, 2]
     for each in report.trials:
-        assert each.run.finished("trial")
         assert TrainConfig.load(each.run / "config.yaml") == short.replace(**each.settings)
         assert not (each.run / "checkpoints").exists()
-    run.require("figures/sweep.png")
-    assert run.facts["sweep"]["best"] == report.best_trial.settings
+    assert run.facts["search"]["best"] == report.best_trial.settings
     assert report.best == short.replace(**report.best_trial.settings)
     assert report.best_trial.value == min(t.value for t in report.trials)
     assert plain(SearchReport.open(run)) == plain(report)
@@ -112,11 +112,12 @@ import sys, transformers
 from ftkit import data
 from ftkit.config import TrainConfig
 from ftkit.runs import Run
-from ftkit.sweep import sweep
+from ftkit.tuning import search
 base, run, settings = sys.argv[1:4]
 splits = data.load_splits(Run.open(sys.argv[4]))
 config = TrainConfig.load(settings)
-sweep(base, splits, config, {"learning_rate": (1e-5, 1e-2), "lora_r": [2, 4, 8]}, Run.open(run), trials=4, progress=False)
+space = {"learning_rate": (1e-5, 1e-2), "lora_r": [2, 4, 8]}
+search(base, splits, config, space, Run.open(run), trials=4, progress=False)
 """
 
 
@@ -151,7 +152,7 @@ def test_stop_leaves_the_running_trial_resumable(base, splits, short, run):
     stop.set()
     report = search(base, splits, short.replace(max_steps=4), SPACE, run, trials=2, stop=stop, progress=False)
     assert report.trials == ()
-    assert not run.finished("sweep")
+    assert not run.finished("search")
     stop.clear()
     assert (
         len(search(base, splits, short.replace(max_steps=4), SPACE, run, trials=2, stop=stop, progress=False).trials)
@@ -206,51 +207,101 @@ def test_without_optuna_the_error_names_the_command(splits, toy_config, run, mon
         search("no-such-model", splits, toy_config, SPACE, run)
 
 
-def test_the_draws_depend_on_what_ended_and_on_the_seed_alone(tmp_path, toy_config):
-    space = axes(SPACE, toy_config)
-    done = tuple(
-        trial(tmp_path, i, {"learning_rate": 10.0 ** -(i + 2), "lora_r": 4}, value=float(i + 1)) for i in range(3)
+@pytest.fixture
+def opened(toy_config, tmp_path):
+    """A study over a space, and a way to note trials that ended in it."""
+
+    def study_over(space, name="study", prune_after=2, seed=0, queue=()):
+        found = axes(space, toy_config)
+        run = Run.create(name, tmp_path)
+        choices = {axis.field: axis.given for axis in found if axis.choices}
+        ranges = {axis.field: axis.given for axis in found if not axis.choices}
+        setup = {
+            "config": dataclasses.asdict(toy_config),
+            "order": list(space),
+            "choices": choices,
+            "ranges": ranges,
+            "seed": seed,
+            "prune_after": prune_after,
+        }
+        return _begin(run, json.loads(json.dumps(setup)), found, list(queue), resume=True), found, run
+
+    return study_over
+
+
+def note(study, space, params, value, curve=()):
+    """A finished trial, as a search leaves it."""
+    import optuna
+
+    number = len(study.trials)
+    attributes = {
+        "folder": f"{number:03d}",
+        "ended": {"state": "finished", "value": value, "seconds": 1.0, "reason": ""},
+    }
+    distributions = {axis.field: _distribution(axis) for axis in space}
+    study.add_trial(
+        optuna.trial.create_trial(
+            value=value,
+            params=params,
+            distributions=distributions,
+            user_attrs=attributes,
+            intermediate_values=dict(curve),
+        )
     )
-    one, two = (draw_settings(space, toy_config, done, "0-3", 2)[0] for _ in range(2))
-    assert one == two
-    assert len({draw_settings(space, toy_config, done, f"{seed}-3", 2)[0]["learning_rate"] for seed in range(5)}) == 5
-    assert all(axis.holds(one[axis.field]) for axis in space)
 
 
-def test_the_sampler_learns_where_the_low_losses_are(tmp_path, toy_config):
+def test_the_draws_depend_on_what_ended_and_on_the_seed_alone(opened):
+    drawn = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1), ("d", 2)):
+        study, space, run = opened(SPACE, name, seed=seed)
+        for i in range(3):
+            note(study, space, {"learning_rate": 10.0 ** -(i + 2), "lora_r": 1}, float(i + 1))
+        drawn.append(_ask(study, SearchReport.open(run)).params["learning_rate"])
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 3
+
+
+def test_the_sampler_learns_where_the_low_losses_are(opened):
     """After a dozen trials whose loss is the distance from 1e-3 in decades, draws gather there."""
-    import math
-
-    space = axes({"learning_rate": (1e-6, 1e-2)}, toy_config)
-    rates = [10 ** (-6 + 4 * i / 11) for i in range(12)]
-    done = tuple(trial(tmp_path, i, {"learning_rate": r}, value=abs(math.log10(r) + 3)) for i, r in enumerate(rates))
-    drawn = [draw_settings(space, toy_config, done, str(seed), 2)[0]["learning_rate"] for seed in range(20)]
-    assert sum(1e-4 < rate < 1e-2 for rate in drawn) > 14  # half of the range would be ten by chance
-
-
-def test_no_settings_are_tried_twice_and_the_search_ends_when_none_are_left(tmp_path, toy_config):
-    space, done = axes({"lora_r": [2, 4]}, toy_config), ()
-    for number in range(2):
-        settings, _ = draw_settings(space, toy_config, done, f"0-{number}", 2)
-        done += (trial(tmp_path, number, settings),)
-    assert {t.settings["lora_r"] for t in done} == {2, 4}
-    assert draw_settings(space, toy_config, done, "0-2", 2) is None
+    near = 0
+    for seed in range(10):
+        study, space, run = opened({"learning_rate": (1e-6, 1e-2)}, f"study-{seed}", seed=seed)
+        for i in range(12):
+            rate = 10 ** (-6 + 4 * i / 11)
+            note(study, space, {"learning_rate": rate}, abs(math.log10(rate) + 3))
+        near += 1e-4 < _ask(study, SearchReport.open(run)).params["learning_rate"] < 1e-2
+    assert near > 7  # half of the range would be five by chance
 
 
-def test_a_trial_worse_than_the_median_is_cut_off(tmp_path, toy_config):
+def test_no_settings_are_tried_twice_and_the_search_ends_when_none_are_left(opened):
+    study, _, run = opened({"lora_r": [2, 4]})
+    for _ in range(2):
+        trial = _ask(study, SearchReport.open(run))
+        trial.set_user_attr("ended", {"state": "finished", "value": 1.0, "seconds": 1.0, "reason": ""})
+        study.tell(trial, 1.0)
+    assert {t.settings["lora_r"] for t in SearchReport.open(run).trials} == {2, 4}
+    assert _ask(study, SearchReport.open(run)) is None
+
+
+def test_a_trial_worse_than_the_median_is_cut_off(opened):
     """At the same step; only after `prune_after` finished trials, and never at the last step."""
-    space = axes({"learning_rate": (1e-6, 1e-2)}, toy_config)
-    done = tuple(
-        trial(tmp_path, i, {"learning_rate": 10.0 ** -(i + 3)}, value=1.0, curve=[(2, 2.0), (4, 1.0)]) for i in range(2)
-    )
     points = [HistoryPoint(1, loss=3.0), HistoryPoint(2, val_loss=2.5)]
-    for prune_after, state in ((2, "pruned"), (3, "finished"), (None, "finished")):
-        watcher = _Watcher(draw_settings(space, toy_config, done, "x", prune_after)[1], None, lambda *_: None)
-        watcher(points, 4)
+    for total, prune_after, state in ((4, 2, "pruned"), (4, 3, "finished"), (4, None, "finished"), (2, 2, "finished")):
+        study, space, run = opened({"learning_rate": (1e-6, 1e-2)}, f"{total}-{prune_after}", prune_after)
+        for i in range(2):
+            note(study, space, {"learning_rate": 10.0 ** -(i + 3)}, 1.0, curve=[(2, 2.0), (4, 1.0)])
+        watcher = _Watcher(_ask(study, SearchReport.open(run)), None, lambda *_: None)
+        watcher(points, total)
         assert (watcher.state, watcher.halt.is_set()) == (state, state == "pruned")
-    at_its_end = _Watcher(draw_settings(space, toy_config, done, "x", 2)[1], None, lambda *_: None)
-    at_its_end(points, 2)
-    assert at_its_end.state == "finished"
+
+
+def test_a_trial_that_a_kill_left_running_is_drawn_again_with_its_settings(opened):
+    study, _, run = opened(SPACE)
+    left = _ask(study, SearchReport.open(run))
+    again, _, _ = opened(SPACE)
+    drawn = _ask(again, SearchReport.open(run))
+    assert (drawn.params, drawn.user_attrs["folder"]) == (left.params, left.user_attrs["folder"])
+    assert SearchReport.open(run).trials == ()
 
 
 def test_a_loss_that_is_no_number_halts_a_trial():
@@ -285,8 +336,14 @@ def test_a_search_in_which_nothing_finished_has_no_best(report):
     assert "None of 3 trials finished" in empty._repr_html_()
 
 
+def blank_figure():
+    figure = figures.blank_axes().figure
+    figure.clear()
+    return figure
+
+
 def test_the_figure_has_a_panel_a_setting_and_a_mark_a_state(report):
-    first = tuning.plot_search(report, figure=blank_panels(3))
+    first = tuning.plot_search(report, figure=blank_figure())
     panels = [ax for ax in first.figure.axes if ax.get_visible()]
     assert [ax.get_xlabel() for ax in panels] == ["learning_rate (log)", "lora_r", "weight_decay"]
     assert [t.get_text() for t in first.figure.legends[0].get_texts()] == [
@@ -309,10 +366,6 @@ def test_a_damaged_record_is_named(tmp_path, report):
     with pytest.raises(MissingArtifact):
         SearchReport.open(Run.create("nothing", tmp_path))
     run = Run.create("damaged", tmp_path)
-    (run / "sweep.json").write_text('{"config": {"lora_r": 0}}')
-    with pytest.raises(DataError, match=r"sweep\.json is damaged"):
+    (run / "search.journal").write_text("not a journal\n")
+    with pytest.raises(DataError, match=r"search\.journal is damaged"):
         SearchReport.open(run)
-    place = Run.create("000", run / "trials")
-    (place / "run.json").write_text(json.dumps({"finished": ["trial"], "trial": {}}))
-    with pytest.raises(DataError, match="no record of a trial"):
-        Trial.read(0, place)
