@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 from ftkit import data
-from ftkit.data import jaccard, word_shingles
 
 
 def corpus(rows: int, words: int, seed: int = 1) -> tuple[list[str], list[tuple[int, int]]]:
@@ -46,7 +45,7 @@ def with_ftkit(texts: list[str], method: str) -> tuple[float, list[int], list[tu
     began = time.perf_counter()
     found = data.near_pairs(texts, 0.8, method=method)
     labels = found.clusters()
-    return time.perf_counter() - began, labels, [(p.first, p.second) for p in found.pairs]
+    return time.perf_counter() - began, labels, sorted(found.rows)
 
 
 def with_datasketch(texts: list[str], bands: bool) -> tuple[float, list[int], list[tuple[int, int]]]:
@@ -65,6 +64,11 @@ def with_datasketch(texts: list[str], bands: bool) -> tuple[float, list[int], li
     return time.perf_counter() - began, data.join(len(texts), pairs), pairs
 
 
+def alike(a: str, b: str) -> bool:
+    """Whether two texts reach the threshold, told from their shingles."""
+    return data.jaccard(data.word_shingles(a), data.word_shingles(b)) >= 0.8
+
+
 def one(name: str, rows: int, words: int) -> dict[str, float]:
     """Measure one method on one size."""
     texts, planted = corpus(rows, words)
@@ -77,9 +81,9 @@ def one(name: str, rows: int, words: int) -> dict[str, float]:
     }[name]
     seconds, labels, pairs = run()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    true = [(a, b) for a, b in planted if jaccard(word_shingles(texts[a]), word_shingles(texts[b])) >= 0.8]
+    true = [(a, b) for a, b in planted if alike(texts[a], texts[b])]
     found = sum(labels[a] == labels[b] for a, b in true)
-    right = sum(jaccard(word_shingles(texts[a]), word_shingles(texts[b])) >= 0.8 for a, b in pairs)
+    right = sum(alike(texts[a], texts[b]) for a, b in pairs)
     return {
         "seconds": seconds,
         "peak": peak,
@@ -101,29 +105,23 @@ def main() -> None:
     if options.one:
         print(json.dumps(one(options.one, options.rows[0], options.words)))
         return
+    head = ("seconds", "peak GiB", "texts GiB", "pairs >= 0.8", "recall", "precision")
     print(
-        f"{'method':>17}  {'rows':>7}  {'seconds':>8}  {'peak GiB':>8}  {'texts GiB':>9}  {'pairs >= 0.8':>12}  {'recall':>6}  {'precision':>9}"
+        f"{'method':>17}  {'rows':>7}  {head[0]:>8}  {head[1]:>8}  "
+        + f"{head[2]:>9}  {head[3]:>12}  {head[4]:>9}  {head[5]:>9}"
     )
     for rows in options.rows:
         names = ["ftkit minhash"] + (["ftkit exact"] if rows <= 20_000 else [])
         names += ["datasketch 16x8", "datasketch at 0.8"] if rows <= options.datasketch else []
         took = {}
         for name in names:
-            command = [
-                sys.executable,
-                str(Path(__file__)),
-                "--one",
-                name,
-                "--rows",
-                str(rows),
-                "--words",
-                str(options.words),
-            ]
+            size = ["--rows", str(rows), "--words", str(options.words)]
+            command = [sys.executable, str(Path(__file__)), "--one", name, *size]
             r = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
             took[name] = r["seconds"]
             print(
                 f"{name:>17}  {rows:>7}  {r['seconds']:>8.1f}  {r['peak']:>8.2f}  {r['texts']:>9.2f}  {r['planted']:>12}  "
-                f"{r['recall']:>6.4f}  {r['precision']:>9.4f}   {took[name] / took['ftkit minhash']:.1f} times",
+                f"{r['recall']:>9.4f}  {r['precision']:>9.4f}   {took[name] / took['ftkit minhash']:.1f} times",
                 flush=True,
             )
 

@@ -133,7 +133,7 @@ def run(task: dict) -> dict:
 
 
 def tasks_of(shape: str, folder: str, backend: str, options: argparse.Namespace) -> list[dict]:
-    """Every length with an adapter on all linear layers; the longest also on attention alone, and in fp16 as on a T4."""
+    """Every length with an adapter on all linear layers; the longest on attention alone too, and in fp16 as on a T4."""
     longest = max(options.lengths)
     ways = [("bf16", ALL, length) for length in options.lengths]
     if not options.brief:
@@ -226,9 +226,11 @@ def summary(results: list[dict]) -> None:
         if len(pair) == 2:
             plain, fast = pair["transformers"], pair["unsloth"]
             apart = max(abs(a - b) / a for a, b in zip(plain["losses"], fast["losses"], strict=True))
+            speed = fast["tokens_per_s"] / plain["tokens_per_s"]
+            less = fast["allocated_gib"] / plain["allocated_gib"]
             print(
-                f"{shape}, {dtype}, {targets} matrices, {length} tokens: Unsloth has {fast['tokens_per_s'] / plain['tokens_per_s']:.2f} times "
-                f"the speed, {fast['allocated_gib'] / plain['allocated_gib']:.2f} times the memory; losses differ by at most {apart:.1%}"
+                f"{shape}, {dtype}, {targets} matrices, {length} tokens: Unsloth has {speed:.2f} times the speed, "
+                f"{less:.2f} times the memory; losses differ by at most {apart:.1%}"
             )
     if results:
         errors = [abs(found["estimate"][1] / found["allocated_gib"] - 1) for found in results]

@@ -1,4 +1,4 @@
-"""What `ftkit.train` adds to the same Unsloth + TRL run written by hand.
+"""What `training.train` adds to the same Unsloth + TRL run written by hand.
 
     python benchmarks/overhead.py [--steps 20] [--repeats 2]
 
@@ -83,7 +83,7 @@ def by_hand(model, tokenizer, splits, config, folder: str) -> None:
 
 
 def with_kit(model, tokenizer, splits, config, folder: str) -> float:
-    """The same through `ftkit.train`; returns the seconds spent in its recorder."""
+    """The same through `training.train`; returns the seconds spent in its recorder."""
     spent, add = [0.0], Recorder.add
 
     def timed(self, *arguments):
@@ -128,12 +128,14 @@ def main() -> None:
                 inside.append(result["inside"])
             print(f"{kind:>5}  {result['seconds']:7.1f} s, {result['cpu']:7.1f} processor s", flush=True)
 
-    hand, kit = statistics.median(seconds["hand"]), statistics.median(seconds["kit"])
+    hand, kit = (statistics.median(seconds[kind]) for kind in ("hand", "kit"))
     busy = statistics.median(cpu["kit"]) / statistics.median(cpu["hand"]) - 1
+    recorder = statistics.median(inside)
     print(
-        f"\n{hardware.detect()}\n{options.steps} steps, medians of {options.repeats}: by hand {hand:.1f} s, ftkit {kit:.1f} s: "
-        f"{100 * (kit / hand - 1):+.1f} % of wall time, {100 * busy:+.1f} % of processor time\ninside ftkit's recorder: {statistics.median(inside):.2f} s, "
-        f"{100 * statistics.median(inside) / kit:.2f} % of the run"
+        f"\n{hardware.detect()}\n"
+        f"{options.steps} steps, medians of {options.repeats}: by hand {hand:.1f} s, ftkit {kit:.1f} s: "
+        f"{100 * (kit / hand - 1):+.1f} % of wall time, {100 * busy:+.1f} % of processor time\n"
+        f"inside ftkit's recorder: {recorder:.2f} s, {100 * recorder / kit:.2f} % of the run"
     )
 
 

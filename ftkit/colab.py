@@ -66,7 +66,6 @@ WANTED = (
     Wanted("papermill", ">=2.7,<3", "runs the notebooks without a browser"),
     Wanted("matplotlib", ">=3.9,<4", "draws every figure"),
     Wanted("rensa", ">=0.5,<0.6", "near-duplicates among many rows"),
-    Wanted("ijson", ">=3.3", "long JSON lists, one element at a time"),
     Wanted("optuna", ">=5,<6", "the search over settings in 08_configure"),
 )
 

@@ -46,7 +46,6 @@ COMPLETE = {
     "papermill": "2.7.0",
     "matplotlib": "3.11.2",
     "rensa": "0.5.0",
-    "ijson": "3.5.1",
     "optuna": "5.0.0",
 }
 HELD = ("torch", "triton", "numpy", "pandas")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ftkit import data
 from ftkit.cleaning.rules import Outcome, Rule, Ruling
-from ftkit.data import Texts, aligned
+from ftkit.data import Texts, combined
 from ftkit.errors import ConfigError, DataError, FtkitWarning
 
 Embed = Callable[[Sequence[str]], Any]
@@ -88,8 +88,6 @@ def mix(task: Any, general: Any, share: float = 0.08, *, seed: int = 0) -> Mixtu
     Raises:
         ConfigError: a share outside 0 to 1.
     """
-    from datasets import concatenate_datasets
-
     if not 0 <= share < 1:
         raise ConfigError(f"share={share!r} is outside 0 to 1 (0.05 to 0.10 is usual).")
     wanted = round(share / (1 - share) * len(task))
@@ -105,7 +103,7 @@ def mix(task: Any, general: Any, share: float = 0.08, *, seed: int = 0) -> Mixtu
     parts = {"task": task, "general": general.select(rows)}
     named = [_plain(part).add_column("source", [name] * len(part)) for name, part in parts.items() if len(part)]
     return Mixture(
-        concatenate_datasets(aligned(named)).shuffle(seed=seed), {name: len(part) for name, part in parts.items()}
+        combined(named).shuffle(seed=seed), {name: len(part) for name, part in parts.items()}
     )
 
 

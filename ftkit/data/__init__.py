@@ -1,9 +1,13 @@
-"""Any table to `messages`: files, the Hub and the bundled sets in, splits out; every row that cannot be read is named."""
+"""Any table to `messages`: files, the Hub and bundled sets in, splits out; rows that cannot be read are named.
 
-from ftkit.data.export import from_messages
+`load_examples` makes examples of a source, `split` cuts them so that no answer leaks, `save` puts them in a run's
+folder; `near_pairs` and `leakage` find texts that are nearly the same. Past this room a chat is a list of `messages`.
+"""
+
 from ftkit.data.formats import (
     as_json,
     detect_format,
+    from_messages,
     order_problem,
     parse_calls,
     parse_tools,
@@ -12,7 +16,7 @@ from ftkit.data.formats import (
     used_columns,
 )
 from ftkit.data.leaks import LeakageReport, leakage
-from ftkit.data.loading import Loaded, aligned, load_examples, read_rows
+from ftkit.data.loading import Loaded, combined, load_examples, read_rows
 from ftkit.data.readers import read
 from ftkit.data.shingles import WORDS, Texts, jaccard, normalise, text_of, word_shingles, words
 from ftkit.data.similarity import BANDS, ROWS, THRESHOLD, close_pairs, distance, join, near_pairs, simhash
@@ -27,9 +31,9 @@ __all__ = [
     "Loaded",
     "Splits",
     "Texts",
-    "aligned",
     "as_json",
     "close_pairs",
+    "combined",
     "detect_format",
     "digest",
     "distance",

@@ -1,47 +1,38 @@
-"""One row of any known format to `messages`.
+"""One row of any known format to `messages`, and `messages` to a row of another format.
 
-A format is told by its columns; a row that does not fit raises with what is wrong with it. A message is text by text: `role`,
-`content` and, where there are any, `tool_calls` (JSON text in OpenAI's shape), `name` and `tool_call_id`.
+A format is told by its columns; a row that does not fit raises with what is wrong with it. A message is text by text:
+`role`, `content` and, where there are any, `tool_calls` (JSON text in OpenAI's shape), `name` and `tool_call_id`.
+Knows single rows, no files.
 """
 
 import difflib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ftkit.errors import DataError
 
 Messages = list[dict[str, str]]
+Row = dict[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
-
+_NEXT = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
+_OPENAI_ROLES = {"function": "tool"}
 _SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "model", "chatgpt", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "function_response"), "tool"),
     "system": "system",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "function_response": "tool",
     "function_call": "function_call",
 }
-
-_OPENAI_ROLES = {"function": "tool"}
+_SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 _CHATML_TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
-
 _CHATML_BETWEEN = re.compile(r"<s>|</s>|<\|endoftext\|>|<\|begin_of_text\|>")
 
-_NEXT = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
-
+# Names of columns, the likeliest first, for the mapping that an error suggests.
 _PROMPT_NAMES = (
     "question",
     "prompt",
@@ -55,7 +46,6 @@ _PROMPT_NAMES = (
     "context",
     "article",
 )
-
 _ANSWER_NAMES = (
     "answer",
     "response",
@@ -71,7 +61,7 @@ _ANSWER_NAMES = (
 
 
 def detect_format(columns: Iterable[str], *, chatml: bool = True) -> str:
-    """Name the format that these columns belong to: messages, sharegpt, alpaca, prompt-completion or (if allowed) chatml.
+    """Name the format of these columns: messages, sharegpt, alpaca, prompt-completion or (if allowed) chatml.
 
     Raises:
         DataError: none of them; says which columns exist, which were wanted, and suggests a mapping.
@@ -83,21 +73,13 @@ def detect_format(columns: Iterable[str], *, chatml: bool = True) -> str:
     formats = "; ".join(f"{name}: {' + '.join(sorted(wanted))}" for name, wanted in _COLUMNS.items())
     raise DataError(
         f"Unknown format. Columns: {', '.join(sorted(there)) or 'none'}. Wanted one of: {formats}. "
-        f"For other columns give a mapping, such as mapping={suggest_mapping(there)}."
+        f"For other columns give a mapping, such as mapping={_suggested(there)}."
     )
 
 
 def used_columns(format: str) -> set[str]:
     """The columns that a format turns into `messages`; any other column is the caller's own."""
     return _COLUMNS[format] | _OPTIONAL.get(format, set())
-
-
-def suggest_mapping(columns: Iterable[str]) -> dict[str, str]:
-    """Guess which column holds the prompt and which the answer, for an error message; the caller decides."""
-    there = sorted(columns)
-    prompt = _closest(_PROMPT_NAMES, there) or (there[0] if there else "question")
-    rest = [name for name in there if name != prompt]
-    return {"prompt": prompt, "answer": _closest(_ANSWER_NAMES, rest) or (rest[-1] if rest else "answer")}
 
 
 def to_messages(
@@ -128,8 +110,34 @@ def to_messages(
     return messages
 
 
+def from_messages(messages: Sequence[Mapping[str, Any]], format: str, *, tools: Any = None) -> dict[str, Any]:
+    """One row of `format`, from which `data.to_messages` makes the same messages again.
+
+    Args:
+        messages: turns as `to_messages` gives them; tool calls as JSON text or as a list.
+        format: alpaca, sharegpt, chatml, messages or prompt-completion.
+        tools: schemas of the functions that the answers may call: a list or JSON text.
+
+    Raises:
+        DataError: turns that are in no order, or that this format cannot hold.
+    """
+    if format not in _WRITERS:
+        raise DataError(f"format={format!r} is not one of {', '.join(_WRITERS)}.")
+    turns = to_messages({"messages": messages}, "messages")
+    schemas = parse_tools(tools)
+    if format in ("alpaca", "chatml"):
+        more = {key for turn in turns for key in turn} - {"role", "content"} | ({"tools"} if schemas else set())
+        if more:
+            fold = "" if more == {"name"} else "; write tools into the text first, with chat.fold_tools"
+            raise DataError(f"has {', '.join(sorted(more))}, which {format} cannot hold{fold}")
+    row = _WRITERS[format](turns)
+    if schemas:
+        row["tools"] = as_json(schemas, "tools") if format == "sharegpt" else schemas
+    return row
+
+
 def order_problem(messages: Sequence[Mapping[str, str | None]]) -> str | None:
-    """What is wrong with the order of the turns, or None; tool results follow an assistant turn, and one answers them."""
+    """What is wrong with the order of the turns, or None; tool results stand between two assistant turns."""
     roles = [m["role"] or "" for m in messages]
     if not roles:
         return "has no turns"
@@ -179,6 +187,37 @@ def parse_calls(value: Any, where: str = "a turn") -> list[dict[str, Any]]:
     return calls
 
 
+def parse_tools(value: Any) -> list[dict[str, Any]]:
+    """Function schemas in OpenAI's shape from a list of schemas, bare or in that shape, or JSON text of one.
+
+    Raises:
+        DataError: a schema without a name, or text that is not JSON.
+    """
+    schemas = []
+    for given in items(value, "tools"):
+        schema = from_json(given, "tools")
+        function = schema.get("function") or schema if isinstance(schema, Mapping) else {}
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise DataError(
+                f"has tools that are no function schemas: {str(given)[:60]}. Wanted a list, each with a name."
+            )
+        schemas.append({"type": "function", "function": dict(schema)} if function is schema else dict(schema))
+    return schemas
+
+
+def tools_text(value: Any) -> str | None:
+    """What `parse_tools` takes, as the JSON text that a `tools` column holds; None where there are no tools."""
+    schemas = parse_tools(value)
+    return as_json(schemas, "tools") if schemas else None
+
+
+def check_mapping(mapping: Mapping[str, str]) -> None:
+    """Refuse a mapping that lacks the prompt or the answer, or names something else, with a DataError."""
+    if unknown := set(mapping) - {"prompt", "answer", "system"} or {"prompt", "answer"} - set(mapping):
+        wrong = ", ".join(sorted(unknown))
+        raise DataError(f"mapping wants 'prompt' and 'answer', optionally 'system'; {wrong} is wrong.")
+
+
 def as_json(value: Any, what: str) -> str:
     """JSON text with characters as they are; raises DataError for a value that JSON does not know."""
     try:
@@ -213,6 +252,24 @@ def as_text(value: Any, what: str) -> str:
     except UnicodeEncodeError as error:
         raise DataError(f"has {what} with half a character (a lone surrogate at {error.start + 1})") from error
     return value
+
+
+def _suggested(columns: Iterable[str]) -> dict[str, str]:
+    """A guess which column holds the prompt and which the answer; the caller decides."""
+    there = sorted(columns)
+    prompt = _closest(_PROMPT_NAMES, there) or (there[0] if there else "question")
+    rest = [name for name in there if name != prompt]
+    return {"prompt": prompt, "answer": _closest(_ANSWER_NAMES, rest) or (rest[-1] if rest else "answer")}
+
+
+def _closest(known: Sequence[str], there: Sequence[str]) -> str | None:
+    for name in known:
+        if found := [column for column in there if name in column.lower()]:
+            return found[0]
+    for name in known:
+        if found := difflib.get_close_matches(name, there, n=1, cutoff=0.7):
+            return found[0]
+    return None
 
 
 def _turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, str]) -> Messages:
@@ -294,13 +351,6 @@ def _from_chatml(row: Mapping[str, Any]) -> Messages:
     return [{"role": role, "content": content} for role, content in turns]
 
 
-def check_mapping(mapping: Mapping[str, str]) -> None:
-    """Refuse a mapping that lacks the prompt or the answer, or names something else, with a DataError."""
-    if unknown := set(mapping) - {"prompt", "answer", "system"} or {"prompt", "answer"} - set(mapping):
-        wrong = ", ".join(sorted(unknown))
-        raise DataError(f"mapping wants 'prompt' and 'answer', optionally 'system'; {wrong} is wrong.")
-
-
 def _from_mapping(row: Mapping[str, Any], mapping: Mapping[str, str]) -> Messages:
     check_mapping(mapping)
     if missing := [column for column in mapping.values() if column not in row]:
@@ -317,14 +367,49 @@ def _pair(prompt: str, answer: Any, system: Any = None) -> Messages:
     return [*head, {"role": "user", "content": prompt}, {"role": "assistant", "content": as_text(answer, "an answer")}]
 
 
-def _closest(known: Sequence[str], there: Sequence[str]) -> str | None:
-    for name in known:
-        if found := [column for column in there if name in column.lower()]:
-            return found[0]
-    for name in known:
-        if found := difflib.get_close_matches(name, there, n=1, cutoff=0.7):
-            return found[0]
-    return None
+def _to_turns(turns: Messages) -> Row:
+    return {"messages": [_with_calls(turn) for turn in turns]}
+
+
+def _to_sharegpt(turns: Messages) -> Row:
+    return {"conversations": [part for turn in turns for part in _spoken(turn)]}
+
+
+def _spoken(turn: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """One turn of ShareGPT, or two where an assistant says something and calls tools."""
+    more = {key: turn[key] for key in ("name", "tool_call_id") if key in turn}
+    calls = [
+        {k: v for k, v in call.items() if k not in ("type", "function")} | call["function"]
+        for call in parse_calls(turn.get("tool_calls"))
+    ]
+    if turn["content"] or not calls:
+        yield {"from": _SPEAKERS[turn["role"]], "value": turn["content"], **more}
+        more = {}
+    if calls:
+        yield {"from": "function_call", "value": as_json(calls if len(calls) > 1 else calls[0], "a tool call"), **more}
+
+
+def _to_alpaca(turns: Messages) -> Row:
+    system = {m["role"]: m["content"] for m in turns if m["role"] == "system"}
+    body = [m["content"] for m in turns if m["role"] != "system"]
+    if len(body) != 2:
+        raise DataError(f"has {len(body)} turns; alpaca holds one question and one answer")
+    return {"instruction": body[0], "input": "", "output": body[1], **system}
+
+
+def _to_chatml(turns: Messages) -> Row:
+    for turn in turns:
+        if found := [mark for mark in ("<|im_start|>", "<|im_end|>") if mark in turn["content"]]:
+            raise DataError(f"has {found[0]} inside of a {turn['role']} turn, where chatml would end that turn")
+    return {"text": "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in turns)}
+
+
+def _to_prompt_completion(turns: Messages) -> Row:
+    return {"prompt": [_with_calls(turn) for turn in turns[:-1]], "completion": [_with_calls(turns[-1])]}
+
+
+def _with_calls(turn: Mapping[str, str]) -> Row:
+    return {key: parse_calls(value) if key == "tool_calls" else value for key, value in turn.items()}
 
 
 _COLUMNS = {
@@ -346,25 +431,10 @@ _CONVERTERS: dict[str, Callable[[Mapping[str, Any]], Messages]] = {
 }
 
 
-def parse_tools(value: Any) -> list[dict[str, Any]]:
-    """Function schemas in OpenAI's shape from a list of schemas, bare or in that shape, or JSON text of one.
-
-    Raises:
-        DataError: a schema without a name, or text that is not JSON.
-    """
-    schemas = []
-    for given in items(value, "tools"):
-        schema = from_json(given, "tools")
-        function = schema.get("function") or schema if isinstance(schema, Mapping) else {}
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise DataError(
-                f"has tools that are no function schemas: {str(given)[:60]}. Wanted a list, each with a name."
-            )
-        schemas.append({"type": "function", "function": dict(schema)} if function is schema else dict(schema))
-    return schemas
-
-
-def tools_text(value: Any) -> str | None:
-    """What `parse_tools` takes, as the JSON text that a `tools` column holds; None where there are no tools."""
-    schemas = parse_tools(value)
-    return as_json(schemas, "tools") if schemas else None
+_WRITERS: dict[str, Callable[[Messages], Row]] = {
+    "alpaca": _to_alpaca,
+    "sharegpt": _to_sharegpt,
+    "chatml": _to_chatml,
+    "messages": _to_turns,
+    "prompt-completion": _to_prompt_completion,
+}

@@ -1,12 +1,12 @@
 """Whether a test set can be trusted: rows of it that training has seen, exactly or nearly."""
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ftkit import tables
 from ftkit.data import shingles, similarity
-from ftkit.data.loading import aligned
+from ftkit.data.loading import combined
 from ftkit.data.shingles import Texts
 from ftkit.errors import DataError
 
@@ -25,6 +25,7 @@ class Overlap:
     train_text: str
 
 
+@tables.shown
 @dataclass(frozen=True)
 class LeakageReport:
     """Exact and near overlap between two parts of a dataset."""
@@ -58,36 +59,29 @@ class LeakageReport:
                 f"test row {o.test} = train row {o.train} ({_named(o.on)})" for o in self.exact[:_SHOWN]
             )
             raise DataError(
-                f"{len(rows)} of {self.test_rows} test rows stand in the training set, so a score on them says nothing:\n  {listed}\n"
+                f"{len(rows)} of {self.test_rows} test rows stand in the training set, so a score on them says nothing:"
+                f"\n  {listed}\n"
                 "Split with data.split, which keeps twins together, or take these rows out of one of the two."
             )
 
-    def __str__(self) -> str:
-        lines = [
-            f"{'✗' if self.exact else '○' if self.near else '✓'} {len(self.exact)} exact and {len(self.near)} near overlaps "
-            f"between {self.train_rows} train and {self.test_rows} test rows"
-        ]
-        if self.skipped:
-            lines[0] = f"○{lines[0][1:]} ({self.skipped} comparisons left out among rows full of boilerplate)"
-        lines += [
-            f"  test row {o.test} ~ train row {o.train}: {_named(o.on)}, {o.similarity:.0%} alike"
-            for o in (self.exact + self.near)[:_SHOWN]
-        ]
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><td>{o.test}</td><td>{o.train}</td><td>{_named(o.on)}</td><td>{o.similarity:.0%}</td>"
-            f"<td style='text-align:left'>{html.escape(o.test_text)}</td><td style='text-align:left'>{html.escape(o.train_text)}</td></tr>"
-            for o in self.exact + self.near
+    def _parts(self) -> list[tables.Table | str]:
+        overlaps = self.exact + self.near
+        left_out = f" ({self.skipped} comparisons left out among rows full of boilerplate)" if self.skipped else ""
+        title = (
+            f"{self._mark()} {len(self.exact)} exact and {len(self.near)} near overlaps "
+            f"between {self.train_rows} train and {self.test_rows} test rows{left_out}"
         )
-        head = "<tr><th>test row</th><th>train row</th><th>in</th><th>alike</th><th style='text-align:left'>test</th><th style='text-align:left'>train</th></tr>"
-        return f"<p><b>{html.escape(str(self).splitlines()[0])}</b></p>" + (
-            f"<table>{head}{cells}</table>" if cells else ""
-        )
+        rows = [(o.test, o.train, _named(o.on), f"{o.similarity:.0%}", o.test_text, o.train_text) for o in overlaps]
+        head = ("test row", "train row", "in", "alike", "test", "train")
+        return [title, tables.Table(head, rows, prose=True)] if rows else [title]
+
+    def _mark(self) -> str:
+        if self.exact:
+            return "✗"
+        return "○" if self.near or self.skipped else "✓"
 
 
-def leakage(train: Any, test: Any, *, threshold: float = similarity.THRESHOLD, method: str = "auto") -> LeakageReport:
+def leakage(train: Any, test: Any, *, threshold: float = similarity.THRESHOLD) -> LeakageReport:
     """Compare every test row with every training row, on the prompt and on prompt plus answer.
 
     Exact means the same up to case, spaces, invisible characters and Unicode form; near is a Jaccard similarity of word
@@ -97,11 +91,8 @@ def leakage(train: Any, test: Any, *, threshold: float = similarity.THRESHOLD, m
         train: examples.
         test: examples, or the validation part.
         threshold: from 0 to 1.
-        method: as in `data.near_pairs`.
     """
-    from datasets import concatenate_datasets
-
-    both, cut = concatenate_datasets(aligned([part.select_columns(["messages"]) for part in (train, test)])), len(train)
+    both, cut = combined([part.select_columns(["messages"]) for part in (train, test)]), len(train)
     skipped = 0
     exact: dict[tuple[int, int], Overlap] = {}
     near: dict[tuple[int, int], Overlap] = {}
@@ -110,7 +101,7 @@ def leakage(train: Any, test: Any, *, threshold: float = similarity.THRESHOLD, m
         for first, second in _equal(texts, cut):
             if (first, second) not in exact:
                 exact[first, second] = _overlap(texts, first, second, cut, on, 1.0)
-        found = similarity.near_pairs(texts, threshold, method=method, across=cut)
+        found = similarity.near_pairs(texts, threshold, across=cut)
         skipped += found.skipped
         for pair in found.pairs:
             key = (pair.first, pair.second)

@@ -3,21 +3,21 @@
 Knows files, Hub datasets, lists and the bundled samples; what becomes of the rows is `data`'s business.
 """
 
-import atexit
 import itertools
 import json
 import tempfile
 import warnings
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ftkit import files
 from ftkit.data import readers
-from ftkit.data.formats import as_text, check_mapping, detect_format, to_messages, tools_text, used_columns
+from ftkit.data.formats import as_text, check_mapping, detect_format, plain, to_messages, tools_text, used_columns
 from ftkit.errors import DataError, FtkitWarning
 
 _SAMPLES = {
@@ -34,8 +34,11 @@ _SAMPLES = {
     "general": ("general.jsonl", "short general questions with checkable answers, to see what a model forgot"),
 }
 
-_BATCH = 10_000
-
+_PEEKED = 1_000  # rows by whose columns the format is told
+_IN_MEMORY = 32 * 2**20  # bytes of rows that wait in memory; more of them wait in a file
+_BATCH = 2_000
+_INT64 = 2**63
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
 _SHOWN = 10
 
 
@@ -100,11 +103,6 @@ class Loaded:
         return "\n  ".join(map(str, self.broken[:_SHOWN])) + more
 
 
-def samples() -> dict[str, str]:
-    """Names of the bundled datasets, each with one sentence; `load_examples(name)` reads it."""
-    return {name: about for name, (_, about) in _SAMPLES.items()}
-
-
 def load_examples(
     source: Any,
     *,
@@ -158,8 +156,8 @@ def _open(source: Any, split: str | None) -> tuple[str, readers.Rows, str | None
         if isinstance(source, Mapping) or hasattr(source, "columns"):
             named = ", ".join(map(str, source)) if isinstance(source, Mapping) else "DataFrame"
             raise DataError(
-                f"{type(source).__name__} ({named[:80]}) is no list of rows. Pick a part, such as source['train'], or give "
-                "frame.to_dict('records')."
+                f"{type(source).__name__} ({named[:80]}) is no list of rows. Pick a part, such as source['train'], "
+                "or give frame.to_dict('records')."
             )
         if not isinstance(source, Iterable):
             raise DataError(
@@ -200,165 +198,153 @@ def _hub_rows(name: str, split: str) -> readers.Rows:
 
 
 def _collect(name: str, rows: readers.Rows, mapping: Mapping[str, str] | None) -> Loaded:
-    """Convert in batches; beyond the first they go to a file that is memory-mapped, so a large source never stands in memory."""
-    from datasets import Dataset, concatenate_datasets
-
     if mapping is not None:
         check_mapping(mapping)
-    parts: list[Any] = []
+    first = list(itertools.islice(rows, _PEEKED))
+    format = None if mapping else _format(name, first)
+    waiting = _Waiting()
     broken: list[Broken] = []
     positions, numbers, unit = array("q"), array("q"), "row"
-    format: str | None = None
-    spill = Spill()
-    for start, batch in _batches(rows):
-        format = format or (None if mapping else _format(name, batch))
-        good = []
-        for position, (place, row) in enumerate(batch, start):
+    with files.disk_errors_explained(Path(tempfile.gettempdir())):
+        for position, (place, row) in enumerate(itertools.chain(first, rows)):
             unit, number = place.split()
-            converted, problem = _convert(row, format, mapping)
-            if problem:
-                broken.append(Broken(position, place, problem))
+            try:
+                waiting.add(_converted(row, format, mapping))
+            except RecursionError:
+                broken.append(Broken(position, place, "is nested too many levels deep. Write the inner part as text."))
+            except DataError as error:
+                broken.append(Broken(position, place, str(error)))
             else:
-                good.append(converted)
                 positions.append(position)
                 numbers.append(int(number))
-        if good:
-            parts.append(spill.dataset(uniform(good)))
     if not (positions or broken):
         raise DataError(f"{name} holds no rows.")
-    parts = aligned(parts)  # columns may have changed their type from one batch to the next
-    parts = parts or [Dataset.from_dict({"messages": []})]
-    examples = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
-    return Loaded(name, examples, tuple(broken), positions, numbers, unit)
+    return Loaded(name, waiting.dataset(), tuple(broken), positions, numbers, unit)
 
 
-def _batches(rows: readers.Rows) -> Iterator[tuple[int, list[tuple[str, Any]]]]:
-    """Batches of rows, each with the position of its first."""
-    for start in itertools.count(0, _BATCH):
-        batch = list(itertools.islice(rows, _BATCH))
-        if not batch:
-            return
-        yield start, batch
-
-
-def _format(name: str, batch: list[tuple[str, Any]]) -> str | None:
-    tables = [row for _, row in batch if isinstance(row, Mapping)]
+def _format(name: str, first: list[tuple[str, Any]]) -> str | None:
+    """The format of the first rows; None where all are broken: that is what the caller shall hear."""
+    tables = [row for _, row in first if isinstance(row, Mapping)][:100]
     if not tables:
-        return None  # every row is broken: that is what the caller shall hear
-    columns = {column for row in tables[:100] for column in row}
+        return None
+    columns = {column for row in tables for column in row}
+    # a column "text" beside others, with no chat in it, is something else: a text with its label, say
+    chats = len(columns) == 1 or any(
+        "<|im_start|>" in text for row in tables if isinstance(text := row.get("text"), str)
+    )
     try:
-        # a column "text" beside others, with no chat in it, is something else: a text with its label, say
-        chats = len(columns) == 1 or any("<|im_start|>" in str(row.get("text")) for row in tables[:100])
         return detect_format(columns, chatml=chats)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
 
 
-def _convert(row: Any, format: str | None, mapping: Mapping[str, str] | None) -> tuple[dict[str, Any], str | None]:
+def _converted(row: Any, format: str | None, mapping: Mapping[str, str] | None) -> dict[str, Any]:
+    """The row's own columns and its `messages`; a DataError says why there are none."""
     if isinstance(row, DataError):
-        return {}, str(row)
+        raise row
     if not isinstance(row, Mapping):
-        return {}, f"is {type(row).__name__} ({str(row)[:40]!r}), wanted an object with columns"
+        raise DataError(f"is {type(row).__name__} ({str(row)[:40]!r}), wanted an object with columns")
     used = set(mapping.values()) if mapping else used_columns(format or "messages")
     own = {str(k): v for k, v in row.items() if k not in used}
-    try:
-        messages = to_messages(row, format, mapping)
-        for name, value in own.items():
-            if isinstance(value, str):
-                as_text(value, f"a column {name}")
-        if "tools" in own:
-            own["tools"] = tools_text(own["tools"])
-    except DataError as error:
-        return {}, str(error)
-    return {**own, "messages": messages}, None
+    messages = to_messages(row, format, mapping)
+    for name, value in own.items():
+        if isinstance(value, str):
+            as_text(value, f"a column {name}")
+    if "tools" in own:
+        own["tools"] = tools_text(own["tools"])
+    return {**own, "messages": messages}
 
 
-_INT64 = 2**63
-
-
-class Spill:
-    """The first batch stays in memory; later ones become Arrow files in a folder that vanishes with the process."""
-
-    def __init__(self) -> None:
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._count = 0
-
-    def dataset(self, rows: list[dict[str, Any]]) -> Any:
-        """The rows as a Dataset."""
-        from datasets import Dataset
-        from datasets.arrow_writer import ArrowWriter
-
-        self._count += 1
-        if self._count == 1:
-            return Dataset.from_list(rows)
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="ftkit-data-")
-            atexit.register(self._folder.cleanup)
-        path, table = str(Path(self._folder.name) / f"{self._count:06d}.arrow"), Dataset.from_list(rows)
-        with files.disk_errors_explained(Path(path)), ArrowWriter(path=path, features=table.features) as writer:
-            writer.write_table(table.data.table)
-            writer.finalize()
-        return Dataset.from_file(path)
-
-
-def aligned(parts: list[Any]) -> list[Any]:
-    """Give all parts the same columns and types: turns get every key, a column of several types becomes text."""
-    from datasets import Features, List, Value
+def combined(parts: Sequence[Any]) -> Any:
+    """One Dataset of the rows of several: turns with the keys of all, a column of several types as text."""
+    from datasets import concatenate_datasets
 
     if len({str(part.features) for part in parts}) == 1:
-        return parts
-
-    keys = dict.fromkeys(key for part in parts for key in part.features["messages"].feature)
-    types: dict[str, list[Any]] = {}
-    for part in parts:
-        for name, feature in part.features.items():
-            known = types.setdefault(name, [])
-            known += [] if feature == Value("null") else [feature]  # a column that is empty so far has no type yet
-    same = {
-        name: kinds[0] if kinds and all(kind == kinds[0] for kind in kinds) else Value("string")
-        for name, kinds in types.items()
-    }
-    wanted = Features({**same, "messages": List({key: Value("string") for key in keys})})
-
-    def fit(row: dict[str, Any]) -> dict[str, Any]:
-        """One row with the wanted columns and types."""
-        fitted = {
-            name: _as_text(row.get(name)) if wanted[name] == Value("string") else row.get(name) for name in wanted
-        }
-        return fitted | {"messages": [{key: turn.get(key) for key in keys} for turn in row["messages"]]}
-
-    return [
-        part.map(fit, features=wanted, remove_columns=part.column_names, load_from_cache_file=False) for part in parts
-    ]
+        return concatenate_datasets(parts)
+    waiting = _Waiting()
+    for row in itertools.chain.from_iterable(parts):
+        waiting.add({**row, "messages": [plain(turn) for turn in row["messages"]]})
+    return waiting.dataset()
 
 
-def _as_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+class _Waiting:
+    """Rows that wait, in a file when they are many, until the types of all their columns are known."""
+
+    def __init__(self) -> None:
+        self._rows = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
+        self._kinds: dict[str, set[str]] = {}
+        self._keys = dict.fromkeys(("role", "content"))
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a row, or raise a DataError that says why it cannot be written."""
+        try:
+            line = _ENCODER.encode(row).encode()
+        except (TypeError, ValueError) as error:
+            raise DataError(f"has a column that JSON cannot hold ({error})") from error
+        for name, value in row.items():
+            if name != "messages":
+                self._kinds.setdefault(name, set()).update(_kind(value))
+        for turn in row["messages"]:
+            if not turn.keys() <= self._keys.keys():
+                self._keys.update(dict.fromkeys(turn))
+        self._rows.write(line + b"\n")
+
+    def dataset(self) -> Any:
+        """All rows, in a file that is memory-mapped and vanishes with the process.
+
+        `Dataset.from_generator` would keep the types of the first rows, and give old rows for a file that has changed.
+        """
+        import pyarrow
+        from datasets import Dataset, Features, List, Value
+        from datasets.arrow_writer import ArrowWriter
+
+        types = {name: _type(kinds) for name, kinds in self._kinds.items()}
+        own = {name: List(Value("string")) if kind == "words" else Value(kind) for name, kind in types.items()}
+        features = Features({**own, "messages": List(dict.fromkeys(self._keys, Value("string")))})
+        mixed = {name: kind for name, kind in types.items() if self._kinds[name] - {kind}}
+        path = Path(tempfile.mkdtemp(dir=_scratch().name)) / "rows.arrow"
+        self._rows.seek(0)
+        with files.disk_errors_explained(path), ArrowWriter(path=str(path), features=features) as writer:
+            while lines := list(itertools.islice(self._rows, _BATCH)):
+                rows = json.loads(b"[" + b",".join(lines) + b"]")
+                for row in rows if mixed else ():
+                    row.update({name: _fitted(row.get(name), kind) for name, kind in mixed.items()})
+                writer.write_table(pyarrow.Table.from_pylist(rows, schema=features.arrow_schema))
+            writer.finalize()
+        self._rows.close()
+        return Dataset.from_file(str(path))
 
 
-def uniform(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Make extra columns fit one Arrow type: whole numbers beside others become floats, any other mixture JSON text."""
-    for column in {name for row in rows for name in row if name != "messages"}:
-        values = [row[column] for row in rows if row.get(column) is not None]
-        convert = _conversion(values)
-        for row in rows:
-            value = row.get(column)
-            row[column] = None if value is None else convert(value)
-    return rows
+@cache
+def _scratch() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="ftkit-data-")
 
 
-def _conversion(values: list[Any]) -> Callable[[Any], Any]:
-    kinds = {type(value) for value in values}
-    if kinds in ({str}, {bool}, {float}, set()) or all(_is_words(value) for value in values):
-        return _as_it_is
-    if kinds <= {int, float} and all(-_INT64 <= value < _INT64 for value in values):
-        return _as_it_is if kinds == {int} else float
-    return _as_text
+def _kind(value: Any) -> set[str]:
+    """The Arrow type of a value, or "text" for what is written as JSON; nothing for no value."""
+    if value is None:
+        return set()
+    if isinstance(value, bool):
+        return {"bool"}
+    if isinstance(value, int):
+        return {"int64" if -_INT64 <= value < _INT64 else "text"}
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        return {"words"}
+    return {{str: "string", float: "float64"}.get(type(value), "text")}
 
 
-def _is_words(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+def _type(kinds: set[str]) -> str:
+    """One type for a column: whole numbers beside others become floats, any other mixture text."""
+    if kinds == {"int64", "float64"}:
+        return "float64"
+    if len(kinds) > 1 or kinds == {"text"}:
+        return "string"
+    return next(iter(kinds), "null")
 
 
-def _as_it_is(value: Any) -> Any:
-    return value
+def _fitted(value: Any, kind: str) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    if kind == "string":
+        return json.dumps(value, ensure_ascii=False)
+    return float(value) if kind == "float64" else value

@@ -1,12 +1,13 @@
 """Rows out of files, one at a time, each with the line or row number that a person can look up.
 
-A row that is broken for itself (a line that is not JSON) comes out as a `DataError` in place of its columns, so that the
-caller decides; a file that cannot be read at all raises.
+A row that is broken for itself (a line that is not JSON) comes out as a `DataError` in place of its columns, so that
+the caller decides; a file that cannot be read at all raises. Knows files, nothing of what their columns mean.
 """
 
 import csv
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,8 +15,8 @@ from typing import Any, BinaryIO
 from ftkit.errors import DataError
 
 MAX_LINE_BYTES = 16 * 2**20
-
-_CHUNK = 4 * 2**20  # ijson's default of 64 KiB makes a long string quadratic
+_MOST = f"{MAX_LINE_BYTES // 2**20} MiB"
+_SPACE = re.compile(r"[ \t\n\r]*")
 
 Row = dict[str, Any]
 
@@ -39,15 +40,6 @@ def read(path: Path) -> Rows:
         raise DataError(f"{path}: wanted a file that ends in {', '.join(_READERS)}.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes). Was the download or export cut off?")
-    _refuse_utf16(path)
-    rows = _READERS[path.suffix.lower()](path)
-    first = next(rows, None)
-    if first is None:
-        raise DataError(f"{path} holds no rows.")
-    return itertools.chain([first], rows)
-
-
-def _refuse_utf16(path: Path) -> None:
     with path.open("rb") as file:
         mark = file.read(2)
     if mark in (b"\xff\xfe", b"\xfe\xff"):
@@ -55,42 +47,11 @@ def _refuse_utf16(path: Path) -> None:
             f"{path} is UTF-16 text (byte order mark {mark.hex(' ')}); wanted UTF-8. "
             f"Convert it: iconv -f UTF-16 -t UTF-8 {path.name} > fixed{path.suffix}"
         )
-
-
-def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str | DataError]]:
-    for number in itertools.count(1):
-        raw = file.readline(MAX_LINE_BYTES + 1)
-        if not raw:
-            return
-        if len(raw) > MAX_LINE_BYTES:
-            while raw and not raw.endswith(b"\n"):  # what follows belongs to the same line
-                raw = file.readline(MAX_LINE_BYTES)
-            yield (
-                number,
-                DataError(
-                    f"is longer than {MAX_LINE_BYTES // 2**20} MiB: no model reads that much. "
-                    "Is it one JSON object a line? Split long documents first."
-                ),
-            )
-            continue
-        try:
-            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            yield (
-                number,
-                DataError(
-                    f"is not UTF-8 at byte {error.start + 1} (0x{raw[error.start]:02x}). "
-                    f"Convert it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > fixed{path.suffix}"
-                ),
-            )
-
-
-def _text_lines(path: Path, file: BinaryIO) -> Iterator[str]:
-    """Lines of a file of which no line can be left out."""
-    for number, line in _lines(path, file):
-        if isinstance(line, DataError):
-            raise DataError(f"{path} line {number} {line}")
-        yield line
+    rows = _READERS[path.suffix.lower()](path)
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{path} holds no rows.")
+    return itertools.chain([first], rows)
 
 
 def _jsonl(path: Path) -> Rows:
@@ -102,125 +63,53 @@ def _jsonl(path: Path) -> Rows:
                 yield from _json(path)
                 return
             elif line.strip():
-                yield f"line {number}", _parse(line)
+                yield f"line {number}", _parsed(line)
 
 
-def _parse(line: str) -> Any:
+def _parsed(line: str) -> Any:
     try:
-        return json.loads(line, object_pairs_hook=_once)
-    except DataError as error:
-        return error
-    except (ValueError, RecursionError) as error:
-        if not isinstance(error, json.JSONDecodeError):
-            return DataError(_beyond_python(error))
+        return json.loads(line)
+    except json.JSONDecodeError as error:
         cut = " The line ends in the middle: was the file cut off?" if not line.endswith("\n") else ""
         return DataError(f"is not JSON ({error}).{cut}")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> Row:
-    """A JSON object, unless a key stands there twice: one of the two values would be lost."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise DataError(_twice(next(name for name in names if names.count(name) > 1)))
-    return row
-
-
-def _twice(name: str) -> str:
-    return f"has the column {name[:60]} twice, and only one of the two could be kept. Rename or remove one."
+    except (ValueError, RecursionError) as error:
+        return DataError(_beyond_python(error))
 
 
 def _beyond_python(error: Exception) -> str:
     """What is wrong with JSON that is well-formed, but holds what Python refuses to read."""
     if isinstance(error, RecursionError):
-        return f"is nested more than {MAX_DEPTH} levels deep. Write the inner part as text."
+        return "is nested too many levels deep. Write the inner part as text."
     return f"holds a number that is too long ({str(error).split(';')[0]}). Write it as text, in quotes."
 
 
 def _json(path: Path) -> Rows:
+    """The rows of a document: a list, an object around one list of objects, or one object (perhaps one a line)."""
     with path.open("rb") as file:
         head = file.read(4096).decode("utf-8-sig", errors="replace").lstrip()
     if head.startswith("{") and _is_one_object_a_line(head):
         yield from _jsonl(path)
-    elif head.startswith("["):
-        yield from _json_list(path)
-    else:
-        yield from _json_document(path)
-
-
-def _json_list(path: Path) -> Rows:
-    """The elements of one long list, one at a time: the file never stands in memory as a whole."""
-    import ijson
-
-    repeated: list[str] = []
-
-    class Once(dict[str, Any]):
-        """Notes a key that comes again; raising in here would confuse the parser, which is written in C."""
-
-        def __setitem__(self, key: str, value: Any) -> None:
-            if key in self:
-                repeated.append(key)
-            super().__setitem__(key, value)
-
-    number = before = 0
+        return
     try:
-        with path.open("rb") as file:
-            shallow = Shallow(path, file)
-            rows = ijson.items(shallow, "item", use_float=True, buf_size=_CHUNK, map_type=Once)
-            for number, row in enumerate(rows, 1):
-                if repeated:
-                    row = DataError(_twice(repeated[0]))
-                    repeated.clear()
-                elif shallow.read_bytes - before > MAX_LINE_BYTES and len(json.dumps(row)) > MAX_LINE_BYTES:
-                    row = DataError(
-                        f"is longer than {MAX_LINE_BYTES // 2**20} MiB: no model reads that much. "
-                        "Split long documents first."
-                    )
-                before = shallow.read_bytes
-                yield f"row {number}", row
-    except DataError:
-        raise
-    except (ijson.JSONError, UnicodeDecodeError):
-        # the strict parser says where; should it be content with the file, it goes on where the other stopped
-        yield from itertools.islice(_json_document(path), number, None)
-    except ValueError as error:
-        raise DataError(f"{path} row {number + 1} {_beyond_python(error)}") from error
-
-
-def _json_document(path: Path) -> Rows:
-    with path.open("rb") as file:
-        text = "".join(_text_lines(path, file))
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path} line {line} {_not_utf8(path, error)}") from error
     if not text.strip():
         raise DataError(f"{path} holds no rows: it is blank.")
+    if head.startswith("["):
+        yield from _elements(path, text)
+        return
     try:
-        document = json.loads(text, object_pairs_hook=_once)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} line {error.lineno}: not JSON ({error}).{_hint(text, error)}") from error
-    except DataError as error:
-        raise DataError(f"{path}: a row {error}") from error
+        document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} {_beyond_python(error)}") from error
-    yield from ((f"row {number}", row) for number, row in enumerate(_elements(path, document), 1))
-
-
-def _hint(text: str, error: json.JSONDecodeError) -> str:
-    """What most likely went wrong with a document that is not JSON."""
-    rest = text[error.pos :].lstrip()
-    comma = rest.startswith(",") or text[: error.pos].rstrip().endswith(",")
-    if comma and rest.lstrip(", \t\r\n")[:1] in ("]", "}"):
-        return " A comma stands before a closing bracket: remove it."
-    return "" if text.rstrip().endswith(("]", "}")) else " The file ends in the middle: was it cut off?"
-
-
-def _elements(path: Path, document: Any) -> list[Any]:
-    """The rows of a document: itself a list, an object around one list of objects, or a single row."""
-    if isinstance(document, list):
-        return document
+        raise _not_json(str(path), text, error) from error
     if not isinstance(document, dict):
         raise DataError(f"{path}: wanted a list of objects, found {type(document).__name__}.")
     lists = {k: v for k, v in document.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
     wrapped = len(lists) == 1 and not {"messages", "conversations"} & set(lists)
-    return next(iter(lists.values())) if wrapped else [document]
+    rows = next(iter(lists.values())) if wrapped else [document]
+    yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _is_one_object_a_line(head: str) -> bool:
@@ -234,6 +123,69 @@ def _is_one_object_a_line(head: str) -> bool:
     return True
 
 
+def _elements(path: Path, text: str) -> Rows:
+    """The elements of a long list, one at a time: only its text stands in memory, and an error names the row."""
+    decoder = json.JSONDecoder()
+    number, place = 0, _past_space(text, text.index("[") + 1)
+    more = not text.startswith("]", place)
+    while more:
+        number += 1
+        try:
+            row, end = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            raise _not_json(f"{path} row {number}", text, error) from error
+        if end - place > MAX_LINE_BYTES:
+            row = DataError(f"is longer than {_MOST}: no model reads that much. Split long documents first.")
+        yield f"row {number}", row
+        end = _past_space(text, end)
+        more = text.startswith(",", end)
+        place = _past_space(text, end + 1) if more else end
+    if text[place:].rstrip() != "]":
+        unended = json.JSONDecodeError("Expecting ',' or the end of the list", text, place)
+        raise _not_json(str(path), text, unended)
+
+
+def _past_space(text: str, place: int) -> int:
+    return _SPACE.match(text, place).end()  # type: ignore[union-attr]
+
+
+def _not_json(where: str, text: str, error: Exception) -> DataError:
+    if not isinstance(error, json.JSONDecodeError):
+        return DataError(f"{where} {_beyond_python(error)}")
+    cut = "" if text.rstrip().endswith(("]", "}")) else " The file ends in the middle: was it cut off?"
+    return DataError(f"{where} line {error.lineno}: not JSON ({error}).{cut}")
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str | DataError]]:
+    for number in itertools.count(1):
+        raw = file.readline(MAX_LINE_BYTES + 1)
+        if not raw:
+            return
+        if len(raw) > MAX_LINE_BYTES:
+            while raw and not raw.endswith(b"\n"):  # what follows belongs to the same line
+                raw = file.readline(MAX_LINE_BYTES)
+            yield (
+                number,
+                DataError(
+                    f"is longer than {_MOST}: no model reads that much. "
+                    "Is it one JSON object a line? Split long documents first."
+                ),
+            )
+            continue
+        try:
+            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            yield number, DataError(_not_utf8(path, error))
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> str:
+    column = error.start - error.object.rfind(b"\n", 0, error.start)
+    return (
+        f"is not UTF-8 at byte {column} (0x{error.object[error.start]:02x}). "
+        f"Convert it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > fixed{path.suffix}"
+    )
+
+
 def _csv(path: Path) -> Rows:
     with path.open("rb") as file:
         lines = _text_lines(path, file)
@@ -241,29 +193,45 @@ def _csv(path: Path) -> Rows:
         reader = csv.reader(itertools.chain([head], lines), delimiter=_delimiter(path, head), strict=True)
         limit = csv.field_size_limit(MAX_LINE_BYTES)  # the default of 128 KiB refuses long documents; put back below
         try:
-            header = next(reader, [])
-            if not "".join(header).strip():
-                raise DataError(f"{path}: the first line is blank; a header with the columns' names is wanted.")
-            if twice := sorted({name for name in header if header.count(name) > 1}):
-                raise DataError(f"{path}: the column {', '.join(twice)} stands there more than once. Rename one.")
-            for begin, cells in iter(lambda: (reader.line_num + 1, next(reader, None)), None):
-                if cells is None:
-                    return
-                if len(cells) == len(header):
-                    yield f"line {begin}", dict(zip(header, cells, strict=True))
-                elif cells:
-                    yield (
-                        f"line {begin}",
-                        DataError(
-                            f"has {len(cells)} cells, but the header has {len(header)} ({', '.join(header[:6])}). "
-                            "Put quotes around text that holds the separator."
-                        ),
-                    )
+            yield from _table(path, reader)
         except csv.Error as error:
             hint = "A quote is never closed, or a cell is too long: save it as JSONL."
             raise DataError(f"{path} line {reader.line_num}: not CSV ({error}). {hint}") from error
         finally:
             csv.field_size_limit(limit)
+
+
+def _table(path: Path, reader: Any) -> Rows:
+    header: list[str] = next(reader, [])
+    if not "".join(header).strip():
+        raise DataError(f"{path}: the first line is blank; a header with the columns' names is wanted.")
+    _refuse_twice(path, header)
+    begin = reader.line_num + 1
+    for cells in reader:
+        if len(cells) == len(header):
+            yield f"line {begin}", dict(zip(header, cells, strict=True))
+        elif cells:
+            yield (
+                f"line {begin}",
+                DataError(
+                    f"has {len(cells)} cells, but the header has {len(header)} ({', '.join(header[:6])}). "
+                    "Put quotes around text that holds the separator."
+                ),
+            )
+        begin = reader.line_num + 1
+
+
+def _text_lines(path: Path, file: BinaryIO) -> Iterator[str]:
+    """Lines of a file of which no line can be left out."""
+    for number, line in _lines(path, file):
+        if isinstance(line, DataError):
+            raise DataError(f"{path} line {number} {line}")
+        yield line
+
+
+def _refuse_twice(path: Path, names: list[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path}: the column {', '.join(twice)} stands there more than once. Rename one.")
 
 
 def _delimiter(path: Path, head: str) -> str:
@@ -279,9 +247,7 @@ def _parquet(path: Path) -> Rows:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise DataError(f"{path}: the column {', '.join(twice)} stands there more than once. Rename one.")
+            _refuse_twice(path, file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
@@ -301,37 +267,3 @@ _READERS: dict[str, Callable[[Path], Rows]] = {
 }
 
 ENDINGS = frozenset(_READERS)
-
-MAX_DEPTH = 100
-
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-
-
-class Shallow:
-    """A JSON file to read from that stops where it nests too deep, before a parser's memory grows with the depth."""
-
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.read_bytes = 0
-        self._path, self._file = path, file
-        self._depth, self._in_string, self._escape = 0, False, b""
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes, as a file gives them.
-
-        Raises:
-            DataError: they open more than 100 lists and objects within each other.
-        """
-        chunk = self._file.read(size)
-        self.read_bytes += len(chunk)
-        text = self._escape + chunk
-        slashes = len(text) - len(text.rstrip(b"\\"))
-        self._escape = b"\\" if chunk and slashes % 2 else b""
-        text = text[: len(text) - len(self._escape)].replace(b"\\\\", b"").replace(b'\\"', b"")
-        parts = text.split(b'"')
-        outside = b"".join(parts[int(self._in_string) :: 2]).translate(None, _NO_BRACKETS)
-        self._in_string ^= len(parts) % 2 == 0
-        depths = list(itertools.accumulate((1 if c in b"[{" else -1 for c in outside), initial=self._depth))
-        self._depth = depths[-1]
-        if max(depths) > MAX_DEPTH:
-            raise DataError(f"{self._path} is nested more than {MAX_DEPTH} levels deep. Write the inner part as text.")
-        return chunk

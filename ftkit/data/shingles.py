@@ -12,20 +12,32 @@ from typing import Any, overload
 from ftkit.errors import ConfigError
 
 PARTS = ("all", "prompt", "answer")
-
 _TEXTS_BATCH = 1_000
+
+WORDS = 5
+_BATCH, _BATCH_CHARACTERS = 2_000, 250_000  # what fits a processor's cache is quicker
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+_CJK = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7AF))  # no spaces: a character is a word
+_CJK_CLASS = "".join(f"{chr(low)}-{chr(high)}" for low, high in _CJK)
+_WORD = re.compile(f"[{_CJK_CLASS}]|[^\\W{_CJK_CLASS}]+")
+_UNKNOWN = 255  # a code point whose kind was not looked up yet
+_MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: folds words into shingles
+_BASE = 0xD6E8FEB86659FD93  # odd; of the polynomial that hashes a word
 
 
 class Texts(Sequence[str]):
-    """The texts of a Dataset's rows, read when they are asked for; a million of them never stand in memory."""
+    """The texts of a Dataset's rows, read when they are asked for; a million of them never stand in memory.
 
-    def __init__(self, examples: Any, part: str = "all") -> None:
-        if part not in PARTS:
-            raise ConfigError(f"on={part!r} is not one of {', '.join(PARTS)}.")
-        self._examples, self._part = examples, part
+    With several parts, the texts of all rows come once for each part.
+    """
+
+    def __init__(self, examples: Any, *parts: str) -> None:
+        if unknown := set(parts) - set(PARTS):
+            raise ConfigError(f"on={min(unknown)!r} is not one of {', '.join(PARTS)}.")
+        self._examples, self._parts = examples, parts or ("all",)
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._examples) * len(self._parts)
 
     @overload
     def __getitem__(self, i: int) -> str: ...
@@ -33,37 +45,21 @@ class Texts(Sequence[str]):
     def __getitem__(self, i: slice) -> list[str]: ...
     def __getitem__(self, i: int | slice) -> str | list[str]:
         if isinstance(i, slice):
-            return [text_of(m, self._part) for m in self._examples[i]["messages"]]
-        return text_of(self._examples[i]["messages"], self._part)
+            return [self[place] for place in range(*i.indices(len(self)))]
+        part, row = divmod(range(len(self))[i], len(self._examples))
+        return text_of(self._examples[row]["messages"], self._parts[part])
 
     def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), _TEXTS_BATCH):
-            yield from self[start : start + _TEXTS_BATCH]
+        for part in self._parts:
+            for start in range(0, len(self._examples), _TEXTS_BATCH):
+                rows = self._examples[start : start + _TEXTS_BATCH]
+                yield from (text_of(messages, part) for messages in rows["messages"])
 
 
 def text_of(messages: Sequence[Mapping[str, Any]], part: str = "all") -> str:
     """The text of a chat: all turns, those before the last answer ("prompt"), or the last answer ("answer")."""
     turns = {"all": messages, "prompt": messages[:-1], "answer": messages[-1:]}[part]
     return "\n\n".join("\n".join(str(m[k]) for k in ("content", "tool_calls") if m.get(k)) for m in turns)
-
-
-WORDS = 5
-
-_BATCH, _BATCH_CHARACTERS = 2_000, 250_000  # what fits a processor's cache is quicker
-
-_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
-
-_CJK = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7AF))  # no spaces: a character is a word
-
-_CJK_CLASS = "".join(f"{chr(low)}-{chr(high)}" for low, high in _CJK)
-
-_WORD = re.compile(f"[{_CJK_CLASS}]|[^\\W{_CJK_CLASS}]+")
-
-_UNKNOWN = 255  # a code point whose kind was not looked up yet
-
-_MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: folds words into shingles
-
-_BASE = 0xD6E8FEB86659FD93  # odd; of the polynomial that hashes a word
 
 
 def normalise(text: str) -> str:
@@ -86,8 +82,8 @@ def word_shingles(text: str) -> Any:
     """Sorted distinct 64-bit hashes of all word 5-grams; a shorter text is one shingle, an empty one has none.
 
     Returns:
-        An array of shape (distinct shingles,), dtype uint64. Two unequal shingles among a million share a hash about once
-        in 10^7 runs.
+        An array of shape (distinct shingles,), dtype uint64. Two unequal shingles among a million share a hash about
+        once in 10^7 runs.
     """
     import numpy as np
 
@@ -95,7 +91,7 @@ def word_shingles(text: str) -> Any:
 
 
 def flat_shingles(texts: Sequence[str]) -> tuple[Any, Any]:
-    """The shingles of many texts in one array, unsorted, with repetitions; `offsets[i]:offsets[i + 1]` are those of text i.
+    """The shingles of many texts in one array, unsorted, with repetitions; text i has those from `offsets[i]` on.
 
     Returns:
         Arrays of shape (shingles of all texts,) and (texts + 1,), dtype uint64.
@@ -120,8 +116,8 @@ def flat_shingles(texts: Sequence[str]) -> tuple[Any, Any]:
 def _word_hashes(texts: Sequence[str]) -> tuple[Any, Any]:
     """A 64-bit hash of every word of all texts, as `words` cuts them, and the number of words of each text.
 
-    A word is the polynomial of its characters' values, taken at places of the whole batch and shifted back by the power of
-    its first place: a few passes over one array, where a Python loop over words would cost five times as much.
+    A word is the polynomial of its characters' values, taken at places of the whole batch and shifted back by the power
+    of its first place: a few passes over one array, where a Python loop over words would cost five times as much.
     """
     import numpy as np
 

@@ -1,13 +1,15 @@
 """Which texts are nearly the same: shingles, MinHash candidates, exact Jaccard, clusters. Knows texts, no examples.
 
-Two texts are near-duplicates when the Jaccard similarity of their word 5-grams reaches a threshold. Candidates come from
-an inverted index of rare shingles (few texts, nothing missed) or from MinHash bands (many texts); every candidate is then
-compared exactly, so that a sketch never decides.
+Two texts are near-duplicates when the Jaccard similarity of their word 5-grams reaches a threshold. Candidates come
+from an inverted index of rare shingles (few texts, nothing missed) or from MinHash bands (many texts); every candidate
+is then compared exactly, so that a sketch never decides. SimHash stands beside them for the lesson: its fingerprints
+decide unverified.
 """
 
+import bisect
 import itertools
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +17,19 @@ from ftkit.data.shingles import batches, flat_shingles, jaccard, shingled, word_
 from ftkit.errors import ConfigError, MissingExtra
 
 THRESHOLD = 0.8
-
 EXACT_TEXTS = 20_000
-
-METHODS = ("auto", "exact", "minhash", "datasketch")
-
+METHODS = ("auto", "exact", "minhash")
 _FETCHED = 20_000  # texts whose shingles are held at once
-
 _COMPARED = 64  # comparisons of a text in one bucket; more would take for ever on boilerplate
-
 _COMPARED_ACROSS = 2_000
+
+BANDS, ROWS = 16, 8  # at Jaccard 0.8 a pair shares a band with 1 - (1 - 0.8**8)**16 = 0.947, at 0.85 with 0.993
+_MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: spreads hashes (Knuth)
+_SEED = 42
+
+BITS = 64
+DISTANCE = 3
+_BLOCKS = 4  # three differing bits leave at least one of four blocks equal
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,18 @@ class Pairs:
     compared: int
     skipped: int  # comparisons left out among many unlike texts that share boilerplate; 0: nothing was left out
 
+    @property
+    def rows(self) -> set[tuple[int, int]]:
+        """The pairs as positions alone."""
+        return {(pair.first, pair.second) for pair in self.pairs}
+
     def clusters(self) -> list[int]:
         """For each text the position of the first text of its cluster; a text without a twin stands for itself."""
-        return join(self.texts, ((pair.first, pair.second) for pair in self.pairs))
+        return join(self.texts, self.rows)
 
     def __str__(self) -> str:
-        return f"{len(self.pairs)} near-duplicate pairs among {self.texts} texts ({self.method}, threshold {self.threshold:g})"
+        how = f"{self.method}, threshold {self.threshold:g}"
+        return f"{len(self.pairs)} near-duplicate pairs among {self.texts} texts ({how})"
 
 
 def join(size: int, links: Iterable[tuple[int, int]]) -> list[int]:
@@ -64,40 +75,92 @@ def join(size: int, links: Iterable[tuple[int, int]]) -> list[int]:
 
 
 def near_pairs(
-    texts: Sequence[str], threshold: float = THRESHOLD, *, method: str = "auto", across: int | None = None
+    texts: Sequence[str],
+    threshold: float = THRESHOLD,
+    *,
+    method: str = "auto",
+    across: int | None = None,
+    apart: int | None = None,
 ) -> Pairs:
     """Find near-duplicates; every pair's Jaccard similarity is exact and at least `threshold`.
 
     Args:
         texts: read one at a time, some of them again; nothing of them is kept.
         threshold: Jaccard similarity of word 5-grams, above 0 to 1.
-        method: "exact" misses nothing while `skipped` is 0; "minhash" (rensa) grows linearly and finds 95 % of the pairs that
-            lie at a threshold of 0.8, nearly all that lie above;
-            "datasketch" is the same with another library; "auto" is exact up to 20,000 texts.
+        method: "exact" misses nothing while `skipped` is 0; "minhash" (rensa) grows linearly and finds 95 % of the
+            pairs that lie at a threshold of 0.8, nearly all that lie above; "auto" is exact up to 20,000 texts.
         across: compare only texts before this position with texts from it on, and list all their pairs.
+        apart: the opposite: never compare texts before this position with texts from it on.
 
     Raises:
         ConfigError: an unknown method, or a threshold outside 0 to 1.
-        MissingExtra: neither rensa nor datasketch is installed and there are too many texts for an exact search.
+        MissingExtra: rensa is not installed and there are too many texts for an exact search.
     """
     if method not in METHODS:
         raise ConfigError(f"method={method!r} is not one of {', '.join(METHODS)}.")
     if not 0 < threshold <= 1:
         raise ConfigError(f"threshold={threshold!r} is outside 0 to 1 (Jaccard similarity of word 5-grams).")
     if method == "auto":
-        method = "exact" if len(texts) <= EXACT_TEXTS else "minhash"
+        method = usual_method(len(texts))
     if method == "exact":
         known = _some_shingles(texts, range(len(texts)))
-        return _verified(_rare_buckets(known, threshold), lambda _: known, len(texts), threshold, method, across)
-    sketches = signatures(shingled(texts), method)
-    return _verified(
-        band_buckets(sketches, rows_for(threshold)),
-        lambda rows: _some_shingles(texts, rows),
-        len(texts),
-        threshold,
-        method,
-        across,
-    )
+        buckets = _rare_buckets(known, threshold)
+    else:
+        buckets = _band_buckets(signatures(shingled(texts)), _rows_for(threshold))
+    if apart is not None:
+        buckets = _sides(buckets, apart)
+    search = _Search(len(texts), threshold, across)
+    for chunk in _chunks(bucket for bucket in buckets if search.is_open(bucket)):
+        if method != "exact":
+            known = _some_shingles(texts, sorted({i for bucket in chunk for i in bucket}))
+        for bucket in chunk:
+            search.compare(bucket, known)
+    ordered = tuple(sorted(search.pairs, key=lambda p: (p.first, p.second)))
+    return Pairs(ordered, len(texts), threshold, method, len(search.seen), search.skipped)
+
+
+def simhash(text: str) -> int:
+    """Fingerprint of 64 bits: each bit is the majority over the text's word 5-grams (Charikar 2002)."""
+    import numpy as np
+
+    row = word_shingles(text)
+    if len(row) == 0:
+        return 0
+    bits = np.unpackbits(row.view(np.uint8).reshape(-1, 8), axis=1)
+    return int.from_bytes(np.packbits(2 * bits.sum(axis=0) > len(row)).tobytes(), "big")
+
+
+def distance(a: int, b: int) -> int:
+    """Bits in which two fingerprints differ, 0 to 64 (Hamming distance)."""
+    return (a ^ b).bit_count()
+
+
+def close_pairs(texts: Sequence[str]) -> Pairs:
+    """Pairs of texts whose fingerprints differ in at most three bits; nothing is verified.
+
+    `similarity` is the share of equal bits.
+    """
+    import numpy as np
+
+    prints = [simhash(text) for text in texts]
+    apart: dict[tuple[int, int], int] = {}
+    for bucket in _blocks(np.array(prints, dtype=np.uint64)):
+        for i, j in itertools.combinations(bucket, 2):
+            apart[i, j] = distance(prints[i], prints[j])
+    pairs = tuple(Pair(i, j, 1 - bits / BITS) for (i, j), bits in sorted(apart.items()) if bits <= DISTANCE)
+    return Pairs(pairs, len(texts), 1 - DISTANCE / BITS, "simhash", len(apart), 0)
+
+
+def usual_method(texts: int) -> str:
+    """What "auto" means for so many texts."""
+    return "exact" if texts <= EXACT_TEXTS else "minhash"
+
+
+def _sides(buckets: Iterable[list[int]], border: int) -> Iterator[list[int]]:
+    """The buckets, each cut where it crosses the border."""
+    for bucket in buckets:
+        cut = bisect.bisect_left(bucket, border)  # positions ascend
+        yield from (side for side in (bucket[:cut], bucket[cut:]) if len(side) > 1)
 
 
 def _some_shingles(texts: Sequence[str], rows: Sequence[int]) -> dict[int, Any]:
@@ -132,26 +195,8 @@ def _rare_buckets(rows: dict[int, Any], threshold: float) -> Iterator[list[int]]
         keys.append(rare)
         owners.append(np.full(len(rare), i))
     owner = np.concatenate(owners)
-    for group in equal_groups(np.concatenate(keys)):
+    for group in _equal_groups(np.concatenate(keys)):
         yield owner[group].tolist()
-
-
-def _verified(
-    buckets: Iterator[list[int]],
-    fetch: Callable[[list[int]], Any],
-    texts: int,
-    threshold: float,
-    method: str,
-    across: int | None,
-) -> Pairs:
-    """Compare the texts of each bucket, those of one cluster only once."""
-    search = _Search(texts, threshold, across)
-    for chunk in _chunks(bucket for bucket in buckets if search.is_open(bucket)):
-        known = fetch(sorted({i for bucket in chunk for i in bucket}))
-        for bucket in chunk:
-            search.compare(bucket, known)
-    ordered = tuple(sorted(search.pairs, key=lambda p: (p.first, p.second)))
-    return Pairs(ordered, texts, threshold, method, len(search.seen), search.skipped)
 
 
 def _chunks(buckets: Iterable[list[int]]) -> Iterator[list[list[int]]]:
@@ -255,54 +300,54 @@ class _Union:
         self._above[max(a, b)] = min(a, b)
 
 
-BANDS, ROWS = 16, 8  # at Jaccard 0.8 a pair shares a band with 1 - (1 - 0.8**8)**16 = 0.947, at 0.85 with 0.993
-
-MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: spreads hashes (Knuth)
-
-_SEED = 42
-
-
-def signatures(batches: Iterable[tuple[Any, Any]], method: str = "minhash") -> Any:
-    """MinHash signatures, 128 hashes a set: an array of shape (sets, 128), dtype uint64.
+def signatures(batches: Iterable[tuple[Any, Any]]) -> Any:
+    """MinHash signatures by rensa, 128 hashes a set: an array of shape (sets, 128), dtype uint64.
 
     Args:
-        batches: pairs of all hashes of many sets in one array, and the offsets at which each set begins and ends. An empty
-            set gets a signature of its own, so that it resembles nothing.
-        method: "minhash" (rensa, or datasketch where that is missing) or "datasketch".
+        batches: pairs of all hashes of many sets in one array, and the offsets at which each set begins and ends. An
+            empty set gets a signature of its own, so that it resembles nothing.
 
     Raises:
-        MissingExtra: neither is installed.
+        MissingExtra: rensa is not installed.
     """
     import numpy as np
 
-    sketch = _sketcher(method)
+    try:
+        from rensa import RMinHash
+    except ImportError as error:
+        raise MissingExtra("Near-duplicates among more than 20,000 texts need rensa. Run: pip install rensa") from error
+    width = BANDS * ROWS
     parts, lonely = [], itertools.count(2**63)
     for hashes, offsets in batches:
-        matrix = sketch(hashes, offsets)
+        rows = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, width, _SEED).to_rows()
+        values = itertools.chain.from_iterable(rows)
+        matrix = np.fromiter(values, dtype=np.uint64, count=(len(offsets) - 1) * width).reshape(-1, width)
         for i in np.flatnonzero(offsets[1:] == offsets[:-1]):
             matrix[i] = np.uint64(next(lonely))
         parts.append(matrix)
-    return np.concatenate(parts) if parts else np.zeros((0, BANDS * ROWS), dtype=np.uint64)
+    return np.concatenate(parts) if parts else np.zeros((0, width), dtype=np.uint64)
 
 
-def rows_for(threshold: float) -> int:
+def _rows_for(threshold: float) -> int:
     """Hashes a band, fewer for a lower threshold: 8 from 0.8 on, 4 from 0.55 (finds 93 % there), else 2."""
-    return ROWS if threshold >= 0.8 else 4 if threshold >= 0.55 else 2
+    if threshold >= 0.8:
+        return ROWS
+    return 4 if threshold >= 0.55 else 2
 
 
-def band_buckets(matrix: Any, rows: int = ROWS) -> Iterator[list[int]]:
+def _band_buckets(matrix: Any, rows: int = ROWS) -> Iterator[list[int]]:
     """Positions of texts that agree in all `rows` hashes of a band, for each band (locality-sensitive hashing)."""
     import numpy as np
 
     for start in range(0, matrix.shape[1], rows):
         key = np.zeros(len(matrix), dtype=np.uint64)
         for column in range(start, start + rows):
-            key = (key ^ matrix[:, column]) * np.uint64(MULTIPLIER)
+            key = (key ^ matrix[:, column]) * np.uint64(_MULTIPLIER)
             key ^= key >> np.uint64(29)
-        yield from equal_groups(key)
+        yield from _equal_groups(key)
 
 
-def equal_groups(keys: Any) -> Iterator[list[int]]:
+def _equal_groups(keys: Any) -> Iterator[list[int]]:
     """Positions of equal keys, for each key that occurs more than once; positions ascend."""
     import numpy as np
 
@@ -314,89 +359,9 @@ def equal_groups(keys: Any) -> Iterator[list[int]]:
         yield order[start:end].tolist()
 
 
-def _sketcher(method: str) -> Callable[[Any, Any], Any]:
-    import numpy as np
-
-    if method == "minhash":
-        try:
-            from rensa import RMinHash
-        except ImportError:
-            return _sketcher("datasketch")  # the same sketch, more slowly
-
-        def sketch(hashes: Any, offsets: Any) -> Any:
-            """Signatures by rensa."""
-            matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, BANDS * ROWS, _SEED)
-            values, size = itertools.chain.from_iterable(matrix.to_rows()), BANDS * ROWS
-            return np.fromiter(values, dtype=np.uint64, count=(len(offsets) - 1) * size).reshape(-1, size)
-
-        return sketch
-    try:
-        from datasketch import MinHash
-    except ImportError as error:
-        raise MissingExtra("Near-duplicates among more than 20,000 texts need rensa. Run: pip install rensa") from error
-
-    def slowly(hashes: Any, offsets: Any) -> Any:
-        """Signatures by datasketch."""
-        rows = [hashes[a:b].tolist() for a, b in itertools.pairwise(offsets.tolist())]
-        sketches = [MinHash(num_perm=BANDS * ROWS, seed=_SEED, hashfunc=_low_bits) for _ in rows]
-        for one, row in zip(sketches, rows, strict=True):
-            one.update_batch(row)
-        return np.array([one.hashvalues for one in sketches], dtype=np.uint64)
-
-    return slowly
-
-
-def _low_bits(value: int) -> int:
-    return value & 0xFFFFFFFF  # datasketch wants 32 bits
-
-
-BITS = 64
-
-DISTANCE = 3
-
-_BLOCKS = 4  # three differing bits leave at least one of four blocks equal
-
-
-def simhash(text: str) -> int:
-    """Fingerprint of 64 bits: each bit is the majority over the text's word 5-grams (Charikar 2002)."""
-    import numpy as np
-
-    row = word_shingles(text)
-    if len(row) == 0:
-        return 0
-    bits = np.unpackbits(row.view(np.uint8).reshape(-1, 8), axis=1)
-    return int.from_bytes(np.packbits(2 * bits.sum(axis=0) > len(row)).tobytes(), "big")
-
-
-def distance(a: int, b: int) -> int:
-    """Bits in which two fingerprints differ, 0 to 64 (Hamming distance)."""
-    return (a ^ b).bit_count()
-
-
-def close_pairs(texts: Sequence[str], across: int | None = None, most: int = DISTANCE) -> Pairs:
-    """Pairs of texts whose fingerprints differ in at most `most` bits (up to 3); nothing is verified.
-
-    `similarity` is the share of equal bits.
-    """
-    import numpy as np
-
-    prints = [simhash(text) for text in texts]
-    seen, pairs = set(), []
-    for bucket in _blocks(np.array(prints, dtype=np.uint64)):
-        for place, i in enumerate(bucket):
-            for j in bucket[place + 1 :]:
-                apart = distance(prints[i], prints[j])
-                if (i, j) in seen or apart > most or (across is not None and (i < across) == (j < across)):
-                    continue
-                seen.add((i, j))
-                pairs.append(Pair(i, j, 1 - apart / BITS))
-    ordered = tuple(sorted(pairs, key=lambda p: (p.first, p.second)))
-    return Pairs(ordered, len(texts), 1 - most / BITS, "simhash", len(seen), 0)
-
-
 def _blocks(prints: Any) -> Iterator[list[int]]:
     import numpy as np
 
     width = BITS // _BLOCKS
     for block in range(_BLOCKS):
-        yield from equal_groups((prints >> np.uint64(block * width)) & np.uint64((1 << width) - 1))
+        yield from _equal_groups((prints >> np.uint64(block * width)) & np.uint64((1 << width) - 1))

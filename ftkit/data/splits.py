@@ -1,47 +1,84 @@
-"""Examples past the loading: splits that keep twins together, prompts, digests.
+"""Train, validation and test parts that share no twins, kept in a run's folder; a digest tells datasets apart.
 
-`loading` reads any table to `messages`, `template` renders and masks, `formats` converts single rows; their public names
-are repeated here.
+Knows examples and their prompts; how alike two texts are is `similarity`'s business.
 """
 
+import datetime
 import hashlib
+import itertools
 import json
+import os
 import random
+import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ftkit import files, tables
 from ftkit.data import similarity
-from ftkit.data.export import export
-from ftkit.data.formats import Messages, plain
+from ftkit.data.formats import Messages, from_messages, plain
 from ftkit.data.loading import load_examples
 from ftkit.data.shingles import Texts
 from ftkit.errors import DataError, FtkitWarning
 from ftkit.runs import Run
 
+NAMES = ("train", "val", "test")
 
+
+@tables.shown
 @dataclass(frozen=True)
 class Splits:
-    """Three disjoint parts of one dataset; `val` steers training, `test` is looked at once."""
+    """Three disjoint parts of one dataset; `val` steers training, `test` is looked at once.
+
+    Args:
+        train: examples.
+        val: examples.
+        test: examples.
+        searched: similarity from which on near-duplicates were kept in one part; None: nobody looked for them.
+        repeats: groups of rows of `train`, counted from 1, whose texts are at least so alike.
+    """
 
     train: Any
     val: Any
     test: Any
+    searched: float | None = None
+    repeats: tuple[tuple[int, ...], ...] = ()
 
-    def __str__(self) -> str:
-        return f"train {len(self.train)} · val {len(self.val)} · test {len(self.test)} rows"
+    def shorter_than(self, characters: int, *, most: int | None = None) -> "Splits":
+        """The rows whose messages together hold fewer characters; twins are still in one part.
 
-    def _repr_html_(self) -> str:
-        return f"<b>{self}</b>"
+        Args:
+            characters: of all turns of a row; longer rows go.
+            most: rows of `train` that stay; None: all that are short enough.
+        """
+        kept = {name: _shorter(getattr(self, name), characters) for name in NAMES}
+        kept["train"] = kept["train"][:most]
+        train, val, test = (getattr(self, name).select(rows) for name, rows in kept.items())
+        place = {row + 1: number for number, row in enumerate(kept["train"], 1)}
+        repeats: list[tuple[int, ...]] = []
+        for group in self.repeats:
+            left = [row for row in group if row in place]
+            links = [left] if len(left) == len(group) else self._alike(left)
+            repeats += [tuple(place[row] for row in rows) for rows in links if len(rows) > 1]
+        return Splits(train, val, test, self.searched, tuple(repeats))
+
+    def _alike(self, rows: list[int]) -> list[list[int]]:
+        """What is left of a group: a row that linked two others may be gone."""
+        texts = Texts(self.train.select([row - 1 for row in rows]))
+        found = similarity.near_pairs(texts, self.searched or similarity.THRESHOLD)
+        return [[rows[i] for i in cluster] for cluster in _groups(found.clusters())]
+
+    def _parts(self) -> list[tables.Table | str]:
+        return [f"train {len(self.train)} · val {len(self.val)} · test {len(self.test)} rows"]
 
 
 def split(
     examples: Any, *, val: float = 0.1, test: float = 0.1, seed: int = 42, near: float | None = similarity.THRESHOLD
 ) -> Splits:
-    """Cut examples into train, val and test; rows with the same prompt, and near-duplicates, stay together: no answer leaks.
+    """Cut examples into train, val and test; rows with the same prompt, and near-duplicates, stay together.
 
     Examples that bring a `split` column with train, val and test (the bundled sets do) keep that cut.
 
@@ -56,24 +93,76 @@ def split(
     Raises:
         DataError: too few rows, or shares that leave nothing to train on.
     """
-    if {"train", "val", "test"} <= (set(examples["split"]) if "split" in examples.column_names else set()):
-        named = {n: [i for i, s in enumerate(examples["split"]) if s == n] for n in ("train", "val", "test")}
-        if left := len(examples) - sum(map(len, named.values())):
-            warnings.warn(
-                f"{left} rows have another name in their split column and are left out.", FtkitWarning, stacklevel=2
-            )
-        return Splits(*(examples.select(named[n]) for n in ("train", "val", "test")))
+    if "split" in examples.column_names and set(NAMES) <= set(examples["split"]):
+        return _own_cut(examples)
     if not (0 < val < 1 and 0 < test < 1 and val + test < 1):
         raise DataError(f"val={val}, test={test}: each wants a share between 0 and 1, together below 1.")
-    groups = _twins(examples, near)
+    keys = [_key(prompt(messages)) for messages in examples["messages"]]
+    together, repeats = _same_prompts(keys), None
+    if near is not None:
+        together, repeats = _twins(examples, together, near)
+    groups = {keys[group[0]]: group for group in _groups(together)}
     if len(groups) < 3:
         raise DataError(
-            f"{len(examples)} rows with {len(groups)} different prompts cannot be cut into three parts; at least 3 are wanted."
+            f"{len(examples)} rows with {len(groups)} different prompts cannot be cut into three parts; "
+            "at least 3 are wanted."
         )
     order = sorted(groups)
     random.Random(seed).shuffle(order)
     parts = _filled(order, {key: len(rows) for key, rows in groups.items()}, val, test)
-    return Splits(*(examples.select(sorted(i for key in part for i in groups[key])) for part in parts))
+    rows = [sorted(itertools.chain.from_iterable(groups[key] for key in part)) for part in parts]
+    train, val_part, test_part = map(examples.select, rows)
+    if repeats is None:
+        return Splits(train, val_part, test_part)
+    place = {row: number for number, row in enumerate(rows[0], 1)}
+    in_train = tuple(tuple(place[i] for i in group) for group in repeats if group[0] in place)
+    return Splits(train, val_part, test_part, near, in_train)
+
+
+def _own_cut(examples: Any) -> Splits:
+    """The parts that a column `split` names."""
+    named = {name: [i for i, part in enumerate(examples["split"]) if part == name] for name in NAMES}
+    if left := len(examples) - sum(map(len, named.values())):
+        message = f"{left} rows have another name in their split column and are left out."
+        warnings.warn(message, FtkitWarning, stacklevel=3)
+    return Splits(*(examples.select(rows) for rows in named.values()))
+
+
+def _same_prompts(keys: Sequence[str]) -> list[int]:
+    """For each row the first one with its key."""
+    first: dict[str, int] = {}
+    return [first.setdefault(key, i) for i, key in enumerate(keys)]
+
+
+def _twins(examples: Any, same: list[int], near: float) -> tuple[list[int], list[list[int]] | None]:
+    """For each row the first one that it must not be parted from, and groups of rows whose whole texts are alike.
+
+    Prompts and whole texts are searched at once. No groups come back where nearly all rows hang together.
+    """
+    rows = len(same)
+    texts = Texts(examples, "prompt", "all")
+    found = similarity.near_pairs(texts, near, method=similarity.usual_method(rows), apart=rows)
+    links = [(pair.first % rows, pair.second % rows) for pair in found.pairs]
+    together = similarity.join(rows, [*enumerate(same), *links])
+    largest = Counter(together).most_common(1)[0][1] if together else 0
+    if largest > 0.5 * rows and len(set(together)) < 0.5 * len(set(same)):
+        warnings.warn(
+            f"{largest} of {rows} rows are linked as at least {near:.0%} alike (a long instruction that all share?), "
+            "so only rows with equal prompts are kept together.",
+            FtkitWarning,
+            stacklevel=3,
+        )
+        return same, None
+    whole = [(pair.first - rows, pair.second - rows) for pair in found.pairs if pair.first >= rows]
+    return together, [group for group in _groups(similarity.join(rows, whole)) if len(group) > 1]
+
+
+def _groups(labels: Iterable[int]) -> list[list[int]]:
+    """Positions of equal labels, by their first."""
+    groups: dict[int, list[int]] = {}
+    for i, label in enumerate(labels):
+        groups.setdefault(label, []).append(i)
+    return list(groups.values())
 
 
 def _filled(order: list[str], sizes: Mapping[str, int], val: float, test: float) -> tuple[list[str], ...]:
@@ -94,44 +183,54 @@ def _filled(order: list[str], sizes: Mapping[str, int], val: float, test: float)
     return parts["train"], parts["val"], parts["test"]
 
 
-def _twins(examples: Any, near: float | None) -> dict[str, list[int]]:
-    """Rows that must not be parted, under a digest of the first one's prompt."""
-    keys = [_key(prompt(messages)) for messages in examples["messages"]]
-    first: dict[str, int] = {}
-    same = [first.setdefault(key, i) for i, key in enumerate(keys)]
-    labels = same
-    if near is not None:
-        links = [p for on in ("prompt", "all") for p in similarity.near_pairs(Texts(examples, on), near).pairs]
-        labels = similarity.join(len(keys), [*enumerate(same), *((p.first, p.second) for p in links)])
-        largest = Counter(labels).most_common(1)[0][1] if labels else 0
-        if largest > 0.5 * len(keys) and len(set(labels)) < 0.5 * len(first):
-            warnings.warn(
-                f"{largest} of {len(keys)} rows are linked as at least {near:.0%} alike (a long instruction that all share?), so "
-                "only rows with equal prompts are kept together.",
-                FtkitWarning,
-                stacklevel=3,
-            )
-            labels = same
-    groups: dict[str, list[int]] = {}
-    for i, label in enumerate(labels):
-        groups.setdefault(keys[label], []).append(i)
-    return groups
-
-
-def _key(messages: Messages) -> str:
-    text = json.dumps(messages, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
+def _shorter(examples: Any, characters: int) -> list[int]:
+    sizes = (sum(len(turn["content"] or "") for turn in messages) for messages in examples["messages"])
+    return [row for row, size in enumerate(sizes) if size < characters]
 
 
 def save(splits: Splits, run: Run) -> Path:
     """Write `data/train.jsonl`, `val.jsonl` and `test.jsonl` into the run folder, with all their columns.
 
+    Tool calls and schemas are written as objects. Each file appears whole or not at all.
+
     Raises:
+        DataError: a part without rows, or rows that are no chats; numbers the first.
         StorageError: the disk is full or the folder cannot be written.
     """
-    for name in ("train", "val", "test"):
-        export(getattr(splits, name), run / f"data/{name}.jsonl", "messages")
+    for name in NAMES:
+        path = run / f"data/{name}.jsonl"
+        part = getattr(splits, name)
+        if len(part) == 0:
+            raise DataError(f"{name} has no rows.")
+        with files.disk_errors_explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+                working = Path(folder) / path.name
+                with working.open("w", encoding="utf-8", newline="\n") as file:
+                    file.writelines(_lines(name, part))
+                    file.flush()
+                    os.fsync(file.fileno())
+                working.replace(path)
     return run / "data"
+
+
+def _lines(name: str, part: Any) -> Iterator[str]:
+    """Rows as JSON; `Dataset.to_json` adds Arrow's nulls, makes fractions of numbers beside nulls, counts of dates."""
+    for number, row in enumerate(part, 1):
+        try:
+            chat = from_messages(row["messages"], "messages", tools=row.get("tools"))
+            own = {column: value for column, value in row.items() if column not in ("messages", "tools")}
+            text = json.dumps(chat | own, ensure_ascii=False, default=_date)
+            text.encode()
+        except (DataError, TypeError, ValueError) as error:
+            raise DataError(f"{name} row {number} cannot be written: {error}.") from error
+        yield text + "\n"
+
+
+def _date(value: Any) -> str:
+    if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
+        return value.isoformat()
+    raise TypeError(f"JSON cannot hold {type(value).__name__}")
 
 
 def load_splits(run: Run) -> Splits:
@@ -140,7 +239,7 @@ def load_splits(run: Run) -> Splits:
     Raises:
         MissingArtifact: the run holds no data; says which step writes it.
     """
-    return Splits(*(load_examples(run.require(f"data/{name}.jsonl")) for name in ("train", "val", "test")))
+    return Splits(*(load_examples(run.require(f"data/{name}.jsonl")) for name in NAMES))
 
 
 def prompt(messages: Sequence[Mapping[str, str]]) -> Messages:
@@ -157,3 +256,8 @@ def digest(*parts: Any) -> str:
             running.update(json.dumps([plain(m) for m in messages], sort_keys=True, ensure_ascii=False).encode())
         running.update(b"\x00")
     return running.hexdigest()[:12]
+
+
+def _key(messages: Messages) -> str:
+    text = json.dumps(messages, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest()

@@ -1,4 +1,4 @@
-"""What only the lessons use: exercises that answer back, short runs, LoRA and 4 bits by hand, claims beside measurements."""
+"""Only for lessons: exercises that answer back, short runs, LoRA and 4 bits by hand, claims beside measurements."""
 
 from ftkit.lessons.backends import (
     find_patches,
@@ -10,7 +10,16 @@ from ftkit.lessons.backends import (
 )
 from ftkit.lessons.claims import accelerate, brief, hardware_table, llama_factory, memory_claims, settings_table
 from ftkit.lessons.exercises import check, explore, predict, you_should_see
-from ftkit.lessons.lora import Target, adapter_parameters, rank_errors, scaling, singular_values, targets, truncated
+from ftkit.lessons.lora import (
+    Target,
+    adapter_parameters,
+    rank_errors,
+    scaling,
+    singular_values,
+    step_size,
+    targets,
+    truncated,
+)
 from ftkit.lessons.measured import (
     COLUMNS,
     Measurement,
@@ -36,7 +45,7 @@ from ftkit.lessons.plots import (
     plot_saved_by_qlora,
     plot_spectrum,
 )
-from ftkit.lessons.quantization import KINDS, error, levels_of, roundtrip, stored
+from ftkit.lessons.quantization import KINDS, error, levels_of, packed_weights, roundtrip, stored
 from ftkit.lessons.short_runs import (
     compare_variants,
     fit,
@@ -46,6 +55,7 @@ from ftkit.lessons.short_runs import (
     plain_weight,
     row_losses,
     tokens,
+    trained_tokens,
 )
 
 __all__ = [
@@ -80,6 +90,7 @@ __all__ = [
     "measured_pairs",
     "measurements",
     "memory_claims",
+    "packed_weights",
     "patches_written",
     "plain_weight",
     "plot_adapter_weight",
@@ -100,10 +111,12 @@ __all__ = [
     "scaling",
     "settings_table",
     "singular_values",
+    "step_size",
     "stored",
     "supported_families",
     "targets",
     "tokens",
+    "trained_tokens",
     "truncated",
     "you_should_see",
 ]

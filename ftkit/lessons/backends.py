@@ -1,25 +1,27 @@
-"""The same short run under several settings, each in a process of its own, so that nothing of one is left in the other.
+"""What a backend changes: the same short run under several settings, what Unsloth replaced, what others measured.
 
-Measured are tokens a second after the first step (which compiles), peak memory, every loss, and what Unsloth had replaced.
+Each run has a process of its own, so that nothing of one is left in the other. Measured are tokens a second after the
+first step (which compiles), peak memory, every loss, and how much Unsloth had replaced.
 """
 
-import ast
-import html
 import importlib.util
 import json
+import pkgutil
 import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
-from pathlib import Path, PurePath
+from importlib import resources
+from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
 
-from ftkit import data, files, hardware, models, runs
+from ftkit import data, files, hardware, models, runs, tables
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, FtkitError, FtkitWarning, MissingArtifact, MissingExtra
 from ftkit.training import train
@@ -32,14 +34,16 @@ _TAKEN = (
     "trl.SFTTrainer",
     "peft.get_peft_model",
 )
+_IN_A_PROCESS = "import json, sys; from ftkit.lessons import backends; backends.run_here(**json.loads(sys.argv[1]))"
+_INNER = {staticmethod: "__func__", classmethod: "__func__", MethodType: "__func__", property: "fget"}
 
 
 @dataclass(frozen=True)
-class Measured:
+class BackendRun:
     """One run: how fast, how large, what it learned, and in which surroundings.
 
-    `replaced` counts what Unsloth had exchanged in other libraries when the run ended; `stale` names what was taken from
-    them before Unsloth came, and no longer is what stands there; `warned` is what `models.load` had to say.
+    `replaced` counts what Unsloth had exchanged in other libraries when the run ended; `stale` names what was taken
+    from them before Unsloth came, and no longer is what stands there; `warned` is what `models.load` had to say.
     """
 
     name: str
@@ -48,20 +52,20 @@ class Measured:
     losses: tuple[float, ...]
     tokens_per_s: float
     peak_gib: float
-    seconds: float
     replaced: int
     versions: dict[str, str]
     stale: tuple[str, ...] = ()
     warned: str = ""
 
 
+@tables.shown
 @dataclass(frozen=True)
 class SideBySide:
     """Runs on the same rows; shows itself as a table."""
 
-    runs: tuple[Measured, ...]
+    runs: tuple[BackendRun, ...]
 
-    def __getitem__(self, name: str) -> Measured:
+    def __getitem__(self, name: str) -> BackendRun:
         found = next((run for run in self.runs if run.name == name), None)
         if found is None:
             raise KeyError(f"There is no run {name!r}, only {', '.join(run.name for run in self.runs) or 'none'}.")
@@ -87,30 +91,19 @@ class SideBySide:
         """Write all of it as JSON, whole or not at all."""
         return files.write_json(path, [asdict(run) for run in self.runs])
 
-    def _lines(self) -> list[list[str]]:
-        return [
-            [
-                run.name,
+    def _parts(self) -> list[tables.Table | str]:
+        head = ("run", "tokens/s", "peak GiB", "first loss", "last loss", "replaced by Unsloth")
+        rows = []
+        for run in self.runs:
+            measured = (
                 f"{run.tokens_per_s:.0f}",
                 f"{run.peak_gib:.2f}",
                 f"{run.losses[0]:.4f}",
                 f"{run.losses[-1]:.4f}",
-                str(run.replaced),
-            ]
-            for run in self.runs
-        ]
-
-    def _where(self) -> str:
-        return " · ".join(dict.fromkeys(f"{run.device}, {run.day}" for run in self.runs))
-
-    def __str__(self) -> str:
-        return "\n".join([*(" · ".join(line) for line in self._lines()), self._where()])
-
-    def _repr_html_(self) -> str:
-        head = ("run", "tokens/s", "peak GiB", "first loss", "last loss", "replaced by Unsloth")
-        rows = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in self._lines())
-        names = "".join(f"<th>{name}</th>" for name in head)
-        return f"<table><tr>{names}</tr>{rows}</table><p>{html.escape(self._where())}</p>"
+            )
+            rows.append((run.name, *measured, run.replaced))
+        places = dict.fromkeys(f"{run.device}, {run.day}" for run in self.runs)
+        return [tables.Table(head, rows), " · ".join(places)]
 
 
 def measure_backends(
@@ -137,96 +130,64 @@ def measure_backends(
     return SideBySide(tuple(_in_a_process(name, config, model, rows, late) for name, config in configs.items()))
 
 
-def _in_a_process(name: str, config: TrainConfig, model: str, rows: int, late: bool) -> Measured:
+def _in_a_process(name: str, config: TrainConfig, model: str, rows: int, late: bool) -> BackendRun:
     with tempfile.TemporaryDirectory() as folder:
         config.save(Path(folder) / "config.yaml")
         task = json.dumps({"name": name, "folder": folder, "base": model, "rows": rows, "late": late})
-        done = subprocess.run([sys.executable, "-m", "ftkit.sidebyside", task], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", _IN_A_PROCESS, task], capture_output=True, text=True)
         result = Path(folder) / "measured.json"
         if done.returncode or not result.exists():
             raise FtkitError(f"The run {name!r} failed:\n{done.stderr[-1500:]}")
         facts = json.loads(result.read_text(encoding="utf-8"))
-    return Measured(**{**facts, "losses": tuple(facts["losses"]), "stale": tuple(facts["stale"])})
+    return BackendRun(**{**facts, "losses": tuple(facts["losses"]), "stale": tuple(facts["stale"])})
 
 
-def _run(name: str, folder: str, base: str, rows: int, late: bool) -> None:
-    """One run in this process; leaves `measured.json`."""
-    import warnings
-
+def run_here(name: str, folder: str, base: str, rows: int, late: bool) -> None:
+    """One run in this process, with the `config.yaml` in `folder`; leaves `measured.json` there."""
     config = TrainConfig.load(Path(folder) / "config.yaml")
     # models.load imports Unsloth first even for a plain run, unless Transformers is there already
-    taken = {place: _lookup(place) for place in _TAKEN} if late or config.backend == "transformers" else {}
+    first = _TAKEN if late or config.backend == "transformers" else ()
+    taken = {place: pkgutil.resolve_name(place) for place in first}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FtkitWarning)
         model, tokenizer = models.load(base, config)
+    said = [str(warning.message) for warning in caught if issubclass(warning.category, FtkitWarning)]
     invoices = data.load_examples("invoices")
     parts = data.Splits(*(invoices.select(range(*ends)) for ends in ((rows,), (rows, rows + 1), (rows + 1, rows + 2))))
     history = train(model, tokenizer, parts, config, runs.Run.create("one", folder))
-    steps = [p for p in history.points if p.loss is not None]
-    seconds = (steps[-1].seconds or 0) - (steps[0].seconds or 0)
-    files.write_json(
-        Path(folder) / "measured.json",
-        asdict(
-            Measured(
-                name=name,
-                device=str(hardware.detect()),
-                day=date.today().isoformat(),
-                losses=tuple(p.loss or 0 for p in steps),
-                tokens_per_s=((steps[-1].tokens or 0) - (steps[0].tokens or 0)) / seconds,
-                peak_gib=history.peak_memory_gib,
-                seconds=history.seconds,
-                replaced=len(find_patches()),
-                versions=runs.versions(),
-                stale=tuple(place for place, thing in taken.items() if _lookup(place) is not thing),
-                warned=next((str(w.message) for w in caught if issubclass(w.category, FtkitWarning)), ""),
-            )
-        ),
+    steps = [point for point in history.points if point.loss is not None]
+    timed_s = (steps[-1].seconds or 0) - (steps[0].seconds or 0)
+    measured = BackendRun(
+        name=name,
+        device=str(hardware.detect()),
+        day=date.today().isoformat(),
+        losses=tuple(point.loss or 0 for point in steps),
+        tokens_per_s=((steps[-1].tokens or 0) - (steps[0].tokens or 0)) / timed_s,
+        peak_gib=history.peak_memory_gib,
+        replaced=len(find_patches()),
+        versions=runs.versions(),
+        stale=tuple(place for place, thing in taken.items() if pkgutil.resolve_name(place) is not thing),
+        warned=said[0] if said else "",
     )
+    files.write_json(Path(folder) / "measured.json", asdict(measured))
 
 
-def _lookup(place: str) -> Any:
-    from importlib import import_module
-
-    module, name = place.rsplit(".", 1)
-    return getattr(import_module(module), name)
-
-
-if __name__ == "__main__":
-    _run(**json.loads(sys.argv[1]))
-
-
-@dataclass(frozen=True)
-class Patch:
-    """A function under the name `where`, whose code was written elsewhere, in `code`."""
-
-    where: str
-    code: str
-
-
+@tables.shown
 @dataclass(frozen=True)
 class Patches:
-    """All that was found; shows itself as a table, one row a module."""
+    """For each module, or kind of layer, the names under which code of another origin stands."""
 
-    found: tuple[Patch, ...]
-
-    def by_module(self) -> dict[str, int]:
-        """How many functions are replaced in each module, most first."""
-        return dict(Counter(_module(patch.where) for patch in self.found).most_common())
+    names: dict[str, list[str]]
 
     def __len__(self) -> int:
-        return len(self.found)
+        return sum(map(len, self.names.values()))
 
-    def __str__(self) -> str:
-        return "\n".join(f"{count:4}  {module}" for module, count in self.by_module().items())
-
-    def _repr_html_(self) -> str:
+    def _parts(self) -> list[tables.Table | str]:
         rows = []
-        for module, count in self.by_module().items():
-            names = [p.where.removeprefix(f"{module}.") for p in self.found if _module(p.where) == module]
-            more = f" and {count - 3} more" if count > 3 else ""
-            rows.append(f"<tr><td>{count}</td><td><code>{module}</code></td><td>{', '.join(names[:3])}{more}</td></tr>")
-        head = "<tr><th>replaced</th><th>in</th><th>for example</th></tr>"
-        return f"<table>{head}{''.join(rows)}</table>"
+        for place, names in sorted(self.names.items(), key=lambda item: -len(item[1])):
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            rows.append((len(names), place, ", ".join(names[:3]) + more))
+        return [tables.Table(("replaced", "in", "for example"), rows)]
 
 
 def find_patches(
@@ -237,49 +198,38 @@ def find_patches(
     Code that is generated at run time counts when its file lies in a folder that bears the name, as
     `unsloth_compiled_cache` does.
     """
-    found: dict[str, Patch] = {}
-    for name, module in sorted(sys.modules.items()):
-        if module is None or name.split(".")[0] not in libraries:
-            continue
-        for owner, attributes in _owners(name, dict(vars(module))):
-            for attribute, value in attributes.items():
-                if code := _code(value, by):
-                    found.setdefault(f"{owner}.{attribute}", Patch(f"{owner}.{attribute}", code))
-    return Patches(tuple(found.values()))
+    loaded = {name: module for name, module in sorted(sys.modules.items()) if name.split(".")[0] in libraries}
+    return _patches({name: _members(name, dict(vars(module))) for name, module in loaded.items() if module}, by)
 
 
 def find_patches_on(model: Any, by: str = "unsloth") -> Patches:
     """Methods that were put on one model's own layers, or come with their class, and whose code was written by `by`."""
-    found: dict[str, Patch] = {}
+    members: dict[str, list[tuple[str, Any]]] = defaultdict(list)
     for layer in model.modules():
-        own = type(layer).__name__
-        for attribute, value in [("forward", vars(type(layer)).get("forward")), *vars(layer).items()]:
-            if code := _code(value, by):
-                found.setdefault(f"{own}.{attribute}", Patch(f"{own}.{attribute}", code))
-    return Patches(tuple(found.values()))
+        kind = type(layer)
+        members[kind.__name__] += [("forward", vars(kind).get("forward")), *vars(layer).items()]
+    return _patches(members, by)
 
 
-def patches_written(file: str = "models/llama.py", package: str = "unsloth") -> Patches:
+def _patches(members: Mapping[str, Iterable[tuple[str, Any]]], by: str) -> Patches:
+    """Those of the members whose code is of `by`, each name once."""
+    found = {}
+    for place, inside in members.items():
+        if names := [name for name, value in inside if _is_by(value, by)]:
+            found[place] = list(dict.fromkeys(names))
+    return Patches(found)
+
+
+def patches_written(file: str = "models/llama.py", package: str = "unsloth") -> tables.Table:
     """What a file of an installed package would put on other libraries' classes, read from its text without running it.
 
-    Shows what waits for another machine: lines `Class.method = function`, where they stand.
+    Shows what waits for another machine: lines `Class.method = function`, each with its function.
 
     Raises:
         MissingExtra: the package is not installed.
     """
-    found: dict[str, Patch] = {}
-    tree = ast.parse(_source(package, file))
-    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Attribute)
-            and _gives_a_function(node.value)
-        ):
-            where = ast.unparse(node.targets[0])
-            if re.search(r"\b[A-Z]\w+\.[a-z]\w+$", where) and where.split(".")[-2] not in own:
-                found.setdefault(where, Patch(where, f"{package}/{file}:{ast.unparse(node.value)}"))
-    return Patches(tuple(found.values()))
+    lines = re.findall(r"^\s+([A-Z]\w+\.[a-z]\w+) = (\w+(?:\(\w+\))?)$", _source(package, file), re.MULTILINE)
+    return tables.Table(("method", "would become"), list(dict.fromkeys(lines)))
 
 
 def supported_families(file: str = "models/mapper.py", package: str = "unsloth") -> dict[str, int]:
@@ -288,14 +238,10 @@ def supported_families(file: str = "models/mapper.py", package: str = "unsloth")
     Raises:
         MissingExtra: the package is not installed.
     """
-    tables = [
-        ast.literal_eval(node.value)
-        for node in ast.parse(_source(package, file)).body
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
-    ]
-    names = (repository.split("/")[-1] for table in tables for repository in table)
-    words = (re.match(r"(?:meta-)?([a-z]+)", name.lower()) for name in names)
-    return dict(Counter(word.group(1) for word in words if word).most_common())
+    keys = re.findall(
+        r'^\s*"[\w.-]+/(?:meta-)?([a-z]+)[\w.-]*"\s*:', _source(package, file), re.MULTILINE | re.IGNORECASE
+    )
+    return dict(Counter(map(str.lower, keys)).most_common())
 
 
 def _source(package: str, file: str) -> str:
@@ -305,67 +251,38 @@ def _source(package: str, file: str) -> str:
     return (Path(spec.origin).parent / file).read_text(encoding="utf-8")
 
 
-def _gives_a_function(node: ast.expr) -> bool:
-    """A function's name, or a call that makes one."""
-    return isinstance(node, ast.Name | ast.Call)
+def _members(module: str, members: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What stands in a module, and in its own classes with those below them; what it re-exports would count twice."""
+    yield from members.items()
+    own = {name: kind for name, kind in members.items() if issubclass(type(kind), type) and kind.__module__ == module}
+    for name, kind in own.items():
+        for base in kind.__mro__:
+            if base.__module__ == module:
+                yield from ((f"{name}.{key}", member) for key, member in vars(base).items())
 
 
-def _owners(name: str, top: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The module, and its own classes with those below them; what a module only re-exports would count twice."""
-    classes = [
-        (key, base)
-        for key, value in top.items()
-        if issubclass(type(value), type) and value.__module__ == name
-        for base in value.__mro__
-        if base.__module__ == name
-    ]
-    return [(name, top), *((f"{name}.{key}", dict(vars(base))) for key, base in classes)]
+def _is_by(value: Any, by: str) -> bool:
+    """Whether `by` wrote a class, a function or one that it wraps: its code lies in a folder `by` or `by_…`.
 
-
-def _code(value: Any, by: str) -> str:
-    """Where the code of a function or class lies if `by` wrote it, else empty."""
+    Types are asked, never attributes: lazy modules import when one of theirs is.
+    """
+    folder = re.compile(rf"(^|/){by}(_\w+)?/")
     if issubclass(type(value), type):
-        home = str(value.__module__)
-        return f"{home}:{value.__name__}" if _is(home.split(".")[0], by) else ""
-    return next((origin for function in _functions(value) if (origin := _origin(function, by))), "")
-
-
-def _functions(value: Any) -> Iterator[FunctionType]:
-    """The function itself and those that it wraps; types are asked, since lazy modules import when an attribute is."""
-    if type(value) in (staticmethod, classmethod, MethodType):
-        value = value.__func__
-    elif type(value) is property:
-        value = value.fget
+        return bool(folder.match(str(value.__module__).split(".")[0] + "/"))
+    if type(value) in _INNER:
+        value = getattr(value, _INNER[type(value)])
     while type(value) is FunctionType:
-        yield value
+        file = value.__code__.co_filename.replace("\\", "/")
+        if folder.search(file.rsplit("site-packages/", 1)[-1]):
+            return True
         value = vars(value).get("__wrapped__")
+    return False
 
 
-def _origin(function: FunctionType, by: str) -> str:
-    """`file:name` where the code lies in a package or folder `by` or `by_…`, else empty."""
-    file = function.__code__.co_filename.replace("\\", "/").rsplit("site-packages/", 1)[-1]
-    parts = PurePath(file).parts
-    places = [i for i, part in enumerate(parts[:-1]) if _is(part, by)]
-    return f"{'/'.join(parts[places[-1] :])}:{function.__name__}" if places else ""
-
-
-def _is(package: str, by: str) -> bool:
-    return package == by or package.startswith(f"{by}_")
-
-
-def _module(where: str) -> str:
-    """The loaded module that a place is in: the longest beginning of its name that is one."""
-    parts = where.split(".")
-    names = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
-    return next((name for name in names if name in sys.modules), parts[0])
-
-
-_FILE = Path(__file__).parents[1] / "samples/gpu_records.json"
-
-
+@tables.shown
 @dataclass(frozen=True)
 class GpuRecord:
-    """One table; shows itself with where it comes from. None stands for a run that did not fit into memory."""
+    """A table that others or this kit measured on a GPU, with its source; None stands for a run out of memory."""
 
     question: str
     device: str
@@ -374,6 +291,7 @@ class GpuRecord:
     settings: str
     by: str
     source: str
+    heads: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
 
     @property
@@ -381,15 +299,12 @@ class GpuRecord:
         """Device, day, settings, who measured, and where it stands."""
         return f"{self.model}, {self.device}, {self.day}. {self.settings}. Measured by {self.by}: {self.source}"
 
-    def __str__(self) -> str:
-        lines = [" · ".join(f"{name} {_text(value)}" for name, value in row.items()) for row in self.rows]
-        return "\n".join([self.question, *lines, self.where])
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{_title(name)}</th>" for name in self.rows[0])
-        rows = ("".join(f"<td>{html.escape(_text(value))}</td>" for value in row.values()) for row in self.rows)
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return f"<p>{self.question}</p><table><tr>{head}</tr>{body}</table><p>{html.escape(self.where)}</p>"
+    def _parts(self) -> list[tables.Table | str]:
+        return [
+            self.question,
+            tables.Table(self.heads, [list(map(_text, row.values())) for row in self.rows]),
+            self.where,
+        ]
 
 
 def load_record(name: str = "length") -> GpuRecord:
@@ -398,22 +313,14 @@ def load_record(name: str = "length") -> GpuRecord:
     Raises:
         MissingArtifact: no record of that name; lists those that there are.
     """
-    known = json.loads(_FILE.read_text(encoding="utf-8"))
+    known = json.loads(resources.files("ftkit").joinpath("samples/gpu_records.json").read_text(encoding="utf-8"))
     if name not in known:
         raise MissingArtifact(f"No record {name!r}. There are: {', '.join(known)}.")
     facts = known[name]
-    return GpuRecord(**{**facts, "rows": tuple(facts["rows"])})
-
-
-def _title(name: str) -> str:
-    """A column's name as a heading, its unit last."""
-    for end, unit in (("_tokens_per_s", ", tokens/s"), ("_tokens", ", tokens"), ("_gb", ", GB"), ("_gib", ", GiB")):
-        if name.endswith(end):
-            return name.removesuffix(end).replace("_", " ") + unit
-    return {"gb": "GB", "tokens_per_s": "tokens/s", "plain_torch_2_1_1": "plain, torch 2.1.1"}.get(
-        name, name.replace("_", " ")
-    )
+    return GpuRecord(**{**facts, "heads": tuple(facts["heads"]), "rows": tuple(facts["rows"])})
 
 
 def _text(value: Any) -> str:
-    return "out of memory" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    if value is None:
+        return "out of memory"
+    return f"{value:,}" if isinstance(value, int) else str(value)

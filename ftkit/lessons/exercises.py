@@ -1,12 +1,14 @@
-"""Exercises that answer back: predict before you run, check your own work, see what you should see."""
+"""Exercises that answer back: predict before you run, check your own work, see what you should see.
 
-import html
+Each says its line and goes on: a wrong answer, a missing one or a headless run never stops a notebook.
+"""
+
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ftkit.figures import front_end
+from ftkit.tables import escaped
 
 
 class Prediction:
@@ -14,7 +16,6 @@ class Prediction:
 
     def __init__(self, question: str, guess: float | None, low: float, high: float) -> None:
         self.question, self._guess, self.low, self.high = question, guess, low, high
-        self._slider: Any = None
 
     @property
     def value(self) -> float | None:
@@ -26,21 +27,19 @@ class Prediction:
         if self._guess is None:
             print(f"○ {self.question}: measured {_short(measured)}. (You made no guess: move the slider next time.)")
             return
-        spread = abs(self.high - self.low)
-        near = abs(self._guess - measured) <= 0.1 * spread
-        print(
-            f"{'✓ Close' if near else '✗ Not yet'}: {self.question}: you said {_short(self._guess)}, measured {_short(measured)}."
-        )
+        near = abs(self._guess - measured) <= 0.1 * abs(self.high - self.low)
+        said = "✓ Close" if near else "✗ Not yet"
+        print(f"{said}: {self.question}: you said {_short(self._guess)}, measured {_short(measured)}.")
 
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, display
 
+        display(HTML(f"<i>Predict:</i> {escaped(self.question)}"))
         if not front_end():
-            display(HTML(f"<i>Predict:</i> {html.escape(self.question)}"))
             return
         import ipywidgets
 
-        self._slider = ipywidgets.FloatSlider(
+        slider = ipywidgets.FloatSlider(
             value=self.low,
             min=self.low,
             max=self.high,
@@ -49,8 +48,8 @@ class Prediction:
             description="my guess",
             continuous_update=False,
         )
-        self._slider.observe(self._moved, names="value")
-        display(HTML(f"<i>Predict:</i> {html.escape(self.question)}"), self._slider)
+        slider.observe(self._moved, names="value")
+        display(slider)
 
     def _moved(self, change: Any) -> None:
         self._guess = float(change["new"])
@@ -82,19 +81,18 @@ def check(name: str, answer: Any, expected: Any, *, hint: str = "", tolerance: f
         print(f"○ {name}: not tried yet.")
         return False
     right = _agrees(answer, expected, tolerance)
-    print(f"{'✓' if right else '✗'} {name}" + ("" if right or not hint else f": {hint}"))
+    why = f": {hint}" if hint and not right else ""
+    print(f"{'✓' if right else '✗'} {name}{why}")
     return right
 
 
 def you_should_see(what: str, value: float, low: float, high: float) -> bool:
     """Check a number that a run produced against the range that is normal, and say so; nothing is raised."""
-    seen = low <= value <= high
+    seen, normal = low <= value <= high, f"{_short(low)} to {_short(high)}"
     if seen:
-        print(f"✓ {what}: {_short(value)} (wanted {_short(low)} to {_short(high)})")
+        print(f"✓ {what}: {_short(value)} (wanted {normal})")
     else:
-        print(
-            f"✗ {what}: {_short(value)}, but {_short(low)} to {_short(high)} is normal. Look at the cells above before you go on."
-        )
+        print(f"✗ {what}: {_short(value)}, but {normal} is normal. Look at the cells above before you go on.")
     return seen
 
 
@@ -120,19 +118,6 @@ def explore(draw: Callable[..., Any], **choices: tuple[Sequence[Any], Any]) -> A
     box = ipywidgets.interactive(draw, **sliders)
     display(box)
     return box
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A worked exercise that stays folded until the reader opens it."""
-
-    text: str
-
-    def _repr_html_(self) -> str:
-        return f"<details><summary>One solution</summary><pre>{html.escape(self.text)}</pre></details>"
-
-    def __str__(self) -> str:
-        return "(a solution is hidden here)"
 
 
 def _agrees(answer: Any, expected: Any, tolerance: float) -> bool:

@@ -1,6 +1,6 @@
-"""The arithmetic of low-rank updates: how many parameters an adapter has, and what a rank can hold.
+"""The arithmetic of low-rank updates: how many parameters an adapter has, what a rank can hold, how far a step moves.
 
-Knows shapes and matrices, no training; `models.add_lora` attaches real adapters.
+Knows shapes and matrices, no language models; `models.add_lora` attaches real adapters.
 """
 
 import math
@@ -23,7 +23,7 @@ class Target:
 
 
 def targets(model: Any, names: Iterable[str]) -> list[Target]:
-    """The linear layers of `model` whose last name is in `names`, in order; the model may be 4-bit, adapted or on "meta".
+    """The linear layers of `model` whose last name is in `names`, in order; it may be 4-bit, adapted or on "meta".
 
     Raises:
         ValueError: no layer has one of these names.
@@ -47,6 +47,21 @@ def adapter_parameters(layers: Sequence[Target], r: int) -> int:
 def scaling(alpha: float, r: int, *, rslora: bool = False) -> float:
     """The factor before BA: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (Kalajdzievski 2023)."""
     return alpha / math.sqrt(r) if rslora else alpha / r
+
+
+def step_size(alpha: float, r: int, size: int = 64) -> float:
+    """How far one step of Adam moves a layer of `size` inputs and outputs: the norm of the change of alpha / r x BA.
+
+    A is the same for every alpha, B begins at zero, and the layer is asked to undo the identity.
+    """
+    import torch
+
+    A = torch.randn(r, size, generator=torch.manual_seed(0)) / 8  # noqa: N806
+    B = torch.zeros(size, r, requires_grad=True)  # noqa: N806
+    answer = torch.ones(4, size) + scaling(alpha, r) * torch.ones(4, size) @ A.T @ B.T
+    answer.square().mean().backward()
+    torch.optim.Adam([B], lr=1e-3).step()
+    return scaling(alpha, r) * float((B.detach() @ A).norm())
 
 
 def singular_values(update: Any) -> list[float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ftkit import memory
 from ftkit.errors import ConfigError, DataError, ModelError
-from ftkit.memory import GIB, Constants, ModelShape, TrainingSetup, terms, total
+from ftkit.memory import Constants, ModelShape, TrainingSetup, peak_gib
 
 COLUMNS = (
     "id",
@@ -258,7 +258,7 @@ _FINE = 1e-3
 
 def likely(point: Measurement, constants: Constants) -> float:
     """The estimate of one point's peak, in GiB."""
-    return total(terms(point.shape, point.way, constants)) / GIB
+    return peak_gib(point.shape, point.way, constants)
 
 
 def fit_error(constants: Constants, points: Sequence[Measurement]) -> float:

@@ -1,13 +1,20 @@
-"""Figures of the lessons on LoRA, quantisation, PEFT and Unsloth; each answers one question, as those of `plots` do."""
+"""Figures of the lessons on LoRA, quantisation, PEFT, Unsloth and memory: each answers one question.
+
+Computes no more than a figure needs; what is drawn comes from the cells.
+"""
 
 import itertools
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label
 from ftkit.lessons import lora, quantization
+from ftkit.lessons.backends import SideBySide
 from ftkit.lessons.measured import Measurement
 from ftkit.memory import estimate_setup
+
+_LOOKS = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, "-.", "^"), (RED, ":", "D"), (GREY, "-", "v"))
 
 
 def plot_against_measured(points: Sequence[Measurement], ax: Any = None) -> Any:
@@ -19,30 +26,20 @@ def plot_against_measured(points: Sequence[Measurement], ax: Any = None) -> Any:
             (p.allocated_gib, estimate_setup(p.shape, p.way).likely_gib) for p in points if p.way.method == method
         ]
         if chosen:
-            ax.scatter(
-                *zip(*chosen, strict=True),
-                marker=mark,
-                color=colour,
-                alpha=0.7,
-                s=28,
-                label=f"{method}, {len(chosen)} runs",
-            )
+            name = f"{method}, {len(chosen)} runs"
+            ax.scatter(*zip(*chosen, strict=True), marker=mark, color=colour, alpha=0.7, s=28, label=name)
     ends = [0.8 * min(p.allocated_gib for p in points), 1.2 * max(p.allocated_gib for p in points)]
     ax.plot(ends, ends, color="black", linewidth=1)
-    ax.fill_between(
-        ends, [0.95 * x for x in ends], [1.05 * x for x in ends], color=GREY, alpha=0.3, linewidth=0, label="within 5 %"
-    )
-    for set_scale in (ax.set_xscale, ax.set_yscale):
-        set_scale("log")
+    near = [[share * end for end in ends] for share in (0.95, 1.05)]
+    ax.fill_between(ends, *near, color=GREY, alpha=0.3, linewidth=0, label="within 5 %")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_formatter("")
     ax.legend(frameon=False)
     label(ax, "measured peak, GiB (log)", "estimated, GiB (log)", "Can the estimate be believed?")
     return ax
-
-
-_LOOKS = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, "-.", "^"), (RED, ":", "D"), (GREY, "-", "v"))
 
 
 def plot_spectrum(updates: Mapping[str, Sequence[float]], first: int = 64, ax: Any = None) -> Any:
@@ -77,7 +74,8 @@ def plot_rank_tradeoff(
     right.set_yscale("log")
     _powers_of_two(ax, ranks, r)
     ax.set_ylim(0, 1)
-    chosen = f"r={r}: error {errors[r]:.2f}, {lora.adapter_parameters(layers, r) / 1e6:.2f} M; BA counts {lora.scaling(alpha, r):g} times"
+    size, factor = lora.adapter_parameters(layers, r) / 1e6, lora.scaling(alpha, r)
+    chosen = f"r={r}: error {errors[r]:.2f}, {size:.2f} M; BA counts {factor:g} times"
     label(ax, "rank r", "relative error, 0 to 1", f"What does a rank buy?  {chosen}")
     return ax
 
@@ -104,8 +102,6 @@ def plot_levels(levels: Sequence[float], weights: Any, ax: Any = None) -> Any:
 
 def plot_rounding(errors: Mapping[str, Sequence[float]], ax: Any = None) -> Any:
     """What does rounding cost? One group of dots a format, one dot a layer, with the median as a bar."""
-    import statistics
-
     ax = axes(ax)
     for place, values in enumerate(errors.values()):
         middle = statistics.median(values)
@@ -130,23 +126,16 @@ def plot_blocksize(weights: Any, size: int = 64, kind: str = "nf4", ax: Any = No
     _powers_of_two(ax, sizes, size)
     _percent(ax)
     ax.set_ylim(bottom=0)
-    error = quantization.error(weights, kind, size)
-    label(
-        ax,
-        "weights that share a scale",
-        "relative error",
-        f"What does a block size buy?  {kind}, {size}: {error:.1%}, {32 / size:.3f} bits",
-    )
+    chosen = f"{kind}, {size}: {quantization.error(weights, kind, size):.1%}, {32 / size:.3f} bits"
+    label(ax, "weights that share a scale", "relative error", f"What does a block size buy?  {chosen}")
     return ax
 
 
 def plot_saved_by_qlora(pairs: Sequence[Any], ax: Any = None) -> Any:
-    """How much smaller is training? Published peaks of 16-bit LoRA over those of QLoRA; `pairs` are from `lessons.measured_pairs`."""
+    """How much smaller is training? Published peaks of 16-bit LoRA over those of QLoRA, from `measured_pairs`."""
     ax = axes(ax)
-    sizes = [pair.parameters / 1e9 for pair in pairs]
-    dots = ax.scatter(
-        sizes, [pair.ratio for pair in pairs], c=[pair.length for pair in pairs], cmap="viridis_r", zorder=3
-    )
+    sizes, ratios = [pair.parameters / 1e9 for pair in pairs], [pair.ratio for pair in pairs]
+    dots = ax.scatter(sizes, ratios, c=[pair.length for pair in pairs], cmap="viridis_r", zorder=3)
     ax.figure.colorbar(dots, label="length of a row, tokens")
     ax.axhspan(4, 8, color=ORANGE, alpha=0.3, label="the claim: 4 to 8 times")
     ax.axhline(1, color=GREY, linestyle=":", label="nothing saved")
@@ -154,9 +143,8 @@ def plot_saved_by_qlora(pairs: Sequence[Any], ax: Any = None) -> Any:
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.set_ylim(0, 8.5)
     _legend_below(ax)
-    label(
-        ax, "parameters of the model, billions (log)", "peak of LoRA / peak of QLoRA", "How much smaller is training?"
-    )
+    title = "How much smaller is training?"
+    label(ax, "parameters of the model, billions (log)", "peak of LoRA / peak of QLoRA", title)
     return ax
 
 
@@ -173,36 +161,33 @@ def plot_adapter_weight(losses: Mapping[float, float], weight: float = 1.0, ax: 
     ax.axvline(weight, color=GREY, linestyle=":")
     ax.plot([weight], [losses[weight]], color=ORANGE, marker="D", markersize=9)
     ax.set_ylim(bottom=0)
-    label(
-        ax,
-        "factor on BA",
-        "held-out loss, nats a trained token",
-        f"How loud should the adapter be?  at {weight:g}: {losses[weight]:.3f}",
-    )
+    title = f"How loud should the adapter be?  at {weight:g}: {losses[weight]:.3f}"
+    label(ax, "factor on BA", "held-out loss, nats a trained token", title)
     return ax
 
 
-def plot_backends(side: Any) -> Any:
-    """What does a backend change? Tokens a second, memory and losses of the same run; `side` is a `SideBySide`."""
+def plot_backends(side: SideBySide) -> Any:
+    """What does a backend change? Tokens a second, memory and losses of the same run."""
     from matplotlib import pyplot
 
     layout = {"figsize": (10.5, 3.6), "layout": "constrained", "width_ratios": (1, 1, 1.3)}
     _, (speed, memory, loss) = pyplot.subplots(1, 3, **layout)
     names = [run.name.replace(", ", ",\n") for run in side.runs]
-    for panel, values, form in (
-        (speed, [r.tokens_per_s for r in side.runs], "{:.0f}"),
-        (memory, [r.peak_gib for r in side.runs], "{:.2f}"),
-    ):
-        bars = panel.barh(names, values, color=[_LOOKS[i % len(_LOOKS)][0] for i in range(len(names))])
-        panel.bar_label(bars, [form.format(value) for value in values], padding=-34, color="white", fontweight="bold")
-        panel.invert_yaxis()
+    _bars(speed, names, [run.tokens_per_s for run in side.runs], "%.0f")
+    _bars(memory, names, [run.peak_gib for run in side.runs], "%.2f")
     memory.set_yticks([])
-    _lines(loss, {run.name: run.losses for run in side.runs})
-    loss.set_ylim(bottom=0)
+    plot_losses({run.name: run.losses for run in side.runs}, ax=loss)
     label(speed, "tokens/s", "", "Is it faster?")
     label(memory, "peak, GiB", "", "Is it smaller?")
-    label(loss, "weight updates", "loss, nats a trained token", "Does it learn the same?")
+    loss.set_title("Does it learn the same?", loc="left")
     return speed
+
+
+def _bars(ax: Any, names: Sequence[str], values: Sequence[float], form: str) -> None:
+    """One bar a name, the first on top, its value written inside."""
+    bars = ax.barh(names, values, color=[_LOOKS[i % len(_LOOKS)][0] for i in range(len(names))])
+    ax.bar_label(bars, fmt=form, padding=-34, color="white", fontweight="bold")
+    ax.invert_yaxis()
 
 
 def plot_by_length(rows: Sequence[Mapping[str, Any]], ax: Any = None) -> Any:
@@ -213,14 +198,9 @@ def plot_by_length(rows: Sequence[Mapping[str, Any]], ax: Any = None) -> Any:
     ax = axes(ax)
     both = [row for row in rows if row["plain_gb"]]
     lengths = [row["length_tokens"] for row in both]
-    _lines(
-        ax,
-        {
-            "faster by": [row["unsloth_tokens_per_s"] / row["plain_tokens_per_s"] - 1 for row in both],
-            "memory saved": [1 - row["unsloth_gb"] / row["plain_gb"] for row in both],
-        },
-        xs=lengths,
-    )
+    faster = [row["unsloth_tokens_per_s"] / row["plain_tokens_per_s"] - 1 for row in both]
+    saved = [1 - row["unsloth_gb"] / row["plain_gb"] for row in both]
+    _lines(ax, {"faster by": faster, "memory saved": saved}, xs=lengths)
     ax.axhline(1.0, color=BLUE, linewidth=1, linestyle=":", label="the claim: 2 times as fast")
     ax.axhline(0.6, color=ORANGE, linewidth=1, linestyle=":", label="the claim: 60 % less memory")
     lost = [row["length_tokens"] for row in rows if not row["plain_gb"]]
@@ -242,7 +222,7 @@ def _lines(ax: Any, series: Mapping[str, Sequence[float]], size: float = 4, xs: 
         places = xs or range(1, len(values) + 1)
         ax.plot(places, values, color=colour, linestyle=dash, marker=marker, markersize=size, label=name)
     if xs is None:
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.locator_params(axis="x", integer=True)
     ax.legend(frameon=False)
 
 

@@ -1,11 +1,12 @@
 """What rounding weights costs and saves: error by number format, bits really stored, bytes of a loaded model.
 
-Formats come from bitsandbytes; int4 and int8 are plain symmetric rounding in blocks, for comparison.
+Formats come from bitsandbytes; int4 and int8 are plain symmetric rounding in blocks, for comparison. Trains nothing.
 """
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
+
+from ftkit import tables
 
 KINDS = ("nf4", "fp4", "int4", "int8")
 
@@ -51,36 +52,35 @@ def error(weights: Any, kind: str = "nf4", blocksize: int | None = 64) -> float:
     return float((roundtrip(exact, kind, blocksize) - exact).norm() / exact.norm())
 
 
+@tables.shown
 @dataclass(frozen=True)
 class Stored:
-    """Where a model's bytes are: parameters, bytes and bits a parameter for each kind of storage."""
+    """Where a model's bytes are: parameters and bytes for each kind of storage."""
 
     parts: dict[str, tuple[int, int]]
 
     @property
     def gib(self) -> float:
         """All of it in GiB."""
-        return sum(size for _, size in self.parts.values()) / 2**30
+        return self._sums("all")[1] / 2**30
 
     def bits(self, part: str) -> float:
         """Bits a parameter of one part, or of "all"."""
-        chosen = list(self.parts.values()) if part == "all" else [self.parts[part]]
-        return 8 * sum(size for _, size in chosen) / sum(count for count, _ in chosen)
+        count, size = self._sums(part)
+        return 8 * size / count
 
-    def _lines(self) -> list[tuple[str, str, str, str]]:
-        everything = (sum(count for count, _ in self.parts.values()), sum(size for _, size in self.parts.values()))
-        return [
-            (part, f"{count:,}", f"{size / 2**20:,.1f}", f"{8 * size / count:.3f}")
-            for part, (count, size) in [*self.parts.items(), ("all", everything)]
-        ]
+    def _sums(self, part: str) -> tuple[int, int]:
+        if part != "all":
+            return self.parts[part]
+        counts, sizes = zip(*self.parts.values(), strict=True)
+        return sum(counts), sum(sizes)
 
-    def __str__(self) -> str:
-        head = f"{'stored as':28} {'parameters':>13} {'MiB':>8} {'bits each':>9}"
-        return "\n".join([head, *(f"{a:28} {b:>13} {c:>8} {d:>9}" for a, b, c, d in self._lines())])
-
-    def _repr_html_(self) -> str:
-        rows = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in self._lines())
-        return f"<table><tr><th>stored as</th><th>parameters</th><th>MiB</th><th>bits each</th></tr>{rows}</table>"
+    def _parts(self) -> list[tables.Table | str]:
+        rows = []
+        for part in (*self.parts, "all"):
+            count, size = self._sums(part)
+            rows.append((part, f"{count:,}", f"{size / 2**20:,.1f}", f"{self.bits(part):.3f}"))
+        return [tables.Table(("stored as", "parameters", "MiB", "bits each"), rows)]
 
 
 def stored(model: Any) -> Stored:
@@ -88,29 +88,27 @@ def stored(model: Any) -> Stored:
 
     Tied weights count once.
     """
-    parts: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
-    modules = dict(model.named_modules())
+    parts: dict[str, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
         if state is not None:
-            kind, count, size = f"4-bit ({state.quant_type})", state.shape.numel(), state_bytes(parameter)
+            kind, count, size = f"4-bit ({state.quant_type})", state.shape.numel(), _packed_bytes(parameter)
         else:
-            owner = modules[name.rsplit(".", 1)[0]]
-            what = "adapter" if "lora_" in name else _owner(owner)
+            what = "adapter" if "lora_" in name else _owner(model.get_submodule(name.rpartition(".")[0]))
             kind, count = f"{what}, {str(parameter.dtype).removeprefix('torch.')}", parameter.numel()
             size = count * parameter.element_size()
-        before = parts[kind]
-        parts[kind] = before[0] + count, before[1] + size
-    return Stored(dict(parts))
+        counts, sizes = parts.get(kind, (0, 0))
+        parts[kind] = counts + count, sizes + size
+    return Stored(parts)
 
 
-def state_bytes(parameter: Any) -> int:
-    """Bytes of a 4-bit weight with its scales; the two tables of levels, which all layers share in kind, are left out."""
+def _packed_bytes(parameter: Any) -> int:
+    """Bytes of a 4-bit weight with its scales; the two tables of levels, alike in all layers, are left out."""
     state = parameter.quant_state
-    size = parameter.data.numel() * parameter.data.element_size() + state.absmax.numel() * state.absmax.element_size()
+    tensors = [parameter.data, state.absmax]
     if state.nested:
-        size += state.state2.absmax.numel() * state.state2.absmax.element_size() + state.offset.element_size()
-    return int(size)
+        tensors += [state.state2.absmax, state.offset]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _owner(module: Any) -> str:
@@ -118,3 +116,9 @@ def _owner(module: Any) -> str:
     if "Embedding" in name:
         return "embedding"
     return "norm" if "Norm" in name else "linear"
+
+
+def packed_weights(model: Any) -> dict[str, Any]:
+    """The tensors of `model` that are stored in four bits, by name."""
+    named = model.named_parameters()
+    return {name: weight.data for name, weight in named if getattr(weight, "quant_state", None) is not None}

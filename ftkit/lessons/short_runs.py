@@ -1,13 +1,17 @@
 """Short trainings for lessons: a plain PyTorch loop over the same batches, nothing written, nothing scheduled.
 
-For real runs there is `train`; this is what stands between two cells of a notebook.
+For real runs there is `training.train`; this is what stands between two cells of a notebook. What a reader need not
+mind is done here: 4-bit weights stay trainable on a CPU, short rows train with the attention that is fast there, memory
+that was freed goes back.
 """
 
-import html
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ftkit import models, tables
 from ftkit.chat import IGNORED, render, tokenize
 from ftkit.evaluation import Score, difference_interval
 from ftkit.hardware import release_memory
@@ -32,39 +36,53 @@ def fit(
 ) -> list[float]:
     """Train what requires a gradient for `steps` updates of AdamW at a constant rate; the loss before each update.
 
-    Every call sees the rows in the same order, from the first on and round again, so that variants differ in nothing else.
+    Every call sees the rows in the same order, from the first on and round again: variants differ in nothing else.
 
     Args:
         model: with an adapter, or with `full`.
         rows: from `tokens`.
         steps: weight updates.
         learning_rate: constant.
-        full: a layer of the model that is trained as it is, without an adapter; frozen again afterwards.
+        full: a layer that is trained as it is, without an adapter, while the rest is frozen; it too is, afterwards.
         batch_size: rows an update.
     """
     import torch
 
     if full is not None:
+        model.requires_grad_(False)
         full.requires_grad_(True)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0.0
-    )
-    # gradients below what fp16 can hold would vanish; a factor before the backward pass, taken back after it, keeps them
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+    # gradients below what fp16 can hold would vanish: a factor before the backward pass, undone after it, keeps them
     scaler = torch.amp.GradScaler(model.device.type, init_scale=2.0**10, enabled=model.dtype == torch.float16)
-    model.train()
     losses = []
-    for step in range(steps):
-        picked = [rows[(step * batch_size + i) % len(rows)] for i in range(batch_size)]
-        loss = answer_loss(model, picked)
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        losses.append(float(loss.detach()))
-        release_memory()
+    with _training(model, rows):
+        for step in range(steps):
+            picked = [rows[(step * batch_size + i) % len(rows)] for i in range(batch_size)]
+            loss = answer_loss(model, picked)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(float(loss.detach()))
+            release_memory()
     if full is not None:
         full.requires_grad_(False)
     return losses
+
+
+@contextmanager
+def _training(model: Any, rows: Sequence[TokenRow]) -> Iterator[None]:
+    """The model in training mode, with the attention that suits `rows`; the attention that it had comes back."""
+    attention = model.config._attn_implementation
+    models.keep_trainable(model)
+    models.choose_attention(model, max(len(row["input_ids"]) for row in rows))
+    model.train()
+    try:
+        yield
+    finally:
+        if model.config._attn_implementation != attention:
+            model.set_attn_implementation(attention)
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,7 @@ class Variant:
     held_out_loss: float
 
 
+@tables.shown
 @dataclass(frozen=True)
 class Variants:
     """Variants beside each other; shows itself as a table."""
@@ -95,28 +114,13 @@ class Variants:
         """Plain values, for `run.json`."""
         return [asdict(row) for row in self.rows]
 
-    def _lines(self) -> list[list[str]]:
-        trained = [
-            [
-                row.name,
-                f"{row.parameters:,}",
-                f"{row.first_loss:.3f}",
-                f"{row.last_loss:.3f}",
-                f"{row.held_out_loss:.3f}",
-            ]
-            for row in self.rows
-        ]
-        return [["base model", "0", "", "", f"{self.base_loss:.3f}"], *trained]
-
-    def __str__(self) -> str:
-        return "\n".join(" · ".join(line) for line in self._lines())
-
-    def _repr_html_(self) -> str:
+    def _parts(self) -> list[tables.Table | str]:
         head = ("variant", "trainable parameters", "first loss", "last loss", "held-out loss")
-        lines = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in self._lines()
-        )
-        return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{lines}</table>"
+        rows = [("base model", "0", "", "", f"{self.base_loss:.3f}")]
+        for row in self.rows:
+            losses = (f"{row.first_loss:.3f}", f"{row.last_loss:.3f}", f"{row.held_out_loss:.3f}")
+            rows.append((row.name, f"{row.parameters:,}", *losses))
+        return [tables.Table(head, rows)]
 
 
 def compare_variants(
@@ -145,7 +149,8 @@ def compare_variants(
     import torch
     from peft import LoraConfig, get_peft_model
 
-    losses, table, base_loss = {}, [], mean_loss(model, held_out)
+    base_loss = mean_loss(model, held_out)
+    losses, table = {}, []
     for name, settings in variants.items():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, LoraConfig(**{"lora_alpha": alpha, "task_type": "CAUSAL_LM", **settings}))
@@ -169,12 +174,20 @@ def answer_loss(model: Any, rows: Sequence[TokenRow]) -> Any:
 
 def mean_loss(model: Any, rows: Sequence[TokenRow]) -> float:
     """Loss over all answer tokens of `rows`, nats a token."""
+    models.keep_trainable(model)
     pairs = answer_nll(model, rows)
     return sum(nll for nll, _ in pairs) / sum(count for _, count in pairs)
 
 
+def trained_tokens(rows: Sequence[TokenRow]) -> int:
+    """Tokens that the loss sees: all with a label, but for a row's first, which nothing predicts."""
+    labels = itertools.chain.from_iterable(row["labels"][1:] for row in rows)
+    return sum(label != IGNORED for label in labels)
+
+
 def row_losses(model: Any, rows: Sequence[TokenRow]) -> list[float]:
     """Loss of each row, nats a token."""
+    models.keep_trainable(model)
     return [nll / count for nll, count in answer_nll(model, rows)]
 
 
@@ -182,6 +195,7 @@ def logits(model: Any, tokenizer: Any, question: str) -> Any:
     """What the model says to a chat's first turn, before a word is chosen: logits of shape (1, tokens, vocabulary)."""
     text = render([{"role": "user", "content": question}], tokenizer, add_generation_prompt=True)
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.device)
+    models.keep_trainable(model)
     with evaluating(model):
         return model(input_ids=ids).logits
 

@@ -1,22 +1,20 @@
-"""Will it fit? An estimate from the configuration alone, line by line, with a range."""
+"""Will it fit? An estimate from shape and settings alone, line by line, with a range and what to change first."""
 
-from ftkit.memory.estimates import TRL_LOSS_PATH, Item, MemoryEstimate, beside, estimate, estimate_setup
+from ftkit.memory.estimates import TRL_LOSS_PATH, MemoryEstimate, beside, estimate, estimate_setup
 from ftkit.memory.fitting import advice, fits, gpu, gpu_table, savings, verdict
-from ftkit.memory.footprint import GIB, NF4_BITS, NF4_DOUBLE_BITS, Constants, TrainingSetup, terms, total
+from ftkit.memory.footprint import NF4_BITS, NF4_DOUBLE_BITS, Constants, MemoryPart, TrainingSetup, peak_gib
 from ftkit.memory.plots import plot_over_length, plot_parts
-from ftkit.memory.shapes import ModelShape, _listed, find, names
+from ftkit.memory.shapes import ModelShape, find, names
 
 __all__ = [
-    "GIB",
     "NF4_BITS",
     "NF4_DOUBLE_BITS",
     "TRL_LOSS_PATH",
     "Constants",
-    "Item",
     "MemoryEstimate",
+    "MemoryPart",
     "ModelShape",
     "TrainingSetup",
-    "_listed",
     "advice",
     "beside",
     "estimate",
@@ -26,10 +24,9 @@ __all__ = [
     "gpu",
     "gpu_table",
     "names",
+    "peak_gib",
     "plot_over_length",
     "plot_parts",
     "savings",
-    "terms",
-    "total",
     "verdict",
 ]

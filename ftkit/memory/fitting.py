@@ -1,12 +1,16 @@
-"""Common GPUs with the memory that torch really sees, and whether an estimate fits on each."""
+"""Will it fit, and what to change first if not: common cards with the memory that torch really sees, and savings.
+
+Knows no model's insides: it holds estimates against rooms, and asks for new ones with other settings.
+"""
 
 import functools
-import html
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
+from ftkit import tables
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError
 from ftkit.memory.estimates import CONTEXT_GIB, MemoryEstimate, estimate
@@ -46,15 +50,40 @@ def gpu(name: str) -> GPU:
     return found[0]
 
 
+def verdict(estimated: MemoryEstimate, room_gib: float) -> str:
+    """Whether an estimate fits into so much memory: "fits", "tight" or "does not fit"."""
+    if estimated.high_gib - estimated.elastic_gib <= room_gib:
+        return YES
+    context = CONTEXT_GIB if estimated.device == "cuda" else 0.0
+    return TIGHT if estimated.likely_gib + context <= room_gib else NO
+
+
+def advice(estimated: MemoryEstimate, room_gib: float) -> str:
+    """One sentence: whether it fits, and what to do if it does not."""
+    found = verdict(estimated, room_gib)
+    if found == YES:
+        return f"It fits: {estimated.high_gib:.1f} of {room_gib:.1f} GiB at the high end."
+    if found == NO:
+        return (
+            f"It does not fit: likely {estimated.likely_gib:.1f} of {room_gib:.1f} GiB. "
+            f"Most is {estimated.dominant}; `savings` lists what to change."
+        )
+    return (
+        f"It is tight: likely {estimated.likely_gib:.1f}, at the high end {estimated.high_gib:.1f} "
+        f"of {room_gib:.1f} GiB. Try a step on the longest batch first."
+    )
+
+
 @dataclass(frozen=True)
 class Fit:
-    """One card's answer; `spare_gib` is what the high end of the estimate leaves over, before what is taken only where it is free."""
+    """One card's answer; `spare_gib` is what the high end leaves over, before what is taken only where it is free."""
 
     gpu: GPU
     verdict: str
     spare_gib: float
 
 
+@tables.shown
 @dataclass(frozen=True)
 class Fits:
     """An estimate against each card; shows itself as a table."""
@@ -71,28 +100,13 @@ class Fits:
         """The verdict for one card, by its name."""
         return next(row.verdict for row in self.rows if row.gpu == gpu(name))
 
-    def _lines(self) -> list[tuple[str, str, str, str]]:
-        return [(row.gpu.name, f"{row.gpu.usable_gib:.1f}", row.verdict, f"{row.spare_gib:+.1f}") for row in self.rows]
-
-    def __str__(self) -> str:
-        e = self.estimate
-        head = f"{e.about}\nlikely {e.likely_gib:.1f} GiB, high {e.high_gib:.1f} GiB"
-        return "\n".join(
-            [
-                head,
-                *(
-                    f"{name:12} {usable:>6} GiB  {verdict:13} {spare:>7}"
-                    for name, usable, verdict, spare in self._lines()
-                ),
-            ]
-        )
-
-    def _repr_html_(self) -> str:
+    def _parts(self) -> list[tables.Table]:
         e = self.estimate
         head = ("GPU", "usable, GiB", "verdict", "spare at the high end, GiB")
-        rows = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in self._lines())
-        caption = html.escape(f"{e.about}: likely {e.likely_gib:.1f} GiB, high {e.high_gib:.1f} GiB")
-        return f"<table><caption>{caption}</caption><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{rows}</table>"
+        rows = [(row.gpu.name, f"{row.gpu.usable_gib:.1f}", row.verdict, f"{row.spare_gib:+.1f}") for row in self.rows]
+        return [
+            tables.Table(head, rows, caption=f"{e.about}: likely {e.likely_gib:.1f} GiB, high {e.high_gib:.1f} GiB")
+        ]
 
 
 def fits(estimated: MemoryEstimate, gpus: Sequence[GPU] | None = None) -> Fits:
@@ -106,26 +120,9 @@ def fits(estimated: MemoryEstimate, gpus: Sequence[GPU] | None = None) -> Fits:
     """
     if estimated.device != "cuda":
         raise ConfigError("This estimate is for a CPU's process. Estimate with device='cuda' to hold it against GPUs.")
-    return Fits(
-        estimated,
-        tuple(
-            Fit(card, verdict(estimated, card.usable_gib), card.usable_gib - estimated.high_gib + estimated.elastic_gib)
-            for card in (gpus or gpu_table())
-        ),
-    )
-
-
-def verdict(estimated: MemoryEstimate, room_gib: float) -> str:
-    """Whether an estimate fits into so much memory: "fits", "tight" or "does not fit"."""
-    if estimated.high_gib - estimated.elastic_gib <= room_gib:
-        return YES
-    context = CONTEXT_GIB if estimated.device == "cuda" else 0.0
-    return TIGHT if estimated.likely_gib + context <= room_gib else NO
-
-
-_WORTH_GIB = 0.005  # a smaller gain is not listed
-
-FREE, TIME, QUALITY = "costs nothing", "costs time", "costs quality"
+    surely = estimated.high_gib - estimated.elastic_gib
+    rows = [Fit(card, verdict(estimated, card.usable_gib), card.usable_gib - surely) for card in (gpus or gpu_table())]
+    return Fits(estimated, tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -147,6 +144,7 @@ class Saving:
     config: TrainConfig
 
 
+@tables.shown
 @dataclass(frozen=True)
 class Savings:
     """Changes in order; shows itself as a table."""
@@ -168,42 +166,16 @@ class Savings:
             return f"likely {self.start.likely_gib:.1f} GiB before any of them"
         if self.enough is None:
             return f"All of them are too few for {self.room_gib:.1f} GiB: take a smaller model or a larger card."
-        return f"It fits into {self.room_gib:.1f} GiB " + (
-            "as it is." if self.enough == 0 else f"after the first {self.enough}."
-        )
+        after = f"after the first {self.enough}" if self.enough else "as it is"
+        return f"It fits into {self.room_gib:.1f} GiB {after}."
 
-    def _lines(self) -> list[tuple[str, str, str, str, str]]:
-        return [
-            (
-                row.change,
-                f"{row.gain_gib:.2f}",
-                f"{row.estimate.likely_gib:.2f}",
-                f"{row.estimate.high_gib:.2f}",
-                row.cost,
-            )
-            for row in self.rows
-        ]
-
-    def __str__(self) -> str:
-        lines = [
-            f"{change:62} -{gain:>6} GiB  likely {likely:>7}  high {high:>7}  {cost}"
-            for change, gain, likely, high, cost in self._lines()
-        ]
-        return "\n".join([self.start.about, *lines, self._conclusion()])
-
-    def _repr_html_(self) -> str:
+    def _parts(self) -> list[tables.Table | str]:
+        rows = []
+        for row in self.rows:
+            sizes = (row.gain_gib, row.estimate.likely_gib, row.estimate.high_gib)
+            rows.append((row.change, *(f"{gib:.2f}" for gib in sizes), row.cost))
         head = ("change, after those above", "gain, GiB", "then likely, GiB", "high, GiB", "cost")
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in self._lines()
-        )
-        return f"<table><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{rows}</table><p>{html.escape(self._conclusion())}</p>"
-
-
-@dataclass(frozen=True)
-class _Change:
-    cost: str
-    why: str
-    apply: Callable[[TrainConfig], tuple[str, TrainConfig] | None]
+        return [tables.Table(head, rows, caption=self.start.about), self._conclusion()]
 
 
 def savings(
@@ -236,75 +208,74 @@ def savings(
     start = now = needed(config)
     rows: list[Saving] = []
     left = [change for change in _CHANGES if device == "cuda" or change is not _UNSLOTH]
-    while left:
-        tried = [(found, change) for change in left if (found := change.apply(config))]
-        gains = [
-            (now.likely_gib - needed(changed).likely_gib, text, changed, change) for (text, changed), change in tried
-        ]
-        worthy = [gain for gain in gains if gain[0] > _WORTH_GIB]
-        if not worthy:
-            break
-        cheapest = min(_ORDER.index(gain[3].cost) for gain in worthy)
-        gain, text, config, change = max((g for g in worthy if _ORDER.index(g[3].cost) == cheapest), key=lambda g: g[0])
-        now = needed(config)
-        rows.append(Saving(text, gain, now, f"{change.cost}: {change.why}", config))
-        left.remove(change)
-    return Savings(start, tuple(rows), room_gib)
+    while True:
+        options = []
+        for place, change in enumerate(left):
+            found = _saving(change, config, now, needed)
+            if found and found.gain_gib > _WORTH_GIB:
+                options.append((_COSTS.index(change.cost), -found.gain_gib, place, found))
+        if not options:
+            return Savings(start, tuple(rows), room_gib)
+        _, _, place, best = min(options, key=lambda option: option[:3])
+        rows.append(best)
+        config, now = best.config, best.estimate
+        del left[place]
 
 
-def advice(estimated: MemoryEstimate, room_gib: float) -> str:
-    """One sentence: whether it fits, and what to do if it does not."""
-    found = verdict(estimated, room_gib)
-    if found == YES:
-        return f"It fits: {estimated.high_gib:.1f} of {room_gib:.1f} GiB at the high end."
-    if found == NO:
-        return f"It does not fit: likely {estimated.likely_gib:.1f} of {room_gib:.1f} GiB. Most is {estimated.dominant}; `savings` lists what to change."
-    return f"It is tight: likely {estimated.likely_gib:.1f}, at the high end {estimated.high_gib:.1f} of {room_gib:.1f} GiB. Try a step on the longest batch first."
+_WORTH_GIB = 0.005  # a smaller gain is not listed
+_COSTS = FREE, TIME, QUALITY = "costs nothing", "costs time", "costs quality"
 
 
-def _to_unsloth(config: TrainConfig) -> tuple[str, TrainConfig] | None:
-    if config.backend != "transformers" and (config.bnb_4bit_use_double_quant or not config.load_in_4bit):
+@dataclass(frozen=True)
+class _Change:
+    """What to set, given the settings so far; what already stands so is no change."""
+
+    cost: str
+    why: str
+    settings: Callable[[TrainConfig], dict[str, Any]]
+
+
+def _saving(
+    change: _Change, config: TrainConfig, now: MemoryEstimate, needed: Callable[[TrainConfig], MemoryEstimate]
+) -> Saving | None:
+    new = {name: value for name, value in change.settings(config).items() if getattr(config, name) != value}
+    if not new:
         return None
-    changes = {"backend": "unsloth", "bnb_4bit_use_double_quant": True}
-    return "backend='unsloth'", config.replace(**changes)
+    changed = config.replace(**new)
+    then = needed(changed)
+    text = ", ".join(f"{name}={value!r}" for name, value in new.items())
+    return Saving(text, now.likely_gib - then.likely_gib, then, f"{change.cost}: {change.why}", changed)
 
 
-def _setting(name: str, value: object) -> Callable[[TrainConfig], tuple[str, TrainConfig] | None]:
-    def change(config: TrainConfig) -> tuple[str, TrainConfig] | None:
-        return None if getattr(config, name) == value else (f"{name}={value!r}", config.replace(**{name: value}))
+def _to_unsloth(config: TrainConfig) -> dict[str, Any]:
+    if config.backend != "transformers" and (config.bnb_4bit_use_double_quant or not config.load_in_4bit):
+        return {}
+    return {"backend": "unsloth", "bnb_4bit_use_double_quant": True}
 
-    return change
 
-
-def _one_at_a_time(config: TrainConfig) -> tuple[str, TrainConfig] | None:
+def _one_at_a_time(config: TrainConfig) -> dict[str, Any]:
     batch = config.effective_batch_size
     if config.per_device_train_batch_size == 1 or batch > 512:
-        return None
-    return (
-        f"per_device_train_batch_size=1, gradient_accumulation_steps={batch}",
-        config.replace(per_device_train_batch_size=1, gradient_accumulation_steps=batch),
-    )
+        return {}
+    return {"per_device_train_batch_size": 1, "gradient_accumulation_steps": batch}
 
 
-def _halve(name: str, floor: int) -> Callable[[TrainConfig], tuple[str, TrainConfig] | None]:
-    def change(config: TrainConfig) -> tuple[str, TrainConfig] | None:
+def _halve(name: str, floor: int) -> Callable[[TrainConfig], dict[str, Any]]:
+    def settings(config: TrainConfig) -> dict[str, Any]:
         half = getattr(config, name) // 2
-        return None if half < floor else (f"{name}={half}", config.replace(**{name: half}))
+        return {name: half} if half >= floor else {}
 
-    return change
+    return settings
 
-
-_ORDER = (FREE, TIME, QUALITY)
 
 _UNSLOTH = _Change(FREE, "layers' inputs wait in the computer's RAM, the loss is computed in parts", _to_unsloth)
-
 _CHANGES = (
     _UNSLOTH,
-    _Change(FREE, "optimiser states in 8 bits", _setting("optim", "adamw_8bit")),
-    _Change(FREE, "the scales of the 4-bit weights in 8 bits", _setting("bnb_4bit_use_double_quant", True)),
-    _Change(TIME, "about a third more, each layer is computed twice", _setting("gradient_checkpointing", True)),
+    _Change(FREE, "optimiser states in 8 bits", lambda _: {"optim": "adamw_8bit"}),
+    _Change(FREE, "the scales of the 4-bit weights in 8 bits", lambda _: {"bnb_4bit_use_double_quant": True}),
+    _Change(TIME, "about a third more, each layer is computed twice", lambda _: {"gradient_checkpointing": True}),
     _Change(TIME, "smaller steps on the GPU, the same effective batch size", _one_at_a_time),
-    _Change(QUALITY, "a little, weights are rounded to 4 bits", _setting("load_in_4bit", True)),
+    _Change(QUALITY, "a little, weights are rounded to 4 bits", lambda _: {"load_in_4bit": True}),
     _Change(QUALITY, "longer examples are cut", _halve("max_length", 128)),
     _Change(QUALITY, "a narrower detour", _halve("lora_r", 4)),
 )

@@ -1,29 +1,23 @@
-"""The arithmetic of memory: how many bytes each part of a training step needs, from a shape and a way of training.
+"""The arithmetic of memory: how many bytes each part of a training step needs, from a shape and how a step is computed.
 
 Weights, adapter, gradients and optimiser are counted exactly. Activations follow from the layers' widths; how often a
 logit or an attention score stands in memory at once was fitted to public measurements (`benchmarks/memory_fit.py`).
-Knows no settings object, no device table and no torch.
+Knows no settings object, no card and no torch.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ftkit.errors import ConfigError
-from ftkit.memory.shapes import Matrix, ModelShape
+from ftkit.hardware import GIB
+from ftkit.memory.shapes import ModelShape
 
-GIB = 1024**3
-
-NF4_BITS, NF4_DOUBLE_BITS = (
-    4.5,
-    4.127,
-)  # QLoRA paper, section 3: a scale for 64 weights in 32 bits, or in 8 bits of its own
-
+# QLoRA paper, section 3: a scale for 64 weights in 32 bits, or in 8 bits with scales of its own
+NF4_BITS, NF4_DOUBLE_BITS = 4.5, 4.127
 CHUNK_TOKENS = 256  # TRL's chunked loss; litgpt's is 128, Unsloth's takes what is free
-
 METHODS = ("qlora", "lora", "full")
-
 LOSS_PATHS = ("full", "fast", "chunked")
-
+# Bytes of states a parameter: so many times its own width, and so many beside.
 OPTIMISER_BYTES = {
     "adamw_torch": (2.0, 0.0),
     "adamw_torch_fused": (2.0, 0.0),
@@ -81,21 +75,14 @@ class TrainingSetup:
     chunk_tokens: int = CHUNK_TOKENS
 
     def __post_init__(self) -> None:
-        wrong = [f"method={self.method!r} is not one of {', '.join(METHODS)}."] if self.method not in METHODS else []
-        if self.loss_path not in LOSS_PATHS:
-            wrong.append(f"loss_path={self.loss_path!r} is not one of {', '.join(LOSS_PATHS)}.")
-        if self.optim not in OPTIMISER_BYTES:
-            wrong.append(f"optim={self.optim!r} is not one of {', '.join(OPTIMISER_BYTES)}.")
-        wrong += [
-            f"{name}={value!r}: wanted a whole number of 1 or more."
-            for name, value in (
-                ("micro_batch", self.micro_batch),
-                ("length", self.length),
-                ("r", self.r),
-                ("chunk_tokens", self.chunk_tokens),
-            )
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1
-        ]
+        wrong = []
+        for name, known in (("method", METHODS), ("loss_path", LOSS_PATHS), ("optim", tuple(OPTIMISER_BYTES))):
+            if (value := getattr(self, name)) not in known:
+                wrong.append(f"{name}={value!r} is not one of {', '.join(known)}.")
+        for name in ("micro_batch", "length", "r", "chunk_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                wrong.append(f"{name}={value!r}: wanted a whole number of 1 or more.")
         if wrong:
             raise ConfigError("\n".join(wrong))
 
@@ -106,7 +93,7 @@ class TrainingSetup:
 
 
 @dataclass(frozen=True)
-class Term:
+class MemoryPart:
     """One line of the bill: what, how many bytes, how they come about, and whether they grow with the tokens."""
 
     name: str
@@ -114,147 +101,138 @@ class Term:
     how: str
     grows: bool = False
 
-
-def terms(shape: ModelShape, way: TrainingSetup, constants: Constants = FITTED) -> list[Term]:
-    """The parts of a step's peak, which add up to it; parts that are gone by then are not in the list."""
-    return max(moments(shape, way, constants), key=total)
-
-
-def moments(shape: ModelShape, way: TrainingSetup, constants: Constants = FITTED) -> list[list[Term]]:
-    """The moments of a step that may be its peak: the backward pass, and in full fine-tuning the weight update."""
-    always = [*_weights(shape, way), *(_full(shape, way) if way.method == "full" else _adapter(shape, way))]
-    found = [_activations(shape, way, constants)]
-    if way.method == "full":
-        update = _update(shape, way)
-        held = (
-            [update[0]] if way.accumulates else []
-        )  # gradients of earlier micro-batches wait while the next is computed
-        found = [update, [*held, *found[0]]]
-    return [[term for term in [*always, *moment] if term.bytes > 0] for moment in found]
+    @property
+    def gib(self) -> float:
+        """The same in GiB."""
+        return self.bytes / GIB
 
 
-def total(parts: Sequence[Term]) -> float:
+def peak_gib(shape: ModelShape, setup: TrainingSetup, constants: Constants = FITTED) -> float:
+    """The peak of a step in GiB: of its moments, the one that needs most."""
+    return max(total(moment) for moment in moments(shape, setup, constants)) / GIB
+
+
+def moments(shape: ModelShape, setup: TrainingSetup, constants: Constants = FITTED) -> list[list[MemoryPart]]:
+    """The moments of a step that may be its peak: the backward pass, and in full fine-tuning the weight update.
+
+    The parts of a moment add up to what it needs; what is gone by then is not in its list.
+    """
+    passing = _activations(shape, setup, constants)
+    if setup.method != "full":
+        found = [[*_weights(shape, setup), *_adapter(shape, setup), *passing]]
+    else:
+        always = [*_weights(shape, setup), *_full_states(shape, setup)]
+        gradients, temporary = _update(shape, setup)
+        # gradients of earlier micro-batches wait while the next is computed
+        waiting = [gradients] if setup.accumulates else []
+        found = [[*always, gradients, temporary], [*always, *waiting, *passing]]
+    return [[part for part in moment if part.bytes > 0] for moment in found]
+
+
+def total(parts: Sequence[MemoryPart]) -> float:
     """Bytes in all."""
     return sum(part.bytes for part in parts)
 
 
-def trainable(shape: ModelShape, way: TrainingSetup) -> int:
+def trainable(shape: ModelShape, setup: TrainingSetup) -> int:
     """Parameters that learn."""
-    if way.method == "full":
+    if setup.method == "full":
         return shape.parameters
-    return shape.lora_parameters(way.r, way.target_modules, use_dora=way.use_dora)
+    return shape.lora_parameters(setup.r, setup.target_modules, use_dora=setup.use_dora)
 
 
-def _weights(shape: ModelShape, way: TrainingSetup) -> list[Term]:
-    if way.method != "qlora":
-        return [
-            Term(
-                "weights",
-                way.compute_bytes * shape.parameters,
-                f"{shape.parameters:,} parameters x {way.compute_bytes} bytes",
-            )
-        ]
-    bits = NF4_DOUBLE_BITS if way.double_quant else NF4_BITS
-    rest = 4 if way.upcast else way.compute_bytes
+def _counted(name: str, count: int, each: float) -> MemoryPart:
+    return MemoryPart(name, each * count, f"{count:,} parameters x {each:g} bytes")
+
+
+def _weights(shape: ModelShape, setup: TrainingSetup) -> list[MemoryPart]:
+    if setup.method != "qlora":
+        return [_counted("weights", shape.parameters, setup.compute_bytes)]
+    bits, count = NF4_DOUBLE_BITS if setup.double_quant else NF4_BITS, shape.matrix_parameters
+    rest = 4 if setup.upcast else setup.compute_bytes
     return [
-        Term(
-            "weights in 4-bit",
-            bits / 8 * shape.matrix_parameters,
-            f"{shape.matrix_parameters:,} parameters x {bits:g} bits",
-        ),
-        Term(
-            "embedding, head, norms",
-            rest * shape.other_parameters,
-            f"{shape.other_parameters:,} parameters x {rest} bytes",
-        ),
+        MemoryPart("weights in 4-bit", bits / 8 * count, f"{count:,} parameters x {bits:g} bits"),
+        _counted("embedding, head, norms", shape.other_parameters, rest),
     ]
 
 
-def _adapter(shape: ModelShape, way: TrainingSetup) -> list[Term]:
-    count, width = trainable(shape, way), way.adapter_bytes
-    follows, fixed = OPTIMISER_BYTES[way.optim]
-    states = follows * width + fixed
+def _adapter(shape: ModelShape, setup: TrainingSetup) -> list[MemoryPart]:
+    count, width = trainable(shape, setup), setup.adapter_bytes
+    follows, fixed = OPTIMISER_BYTES[setup.optim]
+    how = f"{count:,} parameters x {width} + {width} bytes"
     return [
-        Term("adapter and its gradients", 2 * width * count, f"{count:,} parameters x {width} + {width} bytes"),
-        Term("optimiser states", states * count, f"{count:,} parameters x {states:g} bytes"),
+        MemoryPart("adapter and its gradients", 2 * width * count, how),
+        _counted("optimiser states", count, follows * width + fixed),
     ]
 
 
-def _full(shape: ModelShape, way: TrainingSetup) -> list[Term]:
-    count = shape.parameters
-    follows, fixed = OPTIMISER_BYTES[way.optim]
-    states = follows * (4 if way.master_weights else way.compute_bytes) + fixed
-    master = [Term("master weights", 4 * count, f"{count:,} parameters x 4 bytes")] if way.master_weights else []
-    return [*master, Term("optimiser states", states * count, f"{count:,} parameters x {states:g} bytes")]
+def _full_states(shape: ModelShape, setup: TrainingSetup) -> list[MemoryPart]:
+    follows, fixed = OPTIMISER_BYTES[setup.optim]
+    width = 4 if setup.master_weights else setup.compute_bytes
+    master = [_counted("master weights", shape.parameters, 4)] if setup.master_weights else []
+    return [*master, _counted("optimiser states", shape.parameters, follows * width + fixed)]
 
 
-def _update(shape: ModelShape, way: TrainingSetup) -> list[Term]:
+def _update(shape: ModelShape, setup: TrainingSetup) -> tuple[MemoryPart, MemoryPart]:
     """The moment of the weight update: all gradients, and Adam's temporary of the same size."""
-    size = float(way.compute_bytes * shape.parameters)
-    how = f"{shape.parameters:,} parameters x {way.compute_bytes} bytes"
-    temporary = size if way.optim == "adamw_torch" else 0.0  # the others update in place
-    return [Term("gradients", size, how), Term("the update's temporary", temporary, how)]
-
-
-def _activations(shape: ModelShape, way: TrainingSetup, constants: Constants) -> list[Term]:
-    """With checkpointing every layer's input is kept and the dearest moment counts; without, all layers are kept."""
-    layer, scores, logits = (
-        _layer(shape, way),
-        _scores(shape, way, constants, way.checkpointing),
-        _logits(shape, way, constants),
+    temporary = setup.compute_bytes if setup.optim == "adamw_torch" else 0  # the others update in place
+    return (
+        _counted("gradients", shape.parameters, setup.compute_bytes),
+        _counted("the update's temporary", shape.parameters, temporary),
     )
-    stream = 4 if way.upcast else way.compute_bytes
-    if not way.checkpointing:
-        count = shape.num_layers
+
+
+def _activations(shape: ModelShape, setup: TrainingSetup, constants: Constants) -> list[MemoryPart]:
+    """With checkpointing every layer's input is kept and the dearest moment counts; without, all layers are kept."""
+    layer, scores, logits = _layer(shape, setup), _scores(shape, setup, constants), _logits(shape, setup, constants)
+    count, stream = shape.num_layers, 4 if setup.upcast else setup.compute_bytes
+    if not setup.checkpointing:
+        kept = constants.kept * count * layer
         return [
-            Term(
-                "activations of all layers", constants.kept * count * layer, f"{count} layers, nothing recomputed", True
-            ),
-            Term("attention scores", count * scores, "written out in every layer", True),
+            MemoryPart("activations of all layers", kept, f"{count} layers, nothing recomputed", grows=True),
+            MemoryPart("attention scores", count * scores, "written out in every layer", grows=True),
             logits,
         ]
-    resident = 2 if way.offloaded else shape.num_layers
-    kept = Term(
+    resident = 2 if setup.offloaded else count
+    inputs = MemoryPart(
         "inputs of layers",
-        resident * way.tokens * shape.hidden_size * stream,
-        f"{resident} layers x {way.tokens:,} tokens x {shape.hidden_size} x {stream} bytes",
-        True,
+        resident * setup.tokens * shape.hidden_size * stream,
+        f"{resident} layers x {setup.tokens:,} tokens x {shape.hidden_size} x {stream} bytes",
+        grows=True,
     )
     one = [
-        Term("one layer at work", layer, "recomputed for its backward pass", True),
-        Term("attention scores", scores, "written out in that layer", True),
+        MemoryPart("one layer at work", layer, "recomputed for its backward pass", grows=True),
+        MemoryPart("attention scores", scores, "written out in that layer", grows=True),
     ]
-    return [kept, *max(one, [logits], key=total)]
+    return [inputs, *max(one, [logits], key=total)]
 
 
-def _layer(shape: ModelShape, way: TrainingSetup) -> float:
-    """Bytes that one layer computes: its intermediate results, and the copies of its inputs that a 32-bit adapter casts."""
-    queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+def _layer(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Bytes that one layer computes: its intermediate results, and its inputs' copies that a 32-bit adapter casts."""
     norms = 9 if shape.rms_norm else 6  # an RMS norm works on a 32-bit copy of the stream
-    wide = norms * shape.hidden_size + 3 * queries + 2 * keys + (3 if shape.gated else 2) * shape.intermediate_size
-    copied = _inputs(shape.targets(way.target_modules)) if way.method != "full" else 0
-    kept = 4 if way.checkpointing else way.compute_bytes  # a layer at work holds the cast; autocast keeps a narrow copy
+    wide = norms * shape.hidden_size + 3 * shape.queries + 2 * shape.keys
+    wide += round(shape.feed_forwards) * shape.intermediate_size
+    targets = shape.targets(setup.target_modules) if setup.method != "full" else ()
+    copied = sum(matrix.inputs for matrix in targets)
+    kept = 4 if setup.checkpointing else setup.compute_bytes  # a layer at work holds the cast; autocast a narrow copy
     # Unsloth, whose inputs are offloaded, casts inside its kernels
-    casts = kept if way.adapter_bytes > way.compute_bytes and not way.offloaded else 0
-    return float(way.tokens * (way.compute_bytes * wide + casts * copied))
+    casts = kept if setup.adapter_bytes > setup.compute_bytes and not setup.offloaded else 0
+    return float(setup.tokens * (setup.compute_bytes * wide + casts * copied))
 
 
-def _inputs(targets: Sequence[Matrix]) -> int:
-    return sum(matrix.inputs for matrix in targets)
-
-
-def _scores(shape: ModelShape, way: TrainingSetup, constants: Constants, transient: bool) -> float:
-    """Bytes of one layer's attention scores; what is kept for the backward pass is softmax in 32-bit and its cast."""
-    if not way.eager:
+def _scores(shape: ModelShape, setup: TrainingSetup, constants: Constants) -> float:
+    """Bytes of one layer's attention scores: at work, or what the backward pass keeps, softmax in 32-bit and a cast."""
+    if not setup.eager:
         return 0.0
-    each = (constants.scores_wide if way.upcast else constants.scores) if transient else 4.0 + way.compute_bytes
-    return each * way.micro_batch * shape.num_attention_heads * way.length**2
+    at_work = constants.scores_wide if setup.upcast else constants.scores
+    each = at_work if setup.checkpointing else 4.0 + setup.compute_bytes
+    return each * setup.micro_batch * shape.num_attention_heads * setup.length**2
 
 
-def _logits(shape: ModelShape, way: TrainingSetup, constants: Constants) -> Term:
-    wide = constants.logits_wide if way.upcast or way.compute_bytes == 4 else constants.logits
-    copies = constants.logits_fast if way.loss_path == "fast" else wide
-    tokens = min(way.tokens, way.chunk_tokens) if way.loss_path == "chunked" else way.tokens
+def _logits(shape: ModelShape, setup: TrainingSetup, constants: Constants) -> MemoryPart:
+    wide = constants.logits_wide if setup.upcast or setup.compute_bytes == 4 else constants.logits
+    copies = constants.logits_fast if setup.loss_path == "fast" else wide
+    tokens = min(setup.tokens, setup.chunk_tokens) if setup.loss_path == "chunked" else setup.tokens
     how = f"{tokens:,} tokens x {shape.vocab_size:,} words x {4 * copies:.3g} bytes"
-    last_states = 4 * way.tokens * shape.hidden_size
-    return Term("logits and their loss", 4 * copies * tokens * shape.vocab_size + last_states, how, True)
+    last_states = 4 * setup.tokens * shape.hidden_size
+    return MemoryPart("logits and their loss", 4 * copies * tokens * shape.vocab_size + last_states, how, grows=True)

@@ -1,4 +1,4 @@
-"""Figures of memory: what a run needs part by part, how it grows with length, and estimates beside public measurements."""
+"""Figures of memory: what a run needs part by part, and how it grows with length. Draws estimates, computes none."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,22 +9,17 @@ from ftkit.memory.estimates import MemoryEstimate, estimate
 from ftkit.memory.fitting import GPU
 from ftkit.memory.shapes import ModelShape
 
-_GROUPS = (  # what a bar's part is called, its colour and hatch, and the items that it sums up
+_PINK, _SKY, _YELLOW = "#CC79A7", "#56B4E9", "#F0E442"
+_ALL_LAYERS = ("inputs of layers", "activations of all layers", "one layer at work", "attention scores")
+_GROUPS = (  # what a piece of a bar is called, its colour and hatch, and the parts that it sums up
     ("Python and its libraries", GREY, "", ("Python and its libraries", "16-bit weights, read to be quantised")),
     ("weights", BLUE, "", ("weights in 4-bit", "weights", "master weights")),
-    ("embedding, head, norms beside 4-bit weights", "#56B4E9", "//", ("embedding, head, norms",)),
+    ("embedding, head, norms beside 4-bit weights", _SKY, "//", ("embedding, head, norms",)),
     ("gradients, adapter", GREEN, "..", ("adapter and its gradients", "gradients", "the update's temporary")),
     ("optimiser states", ORANGE, "xx", ("optimiser states",)),
-    (
-        "activations",
-        "#CC79A7",
-        "\\\\",
-        ("inputs of layers", "activations of all layers", "one layer at work", "attention scores"),
-    ),
-    ("logits and their loss", "#F0E442", "++", ("logits and their loss",)),
+    ("activations", _PINK, "\\\\", _ALL_LAYERS),
+    ("logits and their loss", _YELLOW, "++", ("logits and their loss",)),
 )
-
-_LINE_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", GREY)
 
 
 def plot_parts(
@@ -39,51 +34,30 @@ def plot_parts(
         ax: where to draw.
     """
     ax = axes(ax)
-    named: set[str] = set()
-    for place, run in enumerate(reversed(list(estimates.values()))):
-        left = 0.0
-        for name, colour, hatch, items in _GROUPS:
-            if not (size := sum(run[item] for item in items)):
-                continue
-            ax.barh(
-                place,
-                size,
-                left=left,
-                color=colour,
-                hatch=hatch,
-                edgecolor="white",
-                linewidth=0.5,
-                label=None if name in named else name,
-            )
-            named.add(name)
-            left += size
+    bottom_up = list(estimates.values())[::-1]
+    lefts = [0.0] * len(bottom_up)
+    for name, colour, hatch, parts in _GROUPS:
+        sizes = [sum(run[part] for part in parts) for run in bottom_up]
+        places = [place for place, size in enumerate(sizes) if size]
+        if not places:
+            continue
+        widths, starts = [sizes[place] for place in places], [lefts[place] for place in places]
+        look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
+        ax.barh(places, widths, left=starts, label=name, **look)
+        lefts = [left + size for left, size in zip(lefts, sizes, strict=True)]
+    for place, run in enumerate(bottom_up):
         ax.plot([run.low_gib, run.high_gib], [place, place], color="black", linewidth=1, marker="|", markersize=9)
     ax.set_yticks(range(len(estimates)), list(estimates)[::-1])
-    _lines(
-        ax,
-        [(card.name, card.usable_gib) for card in gpus] + ([("this machine", room_gib)] if room_gib else []),
-        len(estimates),
-    )
-    handles, names = ax.get_legend_handles_labels()
-    order = [names.index(name) for name, *_ in _GROUPS if name in names]
-    ax.legend(
-        [handles[i] for i in order],
-        [names[i] for i in order],
-        frameon=False,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.18),
-        ncols=3,
-        fontsize=8,
-    )
-    label(ax, "memory, GiB (thin line: from low to high)", "", "What takes the memory?")
-    return ax
-
-
-def _lines(ax: Any, rooms: Sequence[tuple[str, float]], bars: int) -> None:
+    rooms = [(card.name, card.usable_gib) for card in gpus]
+    if room_gib:
+        rooms.append(("this machine", room_gib))
     for name, gib in rooms:
         ax.axvline(gib, color=RED, linestyle="--", linewidth=1)
-        ax.annotate(name, (gib, bars - 0.45), (3, 0), textcoords="offset points", color=RED, fontsize=8)
-    ax.set_ylim(-0.6, bars - 0.2)
+        ax.annotate(name, (gib, len(estimates) - 0.45), (3, 0), textcoords="offset points", color=RED, fontsize=8)
+    ax.set_ylim(-0.6, len(estimates) - 0.2)
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, fontsize=8)
+    label(ax, "memory, GiB (thin line: from low to high)", "", "What takes the memory?")
+    return ax
 
 
 def plot_over_length(
@@ -93,7 +67,7 @@ def plot_over_length(
     gpus: Sequence[GPU] = (),
     ax: Any = None,
 ) -> Any:
-    """How does it grow with length? One line a way of training; the band goes from low to high.
+    """How does it grow with length? One line a set of settings; the band goes from low to high.
 
     Args:
         shape: the model.
@@ -103,32 +77,21 @@ def plot_over_length(
         ax: where to draw.
     """
     ax = axes(ax)
-    for (name, config), colour, mark in zip(configs.items(), _LINE_COLOURS, "osD^v", strict=False):
+    colours = (BLUE, ORANGE, GREEN, _PINK, GREY)
+    for (name, config), colour, mark in zip(configs.items(), colours, "osD^v", strict=False):
         runs = [estimate(shape, config.replace(max_length=length)) for length in lengths]
-        ax.fill_between(
-            lengths, [r.low_gib for r in runs], [r.high_gib for r in runs], color=colour, alpha=0.15, linewidth=0
-        )
-        ax.plot(lengths, [r.likely_gib for r in runs], color=colour, marker=mark, label=name)
+        lows, highs = [run.low_gib for run in runs], [run.high_gib for run in runs]
+        ax.fill_between(lengths, lows, highs, color=colour, alpha=0.15, linewidth=0)
+        ax.plot(lengths, [run.likely_gib for run in runs], color=colour, marker=mark, label=name)
     for card in gpus:
         ax.axhline(card.usable_gib, color=RED, linestyle="--", linewidth=1)
-        ax.annotate(
-            card.name,
-            (lengths[-1], card.usable_gib),
-            (0, 3),
-            textcoords="offset points",
-            ha="right",
-            color=RED,
-            fontsize=8,
-        )
+        place = {"xy": (lengths[-1], card.usable_gib), "xytext": (0, 3), "textcoords": "offset points", "ha": "right"}
+        ax.annotate(card.name, color=RED, fontsize=8, **place)
     ax.set_xscale("log", base=2)
     ax.set_xticks(lengths, [f"{length:,}" for length in lengths], minor=False)
     ax.set_yscale("log", base=2)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.legend(frameon=False)
-    label(
-        ax,
-        "longest example, tokens (log)",
-        "memory, GiB (log; band: low to high)",
-        f"How does {shape.name} grow with length?",
-    )
+    title = f"How does {shape.name} grow with length?"
+    label(ax, "longest example, tokens (log)", "memory, GiB (log; band: low to high)", title)
     return ax

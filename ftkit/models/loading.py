@@ -72,8 +72,9 @@ def load(name: str | Path = BUNDLED, config: TrainConfig | None = None) -> tuple
     backend = choose_backend(config)
     # A wrong name is refused before the seconds of an import; a conversion of the bundled one would import transformers.
     known = None if str(name) == BUNDLED else sources.resolve(str(name))
-    if backend == "unsloth" or ("unsloth" in backends() and "transformers" not in sys.modules):
-        _import_unsloth()  # also before a plain load: later would be too late for it to patch
+    if backend == "unsloth":
+        _import_unsloth()
+    import_unsloth_first()
     source = known or sources.resolve(BUNDLED)
     try:
         with quietly(enabled=Path(source).is_dir()):  # a download keeps its progress bar
@@ -249,6 +250,12 @@ def parameters(model: Any) -> tuple[int, int]:
         (p.requires_grad, p.numel() * (2 if p.__class__.__name__ == "Params4bit" else 1)) for p in model.parameters()
     ]
     return sum(n for grad, n in counts if grad), sum(n for _, n in counts)
+
+
+def import_unsloth_first() -> None:
+    """Import Unsloth where it is installed and Transformers is not yet here: later would be too late for it to patch."""
+    if "unsloth" in backends() and "transformers" not in sys.modules:
+        _import_unsloth()
 
 
 def _import_unsloth() -> None:

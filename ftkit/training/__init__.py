@@ -1,4 +1,7 @@
-"""One training run: `train`, its record, and what the curve says in words."""
+"""One training run: `train` leaves an adapter and a record that survives a kill, and `diagnose` reads the curve.
+
+A run is a folder; what stands in it is read back here, drawn, and laid beside other runs.
+"""
 
 from ftkit.training.checkpoints import all_in, problem
 from ftkit.training.diagnosis import diagnose

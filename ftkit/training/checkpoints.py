@@ -1,7 +1,8 @@
-"""Checkpoints that are complete or absent: sealed with the digest of every file, moved into place last, bounded in number.
+"""Checkpoints that are complete or absent: sealed with the digest of every file, moved into place last, and few.
 
-The trainer writes into a workshop folder that nobody reads. A finished checkpoint gets a mark that lists its files and
-is renamed into `checkpoints/`; a reader believes the mark only after it has compared every digest.
+The trainer writes into a folder that nobody reads. A finished checkpoint gets a mark that lists its files and is
+renamed into `checkpoints/`; a reader believes the mark only after it has compared every digest. A `Mirror` is a second
+copy of a run, under the same seal. What is inside the files is not looked at here.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,64 +18,68 @@ from typing import Any
 from ftkit import files
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, DataError, FtkitWarning, StorageError
-from ftkit.files import write_json
 from ftkit.runs import Run
 
 MARK = "ftkit.json"
-
 FORMAT = 1
 
-_WORKSHOP = ".partial"
+# What a mirror holds beside checkpoints; run.json comes last, since it says what is finished.
+_LIGHT = ("config.yaml", "history.csv", "data", "adapter", "figures", "run.json")
 
 
 def partial_folder(folder: Path) -> Path:
-    """Where the trainer may write half-finished checkpoints; swept before and after a run."""
-    return folder / _WORKSHOP
+    """Where the trainer may write half-finished checkpoints; emptied before and after a run."""
+    return folder / ".partial"
 
 
 def publish(working: Path, folder: Path, facts: Mapping[str, Any], keep: int) -> Path:
-    """Seal a checkpoint that lies in the workshop, move it into `folder`, and remove all but the newest `keep`."""
+    """Seal a checkpoint that the trainer has written, move it into `folder`, and remove all but the newest `keep`."""
     seal(working, facts)
     place = folder / working.name
     with files.disk_errors_explained(place):
         if place.exists():  # from an earlier life of this run, refused or overtaken
             shutil.rmtree(place)
         working.rename(place)
-    prune(folder, keep)
+    for old in all_in(folder)[:-keep]:
+        remove(old)
     return place
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write the mark: `facts`, and size and SHA-256 of every file."""
-    files = {
-        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": digest(p)}
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != MARK
+    listed = {
+        name: {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        for name, path in _files(folder).items()
+        if name != MARK
     }
-    write_json(folder / MARK, {"format": FORMAT, **facts, "files": files})
+    files.write_json(folder / MARK, {"format": FORMAT, **facts, "files": listed})
 
 
 def problem(folder: Path) -> str | None:
     """Why this checkpoint is not whole, or None where it is."""
     try:
         noted = mark(folder)
-        if noted.get("format", 0) > FORMAT:
-            raise DataError(
-                f"{folder} was written by a newer ftkit (format {noted['format']}). Update ftkit, or choose another run name."
-            )
+        _refuse_newer(folder, noted.get("format", 0))
         for name, known in noted.get("files", {}).items():  # marks of format 0 list no files
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != known["bytes"]:
                 return f"{name} has {path.stat().st_size:,} of {known['bytes']:,} bytes"
-            if digest(path) != known["sha256"]:
+            if _digest(path) != known["sha256"]:
                 return f"{name} does not have the digest that was recorded for it"
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return f"its mark {MARK} is missing or damaged"
     return None
+
+
+def _refuse_newer(folder: Path, version: int) -> None:
+    if version > FORMAT:
+        raise DataError(
+            f"{folder} was written by a newer ftkit (format {version}). Update ftkit, or choose another run name."
+        )
 
 
 def mark(folder: Path) -> dict[str, Any]:
@@ -103,14 +108,8 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; a removal that a kill cuts short leaves nothing that looks whole."""
-    for old in all_in(folder)[:-keep]:
-        remove(old)
-
-
 def remove(checkpoint: Path) -> None:
-    """Take the mark away first, then the rest."""
+    """Take the mark away first, then the rest: a removal that a kill cuts short leaves nothing that looks whole."""
     (checkpoint / MARK).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
@@ -153,22 +152,6 @@ def refuse_other(checkpoint: Path, settings: TrainConfig, facts: Mapping[str, st
             raise ConfigError(f"{checkpoint} belongs to a run on {what}. {other}")
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-_LIGHT = (
-    "config.yaml",
-    "history.csv",
-    "data",
-    "adapter",
-    "figures",
-    "run.json",
-)  # run.json last: it says what is finished
-
-
 @dataclass(frozen=True)
 class Mirror:
     """The copy of one run: `folder` must exist, the run gets a folder of its name in it."""
@@ -183,15 +166,12 @@ class Mirror:
         Raises:
             StorageError: the folder is out of reach, cannot be written, or holds the run itself.
         """
-        mirror = cls(Path(folder), run.path.name)
-        if not mirror.folder.parent.is_dir():
-            raise StorageError(
-                f"mirror={str(folder)!r}: {mirror.folder.parent} does not exist. Mount the drive or make the folder first."
-            )
+        mirror, asked = cls(Path(folder), run.path.name), f"mirror={str(folder)!r}"
+        above = mirror.folder.parent
+        if not above.is_dir():
+            raise StorageError(f"{asked}: {above} does not exist. Mount the drive or make the folder first.")
         if mirror.path.resolve() == run.path.resolve():
-            raise StorageError(
-                f"mirror={str(folder)!r} is where the run itself lies. Choose a folder on another disk or drive."
-            )
+            raise StorageError(f"{asked} is where the run itself lies. Choose a folder on another disk or drive.")
         with files.disk_errors_explained(mirror.folder):
             mirror.folder.mkdir(exist_ok=True)
             tempfile.TemporaryFile(dir=mirror.folder).close()
@@ -205,7 +185,7 @@ class Mirror:
     def push(self, run: Run) -> bool:
         """Bring the copy up to date; whatever an earlier push missed is made up for. Says whether it succeeded."""
         try:
-            if not self.folder.is_dir():
+            if not self.folder.is_dir():  # never made anew: on Colab that would write beside the unmounted drive
                 raise StorageError(f"{self.folder} is gone")
             with files.disk_errors_explained(self.path):
                 self._push(run)
@@ -235,7 +215,7 @@ class Mirror:
                 _copy(run / name, self.path / name)
 
     def restore(self, run: Run) -> bool:
-        """Copy back what the run folder has lost: the newest whole checkpoint, where the run's own is older, and its history.
+        """Copy back what the run folder has lost: the newest whole checkpoint, where its own is older, and its history.
 
         Returns:
             Whether anything was taken from the mirror.
@@ -243,10 +223,9 @@ class Mirror:
         with files.disk_errors_explained(run.path):
             if run.finished("train") or not self.path.is_dir():
                 return False
-            finished = "train" in Run(self.path).facts.get("finished", [])
-            theirs, ours = (newest(p / "checkpoints") for p in (self.path, run.path))
+            theirs, ours = (newest(place / "checkpoints") for place in (self.path, run.path))
             newer = theirs is not None and (ours is None or step_of(theirs) > step_of(ours))
-            if not finished and not newer:
+            if not newer and not Run(self.path).finished("train"):
                 return False
             for place in [theirs, *_sealed(self.path / "checkpoints", "best")] if theirs else []:
                 _copy(place, run / "checkpoints" / place.name)
@@ -260,7 +239,9 @@ class Mirror:
         for checkpoint in _sealed(self.path / "checkpoints"):
             remove(checkpoint)
         for name in _LIGHT:
-            _remove(self.path / name)
+            shutil.rmtree(self.path / name, ignore_errors=True)  # leaves a file where it is
+            if (self.path / name).is_file():
+                (self.path / name).unlink()
 
 
 def _sealed(folder: Path, pattern: str = "*") -> list[Path]:
@@ -284,24 +265,21 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _same(source: Path, copy: Path) -> bool:
-    """Whether both hold the same files with the same content."""
-    left, right = (_files(p) for p in (source, copy))
-    return left.keys() == right.keys() and all(_equal(left[name], right[name]) for name in left)
-
-
-def _equal(a: Path, b: Path) -> bool:
-    return a.stat().st_size == b.stat().st_size and digest(a) == digest(b)
+    """Whether both hold the same files with the same content; sizes are compared first, since they cost nothing."""
+    sizes = [{name: path.stat().st_size for name, path in _files(place).items()} for place in (source, copy)]
+    if sizes[0] != sizes[1]:
+        return False
+    left, right = _files(source), _files(copy)
+    return all(_digest(left[name]) == _digest(right[name]) for name in left)
 
 
 def _files(path: Path) -> dict[str, Path]:
-    if path.is_file():
-        return {"": path}
-    found: Iterable[Path] = path.rglob("*") if path.is_dir() else ()
-    return {str(p.relative_to(path)): p for p in found if p.is_file()}
+    """Every file below `path` under its relative name; a file itself is called "."."""
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return {str(p.relative_to(path)): p for p in found}
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,12 +1,15 @@
-"""What a training run measured, step by step: written while it trains, read back from `history.csv`."""
+"""What a training run measured, step by step: written to `history.csv` as it trains, read back, shown side by side.
+
+Knows files and numbers; how a curve looks is told by `plots`, what it means by `diagnosis`.
+"""
 
 import csv
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from ftkit import tables
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, DataError, FtkitError, MissingArtifact
 from ftkit.files import write_text
@@ -36,10 +39,10 @@ class HistoryPoint:
 COLUMNS = tuple(spec.name for spec in fields(HistoryPoint))
 
 _FIRST_FORMAT = 8  # columns that a history had before `applied` was counted
-
 _WHOLE = {"step", "tokens", "applied"}
 
 
+@tables.shown
 @dataclass(frozen=True)
 class History:
     """The curve of one run and its cost: seconds of training, peak GiB, tokens read by the model.
@@ -64,15 +67,15 @@ class History:
         path = Path(path)
         if not path.exists():
             raise MissingArtifact(f"{path} does not exist. training.train writes it.")
-        points = read_points(path)
-        return cls.of(points)
+        return cls.of(read_points(path))
 
     @classmethod
     def of(cls, points: list[HistoryPoint], peak_memory_gib: float | None = None, *, stopped: bool = False) -> Self:
         """Sum up points; the peak is the highest that any of them saw, unless it was measured better."""
         peak = max((p.memory_gib or 0.0 for p in points), default=0.0)
-        seconds, tokens = (max((getattr(p, n) or 0 for p in points), default=0) for n in ("seconds", "tokens"))
-        return cls(tuple(points), float(seconds), peak_memory_gib or peak, int(tokens), stopped)
+        seconds = max((p.seconds or 0.0 for p in points), default=0.0)
+        tokens = max((p.tokens or 0 for p in points), default=0)
+        return cls(tuple(points), seconds, peak_memory_gib or peak, tokens, stopped)
 
     @property
     def losses(self) -> list[tuple[int, float]]:
@@ -96,7 +99,7 @@ class History:
 
     @property
     def diagnosis(self) -> Diagnosis:
-        """What the curve says, with evidence and what to try; `training.diagnose(history, config)` also names settings."""
+        """What the curve says and what to try; `training.diagnose(history, config)` also names settings."""
         return diagnose(self)
 
     @property
@@ -110,28 +113,21 @@ class History:
         """Tokens read a second, prompt and answer alike."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
-    def _facts(self) -> dict[str, str]:
+    def _parts(self) -> list[tables.Table]:
         first = self.losses[0][1] if self.losses else float("nan")
         applied = self.applied_updates
         skipped = f", {self.steps - applied} of them skipped" if applied is not None and applied < self.steps else ""
         waiting = "; stopped on request, the same call goes on from here" if self.stopped else ""
-        facts = {
-            "updates": f"{self.steps}{skipped}{waiting}",
-            "training loss": f"{first:.3f} → {self.final_loss:.3f} nats a token",
-            "time": f"{self.seconds:.0f} s ({self.tokens_per_s:.0f} tokens/s)",
-            "peak memory": f"{self.peak_memory_gib:.2f} GiB",
-        }
+        facts = [
+            ("updates", f"{self.steps}{skipped}{waiting}"),
+            ("training loss", f"{first:.3f} → {self.final_loss:.3f} nats a token"),
+            ("time", f"{self.seconds:.0f} s ({self.tokens_per_s:.0f} tokens/s)"),
+            ("peak memory", f"{self.peak_memory_gib:.2f} GiB"),
+        ]
         if self.val_losses:
-            facts["validation loss"] = f"{self.val_losses[-1][1]:.3f} nats a token"
-        facts["reading"] = "; ".join(reading.title for reading in self.diagnosis.readings)
-        return facts
-
-    def __str__(self) -> str:
-        return "\n".join(f"{name:>16}  {value}" for name, value in self._facts().items())
-
-    def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{n}</th><td>{html.escape(v)}</td></tr>" for n, v in self._facts().items())
-        return f"<table>{rows}</table>"
+            facts.append(("validation loss", f"{self.val_losses[-1][1]:.3f} nats a token"))
+        facts.append(("reading", "; ".join(reading.title for reading in self.diagnosis.readings)))
+        return [tables.Table((), facts)]
 
 
 def read_points(path: Path) -> list[HistoryPoint]:
@@ -146,24 +142,26 @@ def read_points(path: Path) -> list[HistoryPoint]:
 
 def write_points(path: Path, points: list[HistoryPoint]) -> None:
     """Write a history file anew, atomically."""
-    write_text(path, ",".join(COLUMNS) + "\n" + "".join(as_line(p) for p in points))
+    write_text(path, ",".join(COLUMNS) + "\n" + "".join(map(as_line, points)))
 
 
 def as_line(point: HistoryPoint) -> str:
     """One line of `history.csv`; what was not measured stays empty."""
-    return (
-        ",".join(
-            "" if (v := getattr(point, n)) is None else f"{v:.6g}" if isinstance(v, float) else str(v) for n in COLUMNS
-        )
-        + "\n"
-    )
+    return ",".join(_cell(getattr(point, name)) for name in COLUMNS) + "\n"
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _point(path: Path, number: int, columns: list[str], cells: list[str]) -> HistoryPoint:
+    values: dict[str, Any] = {}
     try:
-        values: dict[str, Any] = {
-            n: (int if n in _WHOLE else float)(c) for n, c in zip(columns, cells, strict=True) if c
-        }
+        for name, cell in zip(columns, cells, strict=True):
+            if cell:
+                values[name] = int(cell) if name in _WHOLE else float(cell)
         return HistoryPoint(**values)
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} line {number}: {','.join(cells)!r} is no point of a history ({error}).") from error
@@ -174,10 +172,9 @@ class RunRow:
     """One run: its state in words, its curve so far, its settings, or what is wrong with its files."""
 
     name: str
-    path: Path
     state: str
-    history: History | None
-    config: TrainConfig | None
+    history: History | None = None
+    config: TrainConfig | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -186,11 +183,12 @@ class RunRow:
         try:
             config = TrainConfig.load(run / "config.yaml")
             history = History.load(run / "history.csv")
-            return cls(path.name, path, _state(run, history), history, config)
         except (ConfigError, DataError, UnicodeDecodeError, OSError) as error:
-            return cls(path.name, path, f"cannot be read: {str(error).splitlines()[0]}", None, None)
+            return cls(path.name, f"cannot be read: {str(error).splitlines()[0]}")
+        return cls(path.name, _state(run, history), history, config)
 
 
+@tables.shown
 @dataclass(frozen=True)
 class RunsTable:
     """Runs, newest first. Shows itself as a table."""
@@ -219,36 +217,20 @@ class RunsTable:
         """What stands in a row, as text."""
         if row.history is None or row.config is None:
             return [row.name, row.state, *[""] * (len(self.columns) - 2)]
-        measured = row.history.val_losses
+        seconds = row.history.seconds
         loss = f"{row.history.final_loss:.3f}" if row.history.losses else ""
-        return [
-            row.name,
-            row.state,
-            loss,
-            f"{measured[-1][1]:.3f}" if measured else "",
-            _time(row.history.seconds),
-            *(_setting(getattr(row.config, name)) for name in self.differing),
-        ]
+        measured = f"{row.history.val_losses[-1][1]:.3f}" if row.history.val_losses else ""
+        time = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+        return [row.name, row.state, loss, measured, time, *(_setting(row.config, name) for name in self.differing)]
 
-    def __str__(self) -> str:
-        table = [list(self.columns), *(self.cells(row) for row in self.rows)]
-        widths = [max(len(cells[i]) for cells in table) for i in range(len(self.columns))]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True)).rstrip() for cells in table
-        )
-
-    def _repr_html_(self) -> str:
+    def _parts(self) -> list[tables.Table | str]:
         if not self.rows:
-            return "<p>No runs yet.</p>"
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in self.cells(row)) + "</tr>" for row in self.rows
-        )
-        return f"<table><tr>{head}</tr>{body}</table>"
+            return ["No runs yet."]
+        return [tables.Table(self.columns, [self.cells(row) for row in self.rows])]
 
 
 def resumable_step(run: Run) -> int | None:
-    """The update that the newest complete checkpoint of an unfinished run holds; None where there is nothing to resume."""
+    """The update that the newest complete checkpoint of an unfinished run holds; None where nothing can be resumed."""
     if run.finished("train"):
         return None
     sealed = [place for place in checkpoints.all_in(run / "checkpoints") if (place / checkpoints.MARK).exists()]
@@ -270,11 +252,8 @@ def _state(run: Run, history: History) -> str:
     return f"○ stopped, resumes at {step}" if step else f"○ unfinished at {history.steps}, no checkpoint"
 
 
-def _setting(value: Any) -> str:
+def _setting(config: TrainConfig, name: str) -> str:
+    value = getattr(config, name)
     if isinstance(value, tuple):
-        return " ".join(name.removesuffix("_proj") for name in value)
+        return " ".join(module.removesuffix("_proj") for module in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

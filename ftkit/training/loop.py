@@ -216,13 +216,13 @@ def _measure(loop: Any) -> None:
 def _take_best(loop: Any, recorder: Recorder) -> None:
     """Put the adapter with the lowest validation loss back into the model, where that was not the last one."""
     place = recorder.run / "checkpoints" / "best"
-    if recorder.best.step == loop.state.global_step:
+    if recorder.best_step == loop.state.global_step:
         return
-    if (why := checkpoints.problem(place)) is None and checkpoints.mark(place)["step"] == recorder.best.step:
+    if (why := checkpoints.problem(place)) is None and checkpoints.mark(place)["step"] == recorder.best_step:
         trainer.put_back(loop.model, place)
     else:
         warnings.warn(
-            f"The adapter of step {recorder.best.step}, the best on validation, is lost ({why or 'another one is there'}): "
+            f"The adapter of step {recorder.best_step}, the best on validation, is lost ({why or 'another one is there'}): "
             f"that of step {loop.state.global_step} is kept.",
             FtkitWarning,
             stacklevel=2,
@@ -236,7 +236,7 @@ def _finish(recorder: Recorder, loop: Any, facts: dict[str, Any]) -> History:
     figures.save(plots.plot_loss(history, ax=figures.blank_axes()), run / "figures/loss.png")
     if not recorder.stopped:
         if config.early_stopping_patience:
-            facts |= {"best_step": recorder.best.step, "stopped_early": recorder.stopped_early}
+            facts |= {"best_step": recorder.best_step, "stopped_early": recorder.stopped_early}
         run.finish(
             "train",
             **facts,

@@ -1,4 +1,8 @@
-"""Curves of several runs in one figure."""
+"""Loss curves: of one run, of a run while it trains, of several runs side by side.
+
+One function draws a curve, and all figures here use it. The tuning panel draws its small charts itself, as SVG: it
+redraws them at every move of a slider, where a picture would be too slow.
+"""
 
 import base64
 import io
@@ -9,16 +13,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ftkit import figures
-from ftkit.figures import BLUE, ORANGE, _in_notebook, axes, blank_axes, label, smooth
 from ftkit.training.history import History, HistoryPoint
 
-_LOOKS = tuple(
-    zip(
-        (figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, figures.GREY, "#CC79A7", "#56B4E9"),
-        "os^Dvx+",
-        strict=True,
-    )
-)
+_COLOURS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, figures.GREY, "#CC79A7", "#56B4E9")
+_MARKERS = "os^Dvx+"
+_DRAWING_SHARE = 0.01  # of a run's time that its figure may take
+_UPDATES, _LOSS = "weight updates", "loss, nats a trained token"
+
+
+def plot_loss(history: History, ax: Any = None) -> Any:
+    """Is it learning? Training loss raw and smoothed, validation loss, in nats a trained token."""
+    ax = figures.axes(ax)
+    _draw_loss(ax, history)
+    if history.points:
+        ax.legend(frameon=False)
+    figures.label(ax, _UPDATES, _LOSS, "Is it learning?")
+    return ax
 
 
 def plot_runs(runs: Mapping[str, History], ax: Any = None) -> Any:
@@ -29,24 +39,17 @@ def plot_runs(runs: Mapping[str, History], ax: Any = None) -> Any:
         ax: where to draw.
     """
     ax = figures.axes(ax)
-    for (name, history), (colour, marker) in zip(runs.items(), itertools.cycle(_LOOKS), strict=False):
-        if history.losses:
-            steps, values = zip(*history.losses, strict=True)
-            ax.plot(steps, figures.smooth(values), color=colour, linewidth=2, label=name)
-        if history.val_losses:
-            steps, values = zip(*history.val_losses, strict=True)
-            ax.plot(steps, values, color=colour, marker=marker, linestyle="--", linewidth=1)
+    looks = itertools.cycle(zip(_COLOURS, _MARKERS, strict=True))
+    for (name, history), (colour, marker) in zip(runs.items(), looks, strict=False):
+        _draw_loss(ax, history, name=name, colours=(colour, colour), marker=marker)
     if runs:
         ax.legend(frameon=False, fontsize="small")
-    ax.set_ylim(bottom=0)
-    figures.label(
-        ax, "weight updates", "loss, nats a trained token", "Which settings learn better? (dashed: validation)"
-    )
+    figures.label(ax, _UPDATES, _LOSS, "Which settings learn better? (dashed: validation)")
     return ax
 
 
 def plot_curves(runs: Mapping[str, History], axes: Any = None) -> Any:
-    """How do these runs differ in shape? One small figure a run: training loss raw and smoothed, validation loss as circles on dashes.
+    """How do these runs differ in shape? One small figure a run: training loss raw and smoothed, and validation loss.
 
     Args:
         runs: `{name: history}`.
@@ -55,42 +58,44 @@ def plot_curves(runs: Mapping[str, History], axes: Any = None) -> Any:
     Returns:
         The axes, in the order of `runs`.
     """
-    axes = _row(len(runs)) if axes is None else list(axes)
+    if axes is None:
+        from matplotlib import pyplot
+
+        size = (2.9 * len(runs), 2.9)
+        axes = pyplot.subplots(1, len(runs), figsize=size, layout="constrained", squeeze=False)[1][0]
     for ax, (name, history) in zip(axes, runs.items(), strict=True):
-        if history.losses:
-            steps, values = zip(*history.losses, strict=True)
-            ax.plot(steps, values, color=figures.BLUE, alpha=0.35, linewidth=1)
-            ax.plot(steps, figures.smooth(values), color=figures.BLUE, linewidth=2, label="training, smoothed")
-        if history.val_losses:
-            steps, values = zip(*history.val_losses, strict=True)
-            ax.plot(steps, values, color=figures.ORANGE, marker="o", linestyle="--", label="validation")
-        ax.set_ylim(bottom=0)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        figures.label(ax, "weight updates", "", name)
+        _draw_loss(ax, history)
+        figures.label(ax, _UPDATES, "", name)
     axes[0].set_ylabel("loss, nats a token")
     axes[0].legend(frameon=False)
-    return axes
+    return list(axes)
 
 
-def _row(count: int) -> list[Any]:
-    from matplotlib import pyplot
-
-    return list(pyplot.subplots(1, count, figsize=(2.9 * count, 2.9), layout="constrained", squeeze=False)[1][0])
-
-
-_DRAWING_SHARE = 0.01
-
-
-def plot_loss(history: History, ax: Any = None) -> Any:
-    """Is it learning? Training loss raw and smoothed, validation loss, in nats a trained token."""
-    ax = axes(ax)
-    _draw_loss(ax, history.points)
-    return ax
+def _draw_loss(
+    ax: Any,
+    history: History,
+    *,
+    name: str = "",
+    colours: tuple[str, str] = (figures.BLUE, figures.ORANGE),
+    marker: str = "o",
+) -> None:
+    """The curve of one run; under a `name` it is one of several in a figure, and its raw losses would be in the way."""
+    training, validation = colours
+    if history.losses:
+        steps, values = zip(*history.losses, strict=True)
+        if not name:
+            ax.plot(steps, values, color=training, alpha=0.35, linewidth=1, label="training, each step")
+        ax.plot(steps, figures.smooth(values), color=training, linewidth=2, label=name or "training, smoothed")
+    if history.val_losses:
+        steps, values = zip(*history.val_losses, strict=True)
+        label = None if name else "validation"
+        ax.plot(steps, values, color=validation, marker=marker, linestyle="--", label=label, clip_on=False)
+    ax.set_ylim(bottom=0)
 
 
 def live_loss() -> "LiveLoss":
-    """The loss figure that grows while a run trains: one picture that updates in a notebook, a progress bar elsewhere."""
-    return LiveLoss(_in_notebook())
+    """The loss figure that grows while a run trains: a picture that updates in a notebook, a progress bar elsewhere."""
+    return LiveLoss(figures._in_notebook())
 
 
 class LiveLoss:
@@ -102,7 +107,8 @@ class LiveLoss:
         self._bar: Any = None
         self._picture = ""
         self._drawn_at = self._cost_s = 0.0
-        self._began, self._first_step, self._updated = time.monotonic(), 0, False
+        self._began = time.monotonic()
+        self._first_step: int | None = None  # a resumed run does not begin at zero
 
     def start(self, total: int) -> None:
         """Show an empty bar for `total` updates."""
@@ -119,8 +125,8 @@ class LiveLoss:
     def update(self, points: Sequence[HistoryPoint], total: int) -> None:
         """Take in the newest point; redraw if enough time has passed."""
         now = time.monotonic()
-        if not self._updated:
-            self._updated, self._first_step = True, points[-1].step - 1
+        if self._first_step is None:
+            self._first_step = points[-1].step - 1
         if self._bar is not None:
             self._bar.update(points[-1].step - self._bar.n)
             self._bar.set_postfix_str(_latest(points), refresh=False)
@@ -141,8 +147,7 @@ class LiveLoss:
     def _show(self, points: Sequence[HistoryPoint], total: int) -> None:
         from IPython.display import HTML
 
-        ax = blank_axes()
-        _draw_loss(ax, points)
+        ax = plot_loss(History.of(list(points)), figures.blank_axes())
         ax.set_xlim(0, total)
         buffer = io.BytesIO()
         ax.figure.savefig(buffer, format="png", dpi=100)
@@ -156,30 +161,12 @@ class LiveLoss:
         return f'<progress value="{step}" max="{total}" style="width:24em"></progress> {line}{picture}'
 
     def _left(self, step: int, total: int) -> str:
-        spent = time.monotonic() - self._began
+        spent, made = time.monotonic() - self._began, step - (self._first_step or 0)
         if step >= total:
             return f"· {_clock(spent)} in all"
-        return (
-            f"· about {_clock(spent / (step - self._first_step) * (total - step))} left"
-            if step > self._first_step
-            else "· first step is the slowest"
-        )
-
-
-def _draw_loss(ax: Any, points: Sequence[HistoryPoint]) -> None:
-    trained = [(p.step, p.loss) for p in points if p.loss is not None]
-    measured = [(p.step, p.val_loss) for p in points if p.val_loss is not None]
-    if trained:
-        steps, values = zip(*trained, strict=True)
-        ax.plot(steps, values, color=BLUE, alpha=0.35, linewidth=1, label="training, each step")
-        ax.plot(steps, smooth(values), color=BLUE, linewidth=2, label="training, smoothed")
-    if measured:
-        steps, values = zip(*measured, strict=True)
-        ax.plot(steps, values, color=ORANGE, marker="o", linestyle="--", label="validation", clip_on=False)
-    if trained or measured:
-        ax.legend(frameon=False)
-    ax.set_ylim(bottom=0)
-    label(ax, "weight updates", "loss, nats a trained token", "Is it learning?")
+        if made <= 0:
+            return "· first step is the slowest"
+        return f"· about {_clock(spent / made * (total - step))} left"
 
 
 def _latest(points: Sequence[HistoryPoint]) -> str:

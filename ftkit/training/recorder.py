@@ -1,4 +1,4 @@
-"""What happens beside the training steps: the curve is written and drawn, checkpoints are published, and a stop is heard.
+"""What happens beside the training steps: the curve grows, checkpoints are published, a stop is heard.
 
 The trainer calls back; nothing here changes what is trained, except that a run may end early.
 """
@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,6 @@ from ftkit.training.checkpoints import Mirror
 from ftkit.training.history import HistoryPoint, as_line, read_points, write_points
 
 Watch = Callable[[Sequence[HistoryPoint], int], None]
-
-
-@dataclass(frozen=True)
-class Best:
-    """The lowest validation loss so far, and the step at which it was measured."""
-
-    step: int = 0
-    val_loss: float = math.inf
 
 
 class Recorder:
@@ -52,32 +44,34 @@ class Recorder:
         self.stopped = self.stopped_early = False
         self.on_cpu = detect().device == "cpu"
         self.points: list[HistoryPoint] = []
+        self.applied = 0
         if checkpoint is not None:
             reached = checkpoints.step_of(checkpoint)
             known = read_points(self.path) if self.path.exists() else []
             self.points = [p for p in known if p.step <= reached]
             write_points(self.path, self.points)
-        # a checkpoint from before updates were counted: take each step for one
-        self.applied = int(checkpoints.mark(checkpoint).get("applied", reached)) if checkpoint is not None else 0
+            # a checkpoint from before updates were counted: take each step for one
+            self.applied = int(checkpoints.mark(checkpoint).get("applied", reached))
         self.earlier_s = max((p.seconds or 0.0 for p in self.points), default=0.0)
         self.started = time.monotonic()
-        self.best, self.waited = Best(), 0
+        self.best_step, self.best_loss, self.waited = 0, math.inf, 0
         for point in self.points:
-            self._compare(point)
+            if point.val_loss is not None:
+                self._compare(point.step, point.val_loss)
 
     def add(self, step: int, logs: dict[str, float], total: int) -> None:
         """Take in what the trainer logs: a training point, a validation point, or a closing summary (not kept)."""
         tokens = logs.get("num_input_tokens_seen")  # goes on counting from a checkpoint
         point = HistoryPoint(
-            step,
-            logs.get("loss"),
-            logs.get("eval_loss"),
-            logs.get("learning_rate"),
-            logs.get("grad_norm"),
-            None if tokens is None else int(tokens),
-            self.earlier_s + time.monotonic() - self.started,
-            process_memory_gib() if self.on_cpu else peak_memory_gib(),
-            self.applied,
+            step=step,
+            loss=logs.get("loss"),
+            val_loss=logs.get("eval_loss"),
+            learning_rate=logs.get("learning_rate"),
+            grad_norm=logs.get("grad_norm"),
+            tokens=None if tokens is None else int(tokens),
+            seconds=self.earlier_s + time.monotonic() - self.started,
+            memory_gib=process_memory_gib() if self.on_cpu else peak_memory_gib(),
+            applied=self.applied,
         )
         release_memory()
         if point.loss is None and point.val_loss is None:
@@ -101,19 +95,19 @@ class Recorder:
         """Keep the adapter of the best validation loss so far; True once patience is used up."""
         if not self.config.early_stopping_patience:
             return False
-        if self._compare(HistoryPoint(step, val_loss=val_loss)):
+        if self._compare(step, val_loss):
             place = self.run / "checkpoints" / "best"
             models.save_adapter(model, tokenizer, place)
             checkpoints.seal(place, {"step": step, "val_loss": val_loss})
         return self.waited >= self.config.early_stopping_patience
 
-    def _compare(self, point: HistoryPoint) -> bool:
-        if point.val_loss is None:
+    def _compare(self, step: int, val_loss: float) -> bool:
+        """Note the loss if it is the best so far, and else how long the best has stood."""
+        if val_loss >= self.best_loss or math.isnan(val_loss):
+            self.waited += 1
             return False
-        better = point.val_loss < self.best.val_loss
-        self.best = Best(point.step, point.val_loss) if better else self.best
-        self.waited = 0 if better else self.waited + 1
-        return better
+        self.best_step, self.best_loss, self.waited = step, val_loss, 0
+        return True
 
     def close(self) -> None:
         """Close the progress bar; also after an error, or the message would stand in the middle of it."""
@@ -136,7 +130,7 @@ class Recorder:
                     recorder.drawing.start(state.max_steps)
 
             def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-                """Count the updates that changed the weights: in fp16 the scaler skips those whose gradient overflowed."""
+                """Count updates that changed the weights: in fp16 the scaler skips those whose gradient overflowed."""
                 recorder.applied += not getattr(optimizer, "step_was_skipped", False)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -148,23 +142,15 @@ class Recorder:
                 """A point of the curve."""
                 recorder.add(state.global_step, logs or {}, state.max_steps)
 
-            def on_evaluate(
-                self,
-                args: Any,
-                state: Any,
-                control: Any,
-                metrics: Any = None,
-                model: Any = None,
-                processing_class: Any = None,
-                **_: Any,
-            ) -> None:
+            def on_evaluate(self, args: Any, state: Any, control: Any, **given: Any) -> None:
                 """Early stopping."""
-                enough = recorder.measured(state.global_step, metrics["eval_loss"], model, processing_class)
+                loss, model, tokenizer = given["metrics"]["eval_loss"], given["model"], given["processing_class"]
+                enough = recorder.measured(state.global_step, loss, model, tokenizer)
                 if enough and state.global_step < state.max_steps and not recorder.stopped:
                     recorder.stopped_early = control.should_training_stop = True
 
             def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                """A checkpoint lies in the workshop."""
+                """A checkpoint has been written, where nobody reads yet."""
                 recorder.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
             def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

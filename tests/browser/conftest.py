@@ -22,7 +22,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-START_S = 90
+START_S = 240
 
 
 def chromium() -> str | None:

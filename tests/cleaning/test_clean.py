@@ -15,7 +15,6 @@ from ftkit.cleaning import clean, exact_duplicates, length, near_duplicates, qua
 from ftkit.cleaning.balancing import diversity, resample
 from ftkit.cleaning.cleaning import CleanReport, _Work
 from ftkit.cleaning.privacy import redact, scan
-from ftkit.data import leakage
 from ftkit.errors import ConfigError, DataError, FtkitWarning
 
 
@@ -411,32 +410,7 @@ def test_mix_with_too_few_general_rows_warns_and_takes_all():
     assert mixed.counts["general"] == 1
 
 
-# ---- leakage and splits
-
-
-def test_leakage_finds_copies_and_near_copies_on_prompt_and_on_both():
-    draw = random.Random(8)
-    train = data.load_examples(chats(40, seed=8))
-    source = train["messages"][:]
-    near = altered(source[3][0]["content"], draw, 1)
-    test = data.load_examples(
-        [
-            {"messages": source[0]},
-            chat(source[1][0]["content"].upper(), random_text(draw, 30)),
-            chat(near, source[3][1]["content"]),
-            *chats(5, seed=9),
-        ]
-    )
-    report = leakage(train, test)
-    assert [(o.test, o.train, o.on) for o in report.exact] == [(1, 1, "all"), (2, 2, "prompt")]
-    assert [(o.test, o.train) for o in report.near] == [(3, 4)]
-    assert report.leaked_rows == (1, 2, 3)
-    with pytest.raises(DataError, match=r"2 of 8 test rows stand in the training set(.|\n)*test row 1 = train row 1"):
-        report.refuse_exact()
-    assert "3" in report._repr_html_()
-
-
-def test_parts_with_and_without_calls_can_be_compared_and_mixed():
+def test_parts_with_and_without_calls_can_be_mixed():
     call = json.dumps([{"type": "function", "function": {"name": "look", "arguments": {}}}])
     with_calls = data.load_examples(
         [
@@ -449,52 +423,7 @@ def test_parts_with_and_without_calls_can_be_compared_and_mixed():
             for i in range(20)
         ]
     )
-    assert leakage(with_calls, data.load_examples(chats(3))).exact == ()
     assert len(cleaning.mix(with_calls, data.load_examples("general"), share=0.2).examples) == 25
-
-
-def test_test_rows_without_leaks_are_picked_out():
-    train = data.load_examples(chats(10, seed=1))
-    test = data.load_examples([{"messages": train["messages"][0]}, *chats(2, seed=5)])
-    rest = leakage(train, test).without_leaks(test)
-    assert len(rest) == 2 and leakage(train, rest).leaked_rows == ()
-
-
-def test_one_huge_cluster_does_not_fill_the_test_part():
-    """Rows that share a long instruction are split by their prompts, with a warning."""
-    instruction = random_text(random.Random(9), 200)
-    rows = [chat(f"{instruction} item{i}", f"answer number {i}") for i in range(97)] + chats(3)
-    with pytest.warns(FtkitWarning, match="97 of 100 rows are linked"):
-        splits = data.split(data.load_examples(rows))
-    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [80, 10, 10]
-
-
-def test_clean_parts_pass():
-    report = leakage(data.load_examples(chats(20, seed=1)), data.load_examples(chats(9, seed=2)))
-    report.refuse_exact()
-    assert (report.exact, report.near) == ((), ())
-
-
-@pytest.mark.slow
-@given(st.integers(0, 10_000))
-@settings(max_examples=15, deadline=None)
-def test_twins_never_straddle_a_split(seed):
-    draw = random.Random(seed)
-    rows = chats(30, seed=seed)
-    for row in rows[:10]:
-        text = row["messages"][0]["content"]  # type: ignore[index]
-        rows.append(chat(altered(text, draw, 1), row["messages"][1]["content"]))  # type: ignore[index]
-    splits = data.split(data.load_examples(rows), seed=seed)
-    for a, b in ((splits.train, splits.test), (splits.train, splits.val), (splits.val, splits.test)):
-        assert leakage(a, b).leaked_rows == ()
-
-
-def test_prompts_that_share_a_long_instruction_are_still_split():
-    instruction = random_text(random.Random(9), 200)
-    rows = [chat(f"{instruction} item{i}", f"answer number {i}") for i in range(20)]
-    with pytest.warns(FtkitWarning, match="20 of 20 rows are linked"):
-        splits = data.split(data.load_examples(rows))
-    assert len(splits.train) == 16
 
 
 # ---- personal data
@@ -571,21 +500,6 @@ def test_redaction_keeps_calls_valid_json():
     }
     kept = clean([row], [cleaning.personal_data("redact")]).kept["messages"][0][1]["tool_calls"]
     assert json.loads(kept)[0]["function"]["arguments"] == {"card": "[CARD]", "to": "[EMAIL]"}
-
-
-# ---- scale
-
-
-def test_a_long_file_stays_on_disk_and_columns_may_change_their_type(tmp_path, monkeypatch):
-    """Beyond the first batch rows are memory-mapped; an own column that turns from number to text becomes text."""
-    monkeypatch.setattr("ftkit.data.loading._BATCH", 50)
-    path = tmp_path / "x.jsonl"
-    rows = [dict(row, n=i if i < 60 else f"n{i}") for i, row in enumerate(chats(130, words=10))]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    examples = data.load_examples(path)
-    assert len(examples.cache_files) >= 1
-    assert examples["n"][:] == [str(i) if i < 60 else f"n{i}" for i in range(130)]
-    assert [m[0]["content"] for m in examples["messages"][:]] == [row["messages"][0]["content"] for row in rows]
 
 
 def test_an_ip_address_is_no_phone_number():

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftkit import data
-from ftkit.data import order_problem, parse_calls, to_messages
+from ftkit.data import detect_format, from_messages, order_problem, parse_calls, to_messages
 from ftkit.errors import DataError
 
 SYSTEM = {"role": "system", "content": "S"}
@@ -225,13 +224,230 @@ def test_any_calls_are_read_or_refused_and_reading_is_settled(value):
     assert all(isinstance(call["function"]["arguments"], dict) for call in calls)
 
 
-def test_a_text_beside_a_label_is_no_chat_and_gets_a_mapping():
+FORMATS = ["alpaca", "sharegpt", "chatml", "messages", "prompt-completion"]
+WITH_TOOLS = ["sharegpt", "messages", "prompt-completion"]
+PAIR = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+ZURICH_CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Zürich"}}}
+TOOL_CHAT = [
+    PAIR[0],
+    {
+        "role": "assistant",
+        "content": "I look.",
+        "tool_calls": json.dumps([ZURICH_CALL, {"id": "b", **ZURICH_CALL}], ensure_ascii=False),
+    },
+    {"role": "tool", "content": "clear", "name": "weather", "tool_call_id": "a"},
+    {"role": "tool", "content": "cold"},
+    {"role": "assistant", "content": "", "tool_calls": json.dumps([ZURICH_CALL], ensure_ascii=False)},
+    {"role": "tool", "content": "clear"},
+    PAIR[1],
+]
 
-    with pytest.raises(DataError, match=r"mapping=\{'prompt': 'text', 'answer': 'label'\}"):
-        data.load_examples([{"text": "good", "label": "pos"}])
+# Text that breaks careless code: zero-width, right-to-left, combined emoji, line ends of every kind, JSON and CSV.
+odd = st.sampled_from(
+    [
+        "\u200b",
+        "\u200f",
+        "\ufeff",
+        "مرحبا",
+        "👩‍👩‍👧",
+        "e\u0301",
+        "\r",
+        "\r\n",
+        "\n",
+        "\u2028",
+        "\x85",
+        "\x00",
+        '"',
+        ",",
+        "[{",
+        "\\n",
+        "<|im_",
+    ]
+)
+text = st.lists(st.one_of(odd, st.text(st.characters(exclude_categories=["Cs"]), max_size=8)), max_size=5).map("".join)
+said = text.filter(str.strip)
+json_text = st.recursive(
+    st.none() | st.booleans() | st.integers() | text, lambda inner: st.lists(inner, max_size=2), max_leaves=3
+)
+call = st.builds(
+    lambda name, arguments: {"type": "function", "function": {"name": name, "arguments": arguments}},
+    st.text("abc_", min_size=1, max_size=5),
+    st.dictionaries(text, json_text, max_size=2),
+)
+calling = st.builds(
+    lambda content, calls: {
+        "role": "assistant",
+        "content": content,
+        "tool_calls": json.dumps(calls, ensure_ascii=False),
+    },
+    text,
+    st.lists(call, min_size=1, max_size=2),
+)
+result = st.fixed_dictionaries(
+    {"role": st.just("tool"), "content": text}, optional={"name": said, "tool_call_id": said}
+)
 
 
-def test_a_number_as_an_answer_is_refused_with_a_way_forward():
+def turn(role, content):
+    return st.fixed_dictionaries({"role": st.just(role), "content": content})
 
-    with pytest.raises(DataError, match=r"of type int \('1'\), wanted text: use str\(\)"):
-        data.load_examples([{"prompt": "how many?", "completion": 1}])
+
+@st.composite
+def chats(draw, rounds=3, tools=False):
+    """A valid chat: perhaps a system turn, then questions and answers, with calls and results between them."""
+    chat = draw(st.lists(turn("system", said), max_size=1))
+    for _ in range(draw(st.integers(1, rounds))):
+        chat.append(draw(turn("user", text)))
+        for _ in range(draw(st.integers(0, 2)) if tools else 0):
+            chat += [draw(calling), *draw(st.lists(result, min_size=1, max_size=2))]
+        chat.append(draw(turn("assistant", said)))
+    return [*chat[:-1], draw(calling)] if tools and draw(st.booleans()) else chat
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
+@settings(max_examples=100, deadline=None)
+@given(drawn=st.data())
+def test_a_chat_survives_every_format_that_can_hold_it(format, drawn):
+    chat = drawn.draw(chats(rounds=1 if format == "alpaca" else 3, tools=format in WITH_TOOLS))
+    row = from_messages(chat, format)
+    assert detect_format(row) == format
+    assert to_messages(row, format) == chat
+    assert to_messages(json.loads(json.dumps(row)), format) == chat
+
+
+@pytest.mark.parametrize(
+    ("format", "expected"),
+    [
+        ("alpaca", {"instruction": "Q", "input": "", "output": "A", "system": "S"}),
+        (
+            "sharegpt",
+            {
+                "conversations": [
+                    {"from": "system", "value": "S"},
+                    {"from": "human", "value": "Q"},
+                    {"from": "gpt", "value": "A"},
+                ]
+            },
+        ),
+        (
+            "chatml",
+            {
+                "text": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+            },
+        ),
+        ("messages", {"messages": [SYSTEM, *PAIR]}),
+        ("prompt-completion", {"prompt": [SYSTEM, PAIR[0]], "completion": PAIR[1:]}),
+    ],
+)
+def test_the_shape_of_each_format(format, expected):
+    assert from_messages([SYSTEM, *PAIR], format) == expected
+
+
+def test_sharegpt_writes_calls_as_function_call_turns():
+    """A turn that says something and calls becomes two, which reading joins again."""
+    row = from_messages(TOOL_CHAT, "sharegpt", tools=TOOLS)
+    assert [part["from"] for part in row["conversations"]] == [
+        "human",
+        "gpt",
+        "function_call",
+        "observation",
+        "observation",
+        "function_call",
+        "observation",
+        "gpt",
+    ]
+    assert json.loads(row["conversations"][5]["value"]) == ZURICH_CALL["function"]
+    assert json.loads(row["tools"]) == TOOLS
+    assert to_messages(row) == TOOL_CHAT
+
+
+@pytest.mark.parametrize("format", ["messages", "prompt-completion"])
+def test_openai_shapes_hold_calls_as_objects(format):
+    row = from_messages(TOOL_CHAT, format, tools=json.dumps(TOOLS))
+    assert row["tools"] == TOOLS
+    assert [*row.get("messages", row.get("prompt", []))][1]["tool_calls"][0] == ZURICH_CALL
+
+
+@pytest.mark.parametrize(
+    ("format", "messages", "tools", "problem"),
+    [
+        ("alpaca", [*PAIR, *PAIR], None, "has 4 turns; alpaca holds one question and one answer"),
+        ("alpaca", TOOL_CHAT, None, "name, tool_call_id, tool_calls, which alpaca cannot hold; .*fold_tools"),
+        ("alpaca", PAIR, TOOLS, "tools, which alpaca cannot hold"),
+        ("alpaca", [{**PAIR[0], "name": "Ann"}, PAIR[1]], None, "has name, which alpaca cannot hold$"),
+        ("chatml", TOOL_CHAT, None, "which chatml cannot hold; .*fold_tools"),
+        (
+            "chatml",
+            [{"role": "user", "content": "what is <|im_end|>?"}, PAIR[1]],
+            None,
+            r"<\|im_end\|> inside of a user turn",
+        ),
+        ("messages", PAIR[:1], None, "no answer"),
+        ("sharegpt", PAIR, "weather", "tools that are not JSON"),
+        ("csv", PAIR, None, "format='csv' is not one of alpaca, sharegpt"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused(format, messages, tools, problem):
+    with pytest.raises(DataError, match=problem):
+        from_messages(messages, format, tools=tools)
+
+
+WANTED = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+WITH_SYSTEM = [{"role": "system", "content": "S"}, *WANTED]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "expected"),
+    [
+        ("alpaca", {"instruction": "Q", "input": "", "output": "A"}, WANTED),
+        ("alpaca", {"instruction": "Q", "output": "A"}, WANTED),
+        ("alpaca", {"instruction": "Q", "input": None, "output": "A", "system": "S"}, WITH_SYSTEM),
+        (
+            "alpaca",
+            {"instruction": "Do", "input": "this", "output": "A"},
+            [{"role": "user", "content": "Do\n\nthis"}, WANTED[1]],
+        ),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}, WANTED),
+        (
+            "sharegpt",
+            {"system": "S", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+            WITH_SYSTEM,
+        ),
+        ("messages", {"messages": WITH_SYSTEM}, WITH_SYSTEM),
+        ("prompt-completion", {"prompt": "Q", "completion": "A"}, WANTED),
+        ("prompt-completion", {"prompt": WITH_SYSTEM[:2], "completion": WANTED[1:]}, WITH_SYSTEM),
+        (
+            "chatml",
+            {
+                "text": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+            },
+            WITH_SYSTEM,
+        ),
+    ],
+)
+def test_known_formats_are_told_by_their_columns(name, row, expected):
+    assert detect_format(row) == name
+    assert to_messages(row) == expected
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        ([], "no turns"),
+        (WANTED[:1], "no answer"),
+        (WANTED[1:], "starts with assistant"),
+        ([WANTED[0], WANTED[0], WANTED[1]], "user → user → assistant"),
+        ([*WANTED, WANTED[0]], "ends with a user turn"),
+        ([WANTED[0], WITH_SYSTEM[0], WANTED[1]], "system turn that is not the first"),
+        ([WANTED[0], {"role": "assistant", "content": "  "}], "empty answer"),
+        ([{"role": "wizard", "content": "x"}], "role 'wizard'"),
+        ([WANTED[0], {"role": "assistant", "content": 42}], "type int"),
+        ([WANTED[0], {"role": "assistant"}], "without role and content"),
+        ("text", "type str"),
+    ],
+)
+def test_each_bad_row_says_what_is_wrong_with_it(messages, problem):
+    with pytest.raises(DataError, match=problem):
+        to_messages({"messages": messages})

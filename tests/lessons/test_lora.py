@@ -92,3 +92,8 @@ def test_truncation_has_the_error_that_the_singular_values_promise():
     for r in (1, 4, 8):
         left = (lessons.truncated(update, r) - update).norm() / update.norm()
         assert float(left) == pytest.approx(errors[r], abs=1e-5)
+
+
+def test_alpha_moves_a_layer_and_the_step_grows_with_it():
+    """One step of Adam moves B by the learning rate whatever alpha is, so the layer moves by alpha / r."""
+    assert lessons.step_size(64, 16) == pytest.approx(2 * lessons.step_size(32, 16), rel=0.01)

@@ -96,3 +96,14 @@ def test_bits_of_the_bundled_model_in_nf4(double, bits):
     config = TrainConfig(backend="transformers", dtype="bf16", bnb_4bit_use_double_quant=double)
     loaded, _ = models.load(models.BUNDLED, config)
     assert lessons.stored(loaded).bits("4-bit (nf4)") == pytest.approx(bits, abs=0.001)
+
+
+def test_packed_weights_are_those_in_four_bits(model):
+    """A model in fp32 has none; a layer that is packed is found by its name."""
+    import bitsandbytes as bnb
+    import torch
+
+    assert lessons.packed_weights(model) == {}
+    layer = model.model.layers[0].mlp.up_proj
+    layer.weight = bnb.nn.Params4bit(torch.randn(64, 32), quant_type="nf4", requires_grad=False).to("cpu")
+    assert list(lessons.packed_weights(model)) == ["model.layers.0.mlp.up_proj.weight"]

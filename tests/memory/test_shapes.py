@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,9 @@ import pytest
 from ftkit import memory
 from ftkit.errors import ConfigError, ModelError
 from ftkit.memory import ModelShape
-from ftkit.memory.shapes import FAMILIES
 
-DATA = Path(__file__).parents[1] / "published"
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests/published"
 LLAMA = {
     "model_type": "llama",
     "hidden_size": 64,
@@ -30,7 +32,7 @@ def rows(name):
 
 @pytest.mark.parametrize("row", rows("model_shapes.csv"), ids=lambda row: row["model"])
 def test_parameters_are_the_published_ones(row):
-    """All 55 models; the one that differs in the table counts its tied head twice."""
+    """All models of the table; the one that differs in the table counts its tied head twice."""
     shape = memory.find(row["model"])
     assert int(row["params_computed"]) == shape.parameters
     if row["match"] == "True":
@@ -55,38 +57,67 @@ def test_dora_adds_one_magnitude_a_row_of_output():
     assert published == memory.find("meta-llama/Llama-3.2-3B").lora_parameters(32, ("q_proj", "v_proj"), use_dora=True)
 
 
-SETTINGS = {
-    "qwen3": {"head_dim": 8},
-    "gemma": {"head_dim": 8},
-    "gemma2": {"head_dim": 8},
-    "gemma3_text": {"head_dim": 8},
-}
+SMALLEST = (
+    "HuggingFaceTB/SmolLM2-135M",
+    "Qwen/Qwen2.5-1.5B-Instruct",
+    "unsloth/Qwen3-0.6B",
+    "mistralai/Mistral-7B-v0.1",
+    "google/gemma-2b",
+    "google/gemma-2-2b",
+    "ibm/PowerLM-3b",
+    "microsoft/Phi-3-mini-4k-instruct",
+    "microsoft/phi-1_5",
+    "stabilityai/stablelm-base-alpha-3b",
+)
 
 
-@pytest.mark.parametrize("kind", sorted(FAMILIES))
-def test_every_family_counts_as_transformers_builds_it(kind):
-    """A small model of each family, built without memory on torch's meta device; its own config is read."""
+@pytest.mark.parametrize("name", SMALLEST)
+def test_listed_numbers_are_those_of_a_model_that_transformers_builds(name, monkeypatch):
+    """The smallest listed one of each family, built without memory, as any model that is not listed is."""
+    import transformers  # noqa: F401  # or Unsloth would be imported first
+
+    listed = dict(json.loads((ROOT / "ftkit/samples/model_shapes.json").read_text())["models"][name])
+    counts = {key: listed.pop(key) for key in ("matrices", "other_parameters", "rms_norm")}
+    monkeypatch.setattr("ftkit.memory.shapes._by_widths", dict)
+    built = ModelShape.from_config(listed, name)
+    assert {matrix.name: [matrix.inputs, matrix.outputs] for matrix in built.matrices} == counts["matrices"]
+    assert (built.other_parameters, built.rms_norm) == (counts["other_parameters"], counts["rms_norm"])
+    assert built.feed_forwards == memory.find(name).feed_forwards
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "olmo2", "smollm3", "starcoder2"])
+def test_a_family_that_is_not_listed_is_counted_as_transformers_builds_it(kind):
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    heads = 4 if kind == "gpt_neox" else 2
-    config = CONFIG_MAPPING[kind](
-        vocab_size=120,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=heads,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        **SETTINGS.get(kind, {}),
-    )
+    facts = {key: value for key, value in LLAMA.items() if key != "model_type"}
+    config = CONFIG_MAPPING[kind](**facts, head_dim=16, pad_token_id=0)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     shape = ModelShape.from_config(config)
-    assert sum({id(p): p.numel() for p in model.parameters()}.values()) == shape.parameters
+    assert sum(p.numel() for p in model.parameters()) == shape.parameters
     linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     assert {matrix.name for matrix in shape.matrices} == linear - {"lm_head"}
+
+
+def test_a_listed_model_is_quick_and_its_tuned_copy_as_well():
+    """The panel asks on every move of a slider: no torch is loaded for a name, nor for a config with listed widths."""
+    script = (
+        "import sys; from ftkit import memory; shape = memory.find('Qwen/Qwen2.5-7B-Instruct'); "
+        "memory.estimate(shape); "
+        "tuned = memory.ModelShape.from_config({'model_type': 'qwen2', 'hidden_size': 3584, 'num_hidden_layers': 28, "
+        "'num_attention_heads': 28, 'num_key_value_heads': 4, 'intermediate_size': 18944, 'vocab_size': 152064, "
+        "'tie_word_embeddings': False}, 'mine'); sys.exit(tuned.matrices != shape.matrices or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_a_model_that_is_not_listed_is_built_once(monkeypatch):
+    import transformers
+
+    first = ModelShape.from_config(LLAMA | {"vocab_size": 101})
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_config", None)
+    assert ModelShape.from_config(LLAMA | {"vocab_size": 101}) == first
 
 
 @pytest.mark.parametrize("bias", ["attention_bias", "mlp_bias"])
@@ -132,7 +163,9 @@ def test_listed_models_come_smallest_first():
         ({"model_type": "deepseek_v3", "n_routed_experts": 256}, r"\(deepseek_v3\) is a mixture of experts"),
         ({"model_type": "gemma3", "vision_config": {"hidden_size": 1}}, r"\(gemma3\) also reads pictures or sound"),
         ({"model_type": "t5", "is_encoder_decoder": True}, r"\(t5\) is an encoder with a decoder"),
-        ({"model_type": "mamba"}, r"\(mamba\) is not described"),
+        ({"model_type": "mamba"}, r"\(mamba\) is not described: its matrices do not add up"),
+        ({"model_type": "helium", "head_dim": 8}, r"\(helium\) is not described: its matrices do not add up"),
+        ({"model_type": "invented"}, r"\(invented\) is not described: transformers builds no language model"),
         ({"model_type": "gpt_bigcode"}, r"\(gpt_bigcode\) is not described: its 4-bit runs"),
         ({"model_type": None}, r"\(no model_type\) is not described"),
     ],

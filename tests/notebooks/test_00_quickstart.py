@@ -78,7 +78,8 @@ def test_the_page_holds_the_figures(quickstart):
 
 
 SOLUTIONS = {
-    "effective_batch_size = ...": "effective_batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps",
+    "effective_batch_size = ...": "effective_batch_size = config.per_device_train_batch_size "
+    "* config.gradient_accumulation_steps",
     "epochs = ...": "epochs = max_steps * config.effective_batch_size / len(splits.train)",
     "products = ...": "products = 1",
 }

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ftkit.lessons import check, lora
+from ftkit import lessons
+from ftkit.lessons import check
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +92,7 @@ def test_exercises_know_right_from_wrong(book, capsys, answers, mark):
                 num_key_value_heads=8,
             )
         )
-    names = {"check": check, "lora": lora, "torch": torch, "llama": llama}
+    names = {"check": check, "lessons": lessons, "torch": torch, "llama": llama}
     sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
     exec(next(source for source in sources if "def lora_linear" in source).split("\n\n")[0], names)
     for blank, answer in answers.items():

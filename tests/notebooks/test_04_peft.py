@@ -1,11 +1,12 @@
-"""The PEFT recipe runs as it is written: counts agree, the base comes back bit for bit, and four bits swallow a merge."""
+"""The PEFT recipe runs as written: counts agree, the base comes back bit for bit, and four bits swallow a merge."""
 
 import json
 import re
 
 import pytest
 
-from ftkit.lessons import check, lora
+from ftkit import lessons
+from ftkit.lessons import check
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +115,7 @@ def test_exercises_know_right_from_wrong(book, capsys, answers, mark):
     from safetensors import safe_open
 
     with safe_open(book.run.require("adapter/adapter_model.safetensors"), "pt") as tensors:
-        names = {"check": check, "lora": lora, "keys": list(tensors.keys()), "llama_trainable": 41_943_040}
+        names = {"check": check, "lessons": lessons, "keys": list(tensors.keys()), "llama_trainable": 41_943_040}
     sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
     for blank, answer in answers.items():
         exec(next(source for source in sources if blank in source).replace(blank, answer), names)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ftkit import lessons
-from ftkit.lessons import backends, check
+from ftkit.lessons import check
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +97,7 @@ class Patched:
 @pytest.mark.parametrize(("answers", "mark"), [(SOLUTIONS, "✓"), (MISTAKES, "✗")])
 def test_exercises_know_right_from_wrong(book, capsys, answers, mark):
     """Each `...` of the notebook is replaced by an answer; every check must say what it is worth."""
-    names = {"check": check, "length": lessons.load_record("length"), "patches": backends, "FastLanguageModel": Patched}
+    names = {"check": check, "length": lessons.load_record("length"), "lessons": lessons, "FastLanguageModel": Patched}
     sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
     for blank, answer in answers.items():
         exec(next(source for source in sources if blank in source).replace(blank, answer), names)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from ftkit import cleaning, data
+from ftkit import cleaning, data, lessons
 from ftkit.cleaning.privacy import scan
-from ftkit.lessons import check, planted
+from ftkit.lessons import check
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +82,7 @@ SOLUTIONS = {
 def test_exercises_are_solved_by_the_hidden_solutions(book, capsys):
     """Each `...` of the notebook is replaced by its solution; every check must then say ✓."""
     report = cleaning.clean("messy", on_error="drop")
-    names = {"clean": cleaning, "planted": planted, "report": report, "check": check}
+    names = {"cleaning": cleaning, "lessons": lessons, "report": report, "check": check}
     sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
     for blank, solution in SOLUTIONS.items():
         exercise = next(source for source in sources if blank in source)

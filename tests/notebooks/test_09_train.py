@@ -1,4 +1,4 @@
-"""The training notebook ends with a healthy run, a killed run that equals it, and four broken runs that are told apart."""
+"""The training notebook ends with a healthy run, a killed run that equals it, and four broken runs told apart."""
 
 import pytest
 
@@ -75,7 +75,7 @@ def test_no_warning_reaches_the_reader(book):
 
 SOLUTIONS = {
     "updates = ...": "updates = config.save_steps",
-    "best_step = ...": "best_step = min(val, key=lambda pair: pair[1])[0]",
+    "best_step = ...": "best_step = min(val, key=val.get)",
     "    return ...": "    return any(later > 2 * before for before, later in zip(losses, losses[1:]))",
 }
 

@@ -114,11 +114,11 @@ def test_advice_names_the_value_and_its_usual_range():
 def test_it_shows_itself_in_a_terminal_and_on_a_page():
     found = diagnose(CURVES["flat"](40, 0))
     assert str(found).startswith("✗ Flat: training loss was")
-    assert "<b>Flat</b>" in found._repr_html_()
+    assert found._repr_html_().startswith("<p>✗ Flat: training loss was")
 
 
 def test_a_history_shows_its_reading():
-    assert "reading  Healthy" in str(CURVES["healthy"](40, 0))
+    assert str(CURVES["healthy"](40, 0)).splitlines()[-1].split() == ["reading", "Healthy"]
 
 
 def test_the_sample_run_is_healthy():
@@ -206,7 +206,7 @@ def test_a_loss_that_halved_is_not_flat():
 
 @pytest.mark.parametrize("kind", REAL)
 def test_real_curves_are_told_apart(kind):
-    """The bundled model on invoices: learning rate 0.01 with alpha 512, learning rate 1e-6, good settings, and answers of other questions."""
+    """The bundled model on invoices: learning rate 0.01 with alpha 512, 1e-6, a good one, and answers of other questions."""
     losses, val = REAL[kind]
     points = [HistoryPoint(step, loss) for step, loss in enumerate(losses, 1)] + [
         HistoryPoint(step, val_loss=loss) for step, loss in val.items()

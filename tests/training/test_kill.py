@@ -1,4 +1,4 @@
-"""`kill -9` at random moments of a real run: the same call goes on each time, and the end is that of a run left in peace.
+"""`kill -9` at random moments of a real run: the same call goes on each time, to the end of a run left in peace.
 
 Twenty moments and more with a model of two layers, and a few with the bundled model in 4-bit.
 """
@@ -25,18 +25,20 @@ KILLS = 20
 NURSERY = """
 import os, sys, traceback; sys.path.insert(0, {tests!r})
 import trl
-from toys import make_model
 from toys import make_model, make_tokenizer
-from ftkit import data, preflight
+from ftkit import data
 from ftkit.config import TrainConfig
 from ftkit.runs import Run
-from ftkit.train import train
+from ftkit.training import train
 rows = [{{"prompt": f"What is {{i}}?", "completion": f"It is {{i}}."}} for i in range(40)]
-config = TrainConfig(backend="transformers", load_in_4bit=False, dtype="fp32", gradient_checkpointing=False, optim="adamw_torch",
-                     max_steps={steps}, warmup_steps=0, learning_rate=1e-3, lora_r=4, eval_steps=25, save_steps=2, max_length=128,
-                     lora_dropout=0.1)
+config = TrainConfig(
+    backend="transformers", load_in_4bit=False, dtype="fp32", gradient_checkpointing=False, optim="adamw_torch",
+    max_steps={steps}, warmup_steps=0, learning_rate=1e-3, lora_r=4, eval_steps=25, save_steps=2, max_length=128,
+    lora_dropout=0.1,
+)
 parts = data.split(data.load_examples(rows))
-train(make_model(), make_tokenizer(), parts, config.replace(max_steps=1), Run.create("warm", {root!r}))  # what is loaded late is there then
+warm = Run.create("warm", {root!r})
+train(make_model(), make_tokenizer(), parts, config.replace(max_steps=1), warm)  # what is loaded late is there then
 for name in sys.stdin:
     if not (child := os.fork()):
         try:
@@ -53,10 +55,12 @@ BUNDLED = """
 from ftkit import data, hardware, models
 from ftkit.config import TrainConfig
 from ftkit.runs import Run
-from ftkit.train import train
-config = TrainConfig.for_hardware(hardware.detect(), max_steps={steps}, warmup_steps=0, learning_rate=1e-3, eval_steps=0, save_steps=1,
-                                  per_device_train_batch_size=1, gradient_accumulation_steps=1, max_eval_examples=1,
-                                  target_modules=("q_proj", "v_proj"))
+from ftkit.training import train
+config = TrainConfig.for_hardware(
+    hardware.detect(), max_steps={steps}, warmup_steps=0, learning_rate=1e-3, eval_steps=0, save_steps=1,
+    per_device_train_batch_size=1, gradient_accumulation_steps=1, max_eval_examples=1,
+    target_modules=("q_proj", "v_proj"),
+)
 parts = data.split(data.load_examples("invoices"))
 parts = data.Splits(parts.train.select(range(40)), parts.val.select(range(2)), parts.test)
 model, tokenizer = models.load(models.BUNDLED, config)
@@ -89,7 +93,7 @@ class Nursery:
 
 
 def train_bundled(root: Path, name: str, steps: int, *, kill_past: int | None = None, after_s: float = 0.0) -> int:
-    """The same with the bundled model, in an interpreter of its own; killed `after_s` seconds past the checkpoint of a step."""
+    """The same with the bundled model, in a new interpreter; killed `after_s` seconds past a step's checkpoint."""
     code = BUNDLED.format(root=str(root), name=name, steps=steps)
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.DEVNULL)
     while kill_past is not None and process.poll() is None:
@@ -102,7 +106,7 @@ def train_bundled(root: Path, name: str, steps: int, *, kill_past: int | None = 
 
 
 def look(run: Run) -> int:
-    """What a reader sees after a kill: every checkpoint is whole, their number is bounded. Gives back the newest one's step."""
+    """What a reader sees after a kill: whole checkpoints, few of them. Gives back the newest one's step."""
     found = training.all_in(run / "checkpoints")
     assert [place.name for place in found if training.problem(place)] == []
     assert len(found) <= 3  # two are kept; a kill may fall between the third's arrival and the first's removal
@@ -125,7 +129,7 @@ def compare(run: Run, whole: Run, steps: int) -> None:
 
 
 def test_twenty_kills_change_nothing(tmp_path):
-    """Dropout is on, so that the random state must come back as well; moments from the first check to the writing of a checkpoint."""
+    """Dropout is on, so that the random state must come back; moments from the first check to the last write."""
     steps, draw, reached = 300, random.Random(1), []
     nursery = Nursery(tmp_path, steps)
     try:

@@ -17,7 +17,7 @@ from ftkit.tuning.consequences import (
     Situation,
     StepTime,
     chart,
-    clock,
+    duration,
     thinned,
     ticks,
     updates_per_epoch,
@@ -231,4 +231,4 @@ def test_long_curves_are_thinned_to_both_ends():
 
 @pytest.mark.parametrize(("seconds", "text"), [(42, "42 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_durations_read_as_people_say_them(seconds, text):
-    assert clock(seconds) == text
+    assert duration(seconds) == text

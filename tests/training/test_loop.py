@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from toys import make_model
 from ftkit import chat, data, models, training
 from ftkit.errors import ConfigError, DataError, FtkitWarning, MissingExtra, PreflightError, StorageError
 from ftkit.runs import Run
-from ftkit.training import History, Recorder, length_batches, train
+from ftkit.training import History, train
 from ftkit.training.checkpoints import newest
 from ftkit.training.history import COLUMNS
 from ftkit.training.loop import locked
@@ -94,25 +95,11 @@ def test_accumulating_gradients_changes_nothing(tokenizer, rows, toy_config, tmp
     uneven = [*rows, {"messages": [rows[0]["messages"][0], {"role": "assistant", "content": "long " * 20}]}]
     losses = []
     for size, accumulated in ((4, 1), (2, 2)):
-        from toys import make_tokenizer
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        torch.manual_seed(0)
-        toy = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(make_tokenizer()),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-            )
-        )
         config = toy_config.replace(
             per_device_train_batch_size=size, gradient_accumulation_steps=accumulated, max_steps=3
         )
         parts = data.split(data.load_examples(uneven), val=0.2, test=0.2, seed=0)
-        losses.append(train(toy, tokenizer, parts, config, Run.create(f"{size}", tmp_path)).losses)
+        losses.append(train(make_model(), tokenizer, parts, config, Run.create(f"{size}", tmp_path)).losses)
     assert [loss for _, loss in losses[0]] == pytest.approx([loss for _, loss in losses[1]], rel=1e-3)
 
 
@@ -124,18 +111,22 @@ def test_history_file_has_the_promised_columns(model, tokenizer, splits, toy_con
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default::ftkit.errors.FtkitWarning")
 def test_rows_whose_answer_is_cut_away_are_numbered(model, tokenizer, rows, toy_config, run):
     long = {"messages": [{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y"}]}
     parts = data.Splits(*(data.load_examples(part) for part in ([rows[0], long, rows[1]], rows[2:3], rows[3:4])))
-    with pytest.warns(UserWarning, match=r"train rows 2 have no trained token.*max_length=256"):
+    with pytest.warns(FtkitWarning, match=r"1 of 3 train rows .*train row 2; .*max_length=256") as told:
         train(model, tokenizer, parts, toy_config.replace(max_steps=1), run)
+    assert len([warning for warning in told if warning.category is FtkitWarning]) == 1
 
 
-def test_a_run_that_would_train_nothing_is_refused(model, tokenizer, splits, toy_config, run):
-    with pytest.raises(DataError, match=r"All \d+ train rows have no trained token.*Raise max_length"):
-        train(model, tokenizer, splits, toy_config.replace(max_length=16), run)
-    assert not run.finished("train")
+@pytest.mark.parametrize(("preflight", "error"), [(True, PreflightError), (False, DataError)])
+def test_a_run_that_would_train_nothing_is_refused(model, tokenizer, splits, toy_config, run, preflight, error):
+    """With the check or without it: nothing trains in vain."""
+    said = "no-trained-tokens" if preflight else r"All \d+ train rows have no trained token.*Raise max_length"
+    with warnings.catch_warnings(), pytest.raises(error, match=said):
+        warnings.simplefilter("ignore", FtkitWarning)
+        train(model, tokenizer, splits, toy_config.replace(max_length=16), run, preflight=preflight)
+    assert list(run.path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -149,19 +140,17 @@ def test_training_again_starts_afresh(model, tokenizer, splits, toy_config, run)
 KILLED = """
 import sys; sys.path.insert(0, {tests!r})
 from toys import make_model, make_tokenizer
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 from ftkit import data
 from ftkit.config import TrainConfig
 from ftkit.runs import Run
-from ftkit.train import train
-tokenizer = make_tokenizer(); torch.manual_seed(0)
-model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                     num_attention_heads=4, num_key_value_heads=2))
+from ftkit.training import train
 rows = [{{"prompt": f"What is {{i}}?", "completion": f"It is {{i}}."}} for i in range(20)]
-config = TrainConfig(backend="transformers", load_in_4bit=False, dtype="fp32", gradient_checkpointing=False, optim="adamw_torch",
-                     max_steps={steps}, warmup_steps=0, learning_rate=1e-3, lora_r=4, eval_steps=0, save_steps=5, max_length=128)
-history = train(model, tokenizer, data.split(data.load_examples(rows)), config, Run.create("killed", {root!r}))
+config = TrainConfig(
+    backend="transformers", load_in_4bit=False, dtype="fp32", gradient_checkpointing=False, optim="adamw_torch",
+    max_steps={steps}, warmup_steps=0, learning_rate=1e-3, lora_r=4, eval_steps=0, save_steps=5, max_length=128,
+)
+parts = data.split(data.load_examples(rows))
+history = train(make_model(), make_tokenizer(), parts, config, Run.create("killed", {root!r}))
 print("STEPS", len(history.losses))
 """
 
@@ -232,7 +221,10 @@ def test_resume_false_starts_afresh(model, tokenizer, splits, toy_config, run):
 @pytest.mark.slow
 def test_a_full_disk_is_explained_and_leaves_no_half_adapter(tokenizer, tmp_path):
     """A file size limit of 40 kB lets the small files through and stops the checkpoint."""
-    script = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
+    script = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
+    )
     script += KILLED.format(tests=str(Path(__file__).parents[1]), root=str(tmp_path), steps=6)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "StorageError: Cannot write" in done.stderr, done.stderr[-2000:]
@@ -269,10 +261,10 @@ def test_a_finished_run_is_not_overwritten_by_mistake(model, tokenizer, splits, 
         train(adapted, tokenizer, splits, toy_config, run)
 
 
-@pytest.mark.filterwarnings("default::ftkit.errors.FtkitWarning")
 def test_rows_that_lose_part_of_their_answer_are_numbered(model, tokenizer, splits, toy_config, run):
+    """Someone who never called preflight hears it from `train`."""
     longest = max(len(chat.tokenize(m, tokenizer)["input_ids"]) for m in splits.train["messages"])
-    with pytest.warns(FtkitWarning, match=r"train rows .* answers lose \d+ tokens, the stop token too"):
+    with pytest.warns(FtkitWarning, match=r"cuts the answers of .*train rows? .* answer tokens are lost"):
         train(model, tokenizer, splits, toy_config.replace(max_length=longest - 4, max_steps=1), run)
 
 
@@ -280,17 +272,6 @@ def test_packing_is_refused_before_anything_is_touched(model, tokenizer, splits,
     with pytest.raises(ConfigError, match="packing"):
         train(model, tokenizer, splits, toy_config.replace(packing=True), run)
     assert list(run.path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("count", "size"), [(17, 4), (16, 4), (3, 8)])
-def test_length_batches_are_a_permutation_of_like_lengths(count, size):
-    """Each batch holds neighbours in length; only the last may be short; the seed alone decides the order."""
-    lengths = [(7 * i) % count for i in range(count)]
-    order = length_batches(lengths, size, seed=1)
-    assert sorted(order) == list(range(count))
-    assert order == length_batches(lengths, size, seed=1)
-    full = [order[i : i + size] for i in range(0, count - count % size, size)]
-    assert all(max(lengths[i] for i in b) - min(lengths[i] for i in b) < 2 * size for b in full)
 
 
 def weights(run):
@@ -424,6 +405,86 @@ def test_a_mirror_that_vanishes_does_not_stop_the_training(tokenizer, splits, to
     assert (history.steps, run.finished("train")) == (4, True)
 
 
+HOLDER = """
+import sys, time
+from pathlib import Path
+from ftkit.training.loop import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_process_is_refused(holder, tmp_path):
+    with pytest.raises(StorageError, match="in use: another process is training there"), locked(tmp_path):
+        pass
+
+
+def test_a_lock_dies_with_its_process(holder, tmp_path):
+    """`kill -9` leaves no stale lock."""
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with locked(tmp_path):
+        pass
+
+
+def test_the_folder_is_free_again_after_an_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), locked(tmp_path):
+        raise ZeroDivisionError
+    with locked(tmp_path):
+        pass
+
+
+def test_a_second_thread_is_refused(tmp_path):
+    caught = []
+
+    def enter():
+        try:
+            with locked(tmp_path):
+                pass
+        except StorageError as error:
+            caught.append(error)
+
+    with locked(tmp_path):
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+    assert len(caught) == 1
+
+
+def test_a_file_system_without_locks_is_served_from_elsewhere(tmp_path, monkeypatch):
+    """Some mounted drives refuse flock; filelock then raises NotImplementedError."""
+    import filelock
+
+    acquire = filelock.FileLock.acquire
+
+    def refuse(self, *arguments, **settings):
+        if self.lock_file.startswith(str(tmp_path)):
+            raise NotImplementedError("FileSystem does not appear to support flock")
+        return acquire(self, *arguments, **settings)
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with locked(tmp_path), pytest.raises(StorageError, match="in use"), locked(tmp_path):
+        pass
+
+
+def test_only_the_first_of_several_launched_processes_takes_it(holder, tmp_path, monkeypatch):
+    """Under torchrun all processes train in one folder."""
+    monkeypatch.setenv("RANK", "1")
+    with locked(tmp_path):
+        pass
+
+
 def test_a_second_training_in_one_folder_is_refused(model, tokenizer, splits, toy_config, run):
     with locked(run.path), pytest.raises(StorageError, match="in use"):
         train(model, tokenizer, splits, toy_config, run)
@@ -445,7 +506,7 @@ def test_without_the_check_training_goes_on_and_says_in_spite_of_what(model, tok
 
 
 def test_a_reporter_that_is_not_installed_is_named(model, tokenizer, splits, toy_config, run):
-    with pytest.raises(MissingExtra, match="pip install wandb"):
+    with pytest.raises(MissingExtra, match="pip install wandb, or set report_to='none'"):
         train(model, tokenizer, splits, toy_config.replace(report_to="wandb"), run)
 
 
@@ -478,25 +539,6 @@ def test_trackio_gets_the_curve(tokenizer, tmp_path):
 
     found = list((tmp_path / "trackio").glob("ftkit*.db"))
     assert [row[0] for row in sqlite3.connect(found[0]).execute("select distinct run_name from metrics")] == ["killed"]
-
-
-def test_updates_that_the_scaler_skips_are_not_counted(toy_config, run):
-    """A real scaler on a real parameter: an infinite gradient leaves the weights as they are."""
-    from accelerate.optimizer import AcceleratedOptimizer
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState()
-    weight = torch.nn.Parameter(torch.ones(2))
-    optimizer = AcceleratedOptimizer(torch.optim.SGD([weight], lr=0.1), scaler=torch.amp.GradScaler("cpu"))
-    optimizer.gradient_state._set_sync_gradients(True)  # shared in a process: an earlier training may have left it off
-    recorder = Recorder(run, toy_config, {}, watch=lambda points, total: None)
-    callback = recorder.callback()
-    for gradient in (float("inf"), 1.0, float("inf"), 1.0):
-        optimizer.scaler.scale(weight.sum() * gradient).backward()
-        optimizer.step()
-        callback.on_optimizer_step(None, None, None, optimizer=optimizer)
-        optimizer.zero_grad()
-    assert recorder.applied == 2
 
 
 def test_a_loss_that_is_no_number_is_shown_as_it_is(model, tokenizer, splits, toy_config, run):
@@ -550,7 +592,7 @@ def test_the_command_line_stops_on_sigint_and_goes_on(command, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "reading" in done.stdout
     assert [step for step, _ in History.load(history).losses] == list(range(1, 41))
-    assert "○ " in done.stdout  # what preflight warns of stands before the training
+    assert "○ " in done.stdout + done.stderr  # what preflight warns of stands before the training
     again = subprocess.run(command, capture_output=True, text=True)
     assert (again.returncode, "--fresh" in again.stderr) == (1, True)
     assert subprocess.run([*command, "--fresh"], capture_output=True, text=True).returncode == 0
@@ -579,11 +621,9 @@ def small_disk(tmp_path):
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_costs_nothing_but_the_steps_since_the_last_checkpoint(small_disk, tmp_path):
-    """The error says what to do; with room made, the same call goes on to the end of a run that never saw a full disk."""
+    """The error says what to do; with room made, the same call goes on to the end of a run that never saw one."""
     script = KILLED.format(tests=str(Path(__file__).parents[1]), root=str(small_disk), steps=16)
-    script = script.replace(
-        "Run.create(", "preflight=False, run=Run.create("
-    )  # the check would see that the disk is too small
+    script = script.replace("Run.create(", "preflight=False, run=Run.create(")  # the check would see the small disk
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "StorageError: Cannot write" in done.stderr, done.stderr[-2000:]
     assert "Free some" in done.stderr

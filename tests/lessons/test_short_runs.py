@@ -27,6 +27,11 @@ def test_tokens_mask_the_prompt(rows, tokenizer):
     assert row["labels"][0] == chat.IGNORED
 
 
+def test_trained_tokens_are_those_with_a_label_but_for_the_first():
+    rows = [{"input_ids": [5, 6, 7], "labels": [5, chat.IGNORED, 7]}, {"input_ids": [8, 9], "labels": [8, 9]}]
+    assert lessons.trained_tokens(rows) == 2
+
+
 def test_fit_learns_and_returns_the_loss_before_each_update(adapted, token_rows):
     losses = lessons.fit(adapted, token_rows, steps=6, learning_rate=1e-2)
     assert len(losses) == 6
@@ -62,14 +67,38 @@ def test_rows_come_in_the_same_order_and_round_again(adapted, token_rows, monkey
 
 
 def test_a_layer_is_trained_in_full_and_frozen_again(model, token_rows):
-    """Everything else stays as it was."""
-    model.requires_grad_(False)
+    """Everything else stays as it was, without being asked to."""
     layer, other = model.model.layers[0].mlp.up_proj, model.model.layers[1].mlp.up_proj
     before, untouched = layer.weight.clone(), other.weight.clone()
     lessons.fit(model, token_rows, steps=1, learning_rate=1e-2, full=layer)
     assert not before.equal(layer.weight)
     assert untouched.equal(other.weight)
-    assert not layer.weight.requires_grad
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.parametrize("longest", [256, 1])
+def test_fit_suits_the_attention_to_short_rows_and_takes_it_back(adapted, token_rows, monkeypatch, longest):
+    """A lesson need not mind: on a CPU plain attention is faster for short rows, and longer ones keep the fused."""
+    before, seen = adapted.config._attn_implementation, []
+    loss = short_runs.answer_loss
+    monkeypatch.setattr("ftkit.models.loading._PLAIN_ATTENTION_TOKENS", longest)
+    monkeypatch.setattr(
+        short_runs,
+        "answer_loss",
+        lambda model, picked: seen.append(model.config._attn_implementation) or loss(model, picked),
+    )
+    lessons.fit(adapted, token_rows, steps=1, learning_rate=1e-3)
+    assert seen == ["eager" if longest == 256 else before]
+    assert adapted.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("measure", [lessons.mean_loss, lessons.row_losses])
+def test_measuring_leaves_four_bits_trainable(model, token_rows, measure):
+    """Left alone, bitsandbytes repacks them for inference at the first look."""
+    layer = model.model.layers[0].mlp.up_proj
+    layer.support_avx512bf16_for_cpu = True
+    measure(model, token_rows[:1])
+    assert layer.support_avx512bf16_for_cpu is False
 
 
 def test_compare_leaves_the_base_as_it_was(model, token_rows):
@@ -108,7 +137,7 @@ def test_variants_show_the_base_and_each(model, token_rows):
     table = lessons.compare_variants(
         model, {"q <1>": {"r": 2, "target_modules": ["q_proj"]}}, token_rows, token_rows, steps=1, learning_rate=1e-3
     )[1]
-    assert str(table).splitlines()[0].startswith("base model")
+    assert str(table).splitlines()[1].startswith("base model")
     assert "q &lt;1&gt;" in table._repr_html_()
     assert table.facts()[0]["name"] == "q <1>"
 
@@ -120,7 +149,7 @@ def test_an_unknown_variant_is_named(model):
 
 def test_mean_loss_weighs_tokens_and_row_losses_rows(model, token_rows):
     """A long answer counts more in the mean over tokens."""
-    counts = [sum(label != chat.IGNORED for label in row["labels"][1:]) for row in token_rows]
+    counts = [lessons.trained_tokens([row]) for row in token_rows]
     per_row = lessons.row_losses(model, token_rows)
     wanted = sum(n * loss for n, loss in zip(counts, per_row, strict=True)) / sum(counts)
     assert lessons.mean_loss(model, token_rows) == pytest.approx(wanted, rel=1e-6)

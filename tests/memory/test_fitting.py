@@ -1,10 +1,10 @@
-"""Will it fit: cards, what to change first, and the figures."""
+"""Will it fit: cards, and what to change first."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftkit import figures, lessons, memory
+from ftkit import memory
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError
 
@@ -142,32 +142,3 @@ def test_reports_show_themselves():
     for report in (memory.fits(estimate), memory.savings(LARGE, DEAR)):
         assert "GiB" in str(report)
         assert report._repr_html_().startswith("<table>")
-
-
-def test_bars_are_as_long_as_the_estimate():
-    runs = {"QLoRA": memory.estimate(LARGE), "LoRA": memory.estimate(LARGE, DEAR)}
-    ax = memory.plot_parts(runs, gpus=[memory.gpu("T4")], room_gib=20.0, ax=figures.blank_axes())
-    ends = {round(bar.get_y() + bar.get_height() / 2): 0.0 for bar in ax.patches}
-    for bar in ax.patches:
-        ends[round(bar.get_y() + bar.get_height() / 2)] += bar.get_width()
-    assert sorted(ends.values()) == pytest.approx(sorted(run.likely_gib for run in runs.values()))
-    assert {text.get_text() for text in ax.texts} == {"T4", "this machine"}
-    assert "GiB" in ax.get_xlabel()
-
-
-def test_lines_over_length_rise():
-    ax = memory.plot_over_length(LARGE, {"QLoRA": TrainConfig()}, gpus=[memory.gpu("T4")], ax=figures.blank_axes())
-    values = list(ax.get_lines()[0].get_ydata())
-    assert values == sorted(values)
-    assert "tokens" in ax.get_xlabel()
-
-
-def test_the_scatter_shows_every_point():
-    points = lessons.measurements()[0]
-    ax = lessons.plot_against_measured(points, ax=figures.blank_axes())
-    drawn = sum(
-        len(collection.get_offsets())
-        for collection in ax.collections
-        if len(collection.get_offsets()) > 1 or collection.get_label().endswith("runs")
-    )
-    assert drawn == len(points)

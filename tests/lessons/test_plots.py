@@ -1,16 +1,16 @@
-"""Figures of the lessons: units on the axes, every line told apart without colour, numbers that agree with their input."""
+"""Figures of the lessons: units on the axes, lines told apart without colour, numbers that agree with their input."""
 
 import pytest
 
 from ftkit import lessons
 from ftkit.figures import blank_axes
-from ftkit.lessons.backends import Measured, SideBySide
+from ftkit.lessons.backends import BackendRun, SideBySide
 
 LAYERS = [lessons.Target("q", 64, 64), lessons.Target("v", 64, 32)]
 
 
 def measured(name, tokens_per_s=100.0, peak_gib=2.0, losses=(2.0, 1.0)):
-    return Measured(name, "a machine", "2026-01-01", losses, tokens_per_s, peak_gib, 10.0, 0, {})
+    return BackendRun(name, "a machine", "2026-01-01", losses, tokens_per_s, peak_gib, 0, {})
 
 
 @pytest.fixture(autouse=True)

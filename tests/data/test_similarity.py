@@ -1,18 +1,16 @@
-"""Shingles, exact and MinHash search for near-duplicates, SimHash."""
+"""Exact and MinHash search for near-duplicates, SimHash."""
 
 import itertools
 import random
-import subprocess
 import sys
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import altered, random_text
 
 from ftkit import data
-from ftkit.data.shingles import _word_hashes, flat_shingles
+from ftkit.data.shingles import flat_shingles
 from ftkit.data.similarity import signatures
 from ftkit.errors import ConfigError, MissingExtra
 
@@ -32,65 +30,6 @@ def true_pairs(texts: list[str], threshold: float) -> set[tuple[int, int]]:
     return found
 
 
-@given(st.lists(st.text(max_size=60), min_size=1, max_size=6))
-@settings(max_examples=200, deadline=None)
-def test_hashes_follow_the_words_of_any_text(texts):
-    """Cutting all texts at once gives as many words a text as `words` does, and equal words equal hashes."""
-    hashes, sizes = _word_hashes(texts)
-    words = [data.words(text) for text in texts]
-    assert [len(part) for part in words] == sizes.tolist()
-    known: dict[str, int] = {}
-    for word, value in zip(itertools.chain(*words), hashes.tolist(), strict=True):
-        assert known.setdefault(word, value) == value
-    assert len(set(known.values())) == len(known)
-
-
-@given(st.lists(st.text(max_size=60), min_size=1, max_size=5))
-@settings(max_examples=100, deadline=None)
-def test_a_text_has_the_same_shingles_alone_and_in_company(texts):
-    flat, offsets = flat_shingles(texts)
-    for i, text in enumerate(texts):
-        assert np.unique(flat[offsets[i] : offsets[i + 1]]).tolist() == data.word_shingles(text).tolist()
-
-
-def test_case_spaces_punctuation_and_unicode_form_do_not_count():
-    plain = data.word_shingles("the café is open today, isn't it")
-    assert data.word_shingles("The  CAFE\u0301 is\u200b open TODAY isn't it!").tolist() == plain.tolist()
-
-
-def test_scripts_without_spaces_are_cut_into_characters():
-    assert data.words("今天天气ok很好") == ["今", "天", "天", "气", "ok", "很", "好"]
-
-
-def test_short_texts_are_one_shingle_and_empty_ones_none():
-    assert [len(data.word_shingles(t)) for t in ("", " \n!", "one", "one two three four", "a b c d e f")] == [
-        0,
-        0,
-        1,
-        1,
-        2,
-    ]
-    assert data.jaccard(data.word_shingles(""), data.word_shingles("")) == 0.0
-
-
-def test_jaccard_counts_shared_shingles():
-    """Ten words make six 5-grams; a new last word replaces one of them: 5 of 7 are shared."""
-    text = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]
-    a, b = data.word_shingles(" ".join(text)), data.word_shingles(" ".join([*text[:-1], "z"]))
-    assert data.jaccard(a, b) == pytest.approx(5 / 7)
-
-
-def test_hashes_are_the_same_in_every_process():
-    code = "from ftkit import data; print(data.word_shingles('one two three four five six').tolist())"
-    printed = [
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": s}, check=True
-        ).stdout
-        for s in ("1", "2")
-    ]
-    assert printed[0] == printed[1] == f"{data.word_shingles('one two three four five six').tolist()}\n"
-
-
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 0.95, 1.0])
 def test_exact_search_finds_the_clusters_of_brute_force(threshold):
     texts = [*planted(1, 60, 40, changes=(0, 6)), "", "", "short one", "short one"]
@@ -108,12 +47,11 @@ def test_exact_search_agrees_with_brute_force_on_boilerplate(texts, threshold):
     assert data.near_pairs(texts, threshold, method="exact").clusters() == wanted
 
 
-@pytest.mark.parametrize("method", ["minhash", "datasketch"])
-def test_minhash_finds_nearly_all_and_nothing_false(method):
+def test_minhash_finds_nearly_all_and_nothing_false():
     """Every reported pair reaches the threshold; at Jaccard 0.8 and above at least 98 % are found."""
     texts = planted(2, 400, 300, changes=(1, 2))
     truth = true_pairs(texts, 0.8)
-    found = {(p.first, p.second) for p in data.near_pairs(texts, 0.8, method=method).pairs}
+    found = data.near_pairs(texts, 0.8, method="minhash").rows
     assert found <= truth
     assert len(found) >= 0.98 * len(truth) > 150
 
@@ -133,8 +71,7 @@ def test_across_meets_every_text_of_a_large_bucket():
     draw = random.Random(12)
     end = random_text(draw, 20)
     train = [f"{random_text(draw, 60)} {end}" for _ in range(66)]
-    pairs = data.near_pairs([*train, altered(train[-1], draw, 1)], 0.8, across=66).pairs
-    assert [(p.first, p.second) for p in pairs] == [(65, 66)]
+    assert data.near_pairs([*train, altered(train[-1], draw, 1)], 0.8, across=66).rows == {(65, 66)}
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.6, 0.7])
@@ -142,7 +79,7 @@ def test_minhash_bands_follow_the_threshold(threshold):
     """Below 0.8 the bands are wider, so that at least nine in ten pairs are found."""
     texts = planted(13, 300, 250, changes=(1, 5))
     truth = true_pairs(texts, threshold)
-    found = {(p.first, p.second) for p in data.near_pairs(texts, threshold, method="minhash").pairs}
+    found = data.near_pairs(texts, threshold, method="minhash").rows
     assert found <= truth and len(found) >= 0.9 * len(truth) > 80
 
 
@@ -152,6 +89,18 @@ def test_across_compares_only_the_two_parts_and_lists_every_pair():
     pairs = data.near_pairs(both, 0.8, across=30).pairs
     assert {(p.first, p.second) for p in pairs} == {(0, 30), *((i, 31 + i) for i in range(20))}
     assert all(p.first < 30 <= p.second for p in pairs)
+
+
+@pytest.mark.parametrize("method", ["exact", "minhash"])
+def test_apart_is_two_searches_in_one(method):
+    """Texts on two sides are never compared, not even to learn that a third one resembles both."""
+    one, two = planted(4, 40, 30, changes=(0, 4)), planted(4, 50, 20, changes=(0, 4))
+    both = data.near_pairs([*one, *two], method=method, apart=len(one)).pairs
+    first, second = (data.near_pairs(texts, method=method).clusters() for texts in (one, two))
+    links = [(p.first, p.second) for p in both]
+    assert data.join(len(one), [p for p in links if p[0] < len(one)]) == first
+    assert data.join(len(two), [(a - len(one), b - len(one)) for a, b in links if a >= len(one)]) == second
+    assert all((a < len(one)) == (b < len(one)) for a, b in links)
 
 
 @pytest.mark.slow
@@ -177,17 +126,10 @@ def test_wrong_settings_are_refused(arguments, message):
         data.near_pairs(["a"], **arguments)
 
 
-def test_without_either_library_the_message_names_the_cure(monkeypatch):
+def test_without_rensa_the_message_names_the_cure(monkeypatch):
     monkeypatch.setitem(sys.modules, "rensa", None)
-    monkeypatch.setitem(sys.modules, "datasketch", None)
     with pytest.raises(MissingExtra, match="pip install rensa"):
         data.near_pairs(["a b"], method="minhash")
-
-
-def test_datasketch_steps_in_for_rensa(monkeypatch):
-    monkeypatch.setitem(sys.modules, "rensa", None)
-    texts = planted(5, 50, 50, changes=(1, 1))
-    assert len(data.near_pairs(texts, method="minhash").pairs) == 50
 
 
 def test_an_empty_list_has_no_pairs():
@@ -204,8 +146,8 @@ def test_simhash_finds_fewer_of_the_same_pairs():
     """The lesson of notebook 07: at 3 bits SimHash misses most pairs that MinHash finds."""
     texts = planted(6, 300, 200)
     truth = true_pairs(texts, 0.8)
-    simple = {(p.first, p.second) for p in data.close_pairs(texts).pairs}
-    sketched = {(p.first, p.second) for p in data.near_pairs(texts, method="minhash").pairs}
+    simple = data.close_pairs(texts).rows
+    sketched = data.near_pairs(texts, method="minhash").rows
     assert len(simple & truth) < 0.5 * len(sketched & truth)
 
 
@@ -223,4 +165,4 @@ def test_simhash_close_pairs_agree_with_brute_force():
     wanted = {
         (i, j) for i, j in itertools.combinations(range(len(texts)), 2) if data.distance(prints[i], prints[j]) <= 3
     }
-    assert {(p.first, p.second) for p in data.close_pairs(texts).pairs} == wanted
+    assert data.close_pairs(texts).rows == wanted

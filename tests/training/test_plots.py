@@ -1,7 +1,30 @@
-"""Each run gets a panel with both of its curves and the units."""
+"""A loss figure has units, several runs can be told apart, and a bar stands in where there is no page."""
 
 from ftkit import figures, training
 from ftkit.training import History, HistoryPoint
+from ftkit.training.plots import live_loss
+
+CURVE = [
+    HistoryPoint(i, loss=2.0 / i, learning_rate=1e-4, tokens=100 * i, seconds=2.0 * i, memory_gib=1.0)
+    for i in range(1, 11)
+]
+CURVE.append(HistoryPoint(10, val_loss=0.3, seconds=21.0, memory_gib=1.5))
+
+
+def test_loss_figure_has_units_and_both_curves():
+    ax = training.plot_loss(History.of(CURVE), ax=figures.blank_axes())
+    assert "nats" in ax.get_ylabel()
+    assert [line.get_label() for line in ax.get_lines()] == ["training, each step", "training, smoothed", "validation"]
+
+
+def test_live_figure_falls_back_to_a_bar_outside_a_notebook(capsys):
+    live = live_loss()
+    live.start(10)
+    for i in range(1, 11):
+        live.update(CURVE[:i], 10)
+    live.finish(CURVE, 10)
+    live.close()
+    assert "10/10" in capsys.readouterr().err
 
 
 def test_each_run_has_a_panel_with_its_curves():

@@ -1,0 +1,13 @@
+"""Figures are written whole, and curves are smoothed without a false start."""
+
+import pytest
+
+from ftkit import figures
+
+
+def test_save_writes_a_whole_png(tmp_path):
+    assert figures.save(figures.blank_axes(), tmp_path / "figures/x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_smoothing_starts_at_the_first_value_and_keeps_a_constant():
+    assert figures.smooth([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])

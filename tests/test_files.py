@@ -1,0 +1,80 @@
+"""Files appear whole or not at all."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from ftkit import files
+from ftkit.errors import StorageError
+
+
+def test_full_disk_leaves_the_old_file_and_no_other(tmp_path):
+    """A write that the system refuses half-way (here: a file size limit) changes nothing on disk."""
+    script = textwrap.dedent(f"""
+        import resource, signal
+        from ftkit import files
+        from ftkit.errors import StorageError
+        files.write_text({str(tmp_path / "a.txt")!r}, "old")
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            files.write_text({str(tmp_path / "a.txt")!r}, "x" * 100_000)
+        except StorageError as error:
+            print("StorageError", error)
+    """)
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert out.startswith("StorageError")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_no_space_left_is_explained(tmp_path):
+    """/dev/full is the kernel's own full disk: every write there fails with ENOSPC."""
+    with (
+        pytest.raises(StorageError, match="disk is full"),
+        files.disk_errors_explained(tmp_path),
+        open("/dev/full", "w") as file,
+    ):
+        file.write("x")
+        file.flush()
+
+
+def test_a_folder_that_fails_half_way_never_shows(tmp_path):
+    with pytest.raises(ZeroDivisionError), files.folder(tmp_path / "adapter") as working:
+        (working / "half").write_text("x")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    for name in ("one", "two"):
+        with files.folder(tmp_path / "adapter") as working:
+            (working / name).write_text("x")
+    assert [p.name for p in (tmp_path / "adapter").iterdir()] == ["two"]
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_sweep_removes_what_a_killed_write_left_and_nothing_else(tmp_path):
+    for name in (".adapter.x1", ".history.csv.x2", ".other.x3", "adapter"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".history.csv.x4").touch()
+    files.remove_leftovers(tmp_path, ("adapter", "history.csv"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.x3", "adapter"]
+
+
+def test_weights_that_do_not_fit_are_a_storage_error_and_leave_nothing(tmp_path):
+    """The library raises a class of its own when the system refuses a file of that size."""
+    script = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "import numpy, sys, pathlib; from safetensors.numpy import save_file; from ftkit import files; from ftkit.errors import StorageError\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "try:\n"
+        "    with files.weight_errors_explained(path), files.folder(path) as working:\n"
+        "        save_file({'a': numpy.zeros(100_000)}, working / 'x.safetensors')\n"
+        "except StorageError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "adapter")], capture_output=True, text=True)
+    assert "the disk is full or refuses a file of this size" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []

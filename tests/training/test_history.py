@@ -1,0 +1,85 @@
+"""The record of a run: what is written is what is read."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftkit.errors import DataError, MissingArtifact
+from ftkit.training import History, HistoryPoint, read_points
+from ftkit.training.history import COLUMNS, as_line, write_points
+
+CURVE = [
+    HistoryPoint(i, loss=2.0 / i, learning_rate=1e-4, tokens=100 * i, seconds=2.0 * i, memory_gib=1.0)
+    for i in range(1, 11)
+]
+CURVE.append(HistoryPoint(10, val_loss=0.3, seconds=21.0, memory_gib=1.5))
+
+
+def test_history_sums_up_its_points():
+    history = History.of(CURVE)
+    assert (history.steps, history.seconds, history.tokens, history.peak_memory_gib) == (10, 21.0, 1000, 1.5)
+    assert history.tokens_per_s == pytest.approx(1000 / 21)
+    assert history.val_losses == [(10, 0.3)]
+
+
+number = st.one_of(st.none(), st.floats(1e-5, 1e5).map(lambda x: float(f"{x:.6g}")))
+
+
+@given(
+    st.lists(
+        st.builds(
+            HistoryPoint,
+            step=st.integers(0, 10**6),
+            loss=number,
+            val_loss=number,
+            tokens=st.one_of(st.none(), st.integers(0, 10**9)),
+        )
+    )
+)
+def test_written_points_read_back_equal(tmp_path_factory, points):
+    path = tmp_path_factory.mktemp("history") / "h.csv"
+    write_points(path, points)
+    assert read_points(path) == points
+
+
+def test_a_line_cut_by_a_kill_is_left_out(tmp_path):
+    path = tmp_path / "h.csv"
+    write_points(path, CURVE[:2])
+    with path.open("a") as file:
+        file.write(as_line(CURVE[2])[:-3])
+    assert len(read_points(path)) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a,b\n",
+        ",".join(HistoryPoint.__dataclass_fields__) + "\n1,x,,,,,,\n",
+        ",".join(HistoryPoint.__dataclass_fields__) + "\n1,2\n",
+    ],
+)
+def test_what_is_no_history_names_the_line(tmp_path, text):
+    path = tmp_path / "h.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"line [12]"):
+        History.load(path)
+
+
+def test_missing_history(tmp_path):
+    with pytest.raises(MissingArtifact, match=r"training\.train"):
+        History.load(tmp_path / "none.csv")
+
+
+def test_a_history_from_before_updates_were_counted_is_read(tmp_path):
+    (tmp_path / "h.csv").write_text(
+        "step,loss,val_loss,learning_rate,grad_norm,tokens,seconds,memory_gib\n1,2.5,,0,1,9,1,1\n"
+    )
+    history = History.load(tmp_path / "h.csv")
+    assert (history.losses, history.applied_updates) == ([(1, 2.5)], None)
+
+
+def test_columns_that_are_not_known_are_refused(tmp_path):
+    (tmp_path / "h.csv").write_text(",".join([*COLUMNS, "more"]) + "\n")
+    with pytest.raises(DataError, match="line 1: wanted the columns"):
+        History.load(tmp_path / "h.csv")
