@@ -2,9 +2,10 @@
 
     python benchmarks/dedup.py [--rows 20000 200000] [--datasketch 20000] [--words 300]
 
-A tenth of the rows are twins: a copy of another row with so many words replaced that the pair's exact Jaccard similarity
-of word 5-grams lies between 0.6 and 1. Recall counts planted pairs of 0.8 or more that end in one cluster; precision counts
-reported pairs that reach 0.8. Each measurement has a process of its own, so that its peak memory is its own.
+A tenth of the rows are twins: a copy of another row with so many words replaced that the pair's exact Jaccard
+similarity of word 5-grams lies between 0.6 and 1. Recall counts planted pairs of 0.8 or more that end in one cluster;
+precision counts reported pairs that reach 0.8. Each measurement has a process of its own, so that its peak memory is
+its own.
 """
 
 import argparse
@@ -117,11 +118,13 @@ def main() -> None:
         for name in names:
             size = ["--rows", str(rows), "--words", str(options.words)]
             command = [sys.executable, str(Path(__file__)), "--one", name, *size]
-            r = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            r = json.loads(printed.splitlines()[-1])
             took[name] = r["seconds"]
+            times = took[name] / took["ftkit minhash"]
             print(
-                f"{name:>17}  {rows:>7}  {r['seconds']:>8.1f}  {r['peak']:>8.2f}  {r['texts']:>9.2f}  {r['planted']:>12}  "
-                f"{r['recall']:>9.4f}  {r['precision']:>9.4f}   {took[name] / took['ftkit minhash']:.1f} times",
+                f"{name:>17}  {rows:>7}  {r['seconds']:>8.1f}  {r['peak']:>8.2f}  {r['texts']:>9.2f}  "
+                f"{r['planted']:>12}  {r['recall']:>9.4f}  {r['precision']:>9.4f}   {times:.1f} times",
                 flush=True,
             )
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from ftkit import data, hardware, memory, models, runs
 from ftkit.chat import tokenize
 from ftkit.config import TrainConfig
-from ftkit.memory import _listed
 from ftkit.training import train
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -47,9 +46,16 @@ def write_model(shape: str, folder: Path) -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(models.bundled_folder())
-    facts = {key: value for key, value in _listed()[shape].items() if key != "model_type"}
+    found = memory.find(shape)
     config = LlamaConfig(
-        **facts,
+        hidden_size=found.hidden_size,
+        num_hidden_layers=found.num_layers,
+        num_attention_heads=found.num_attention_heads,
+        num_key_value_heads=found.num_key_value_heads,
+        head_dim=found.head_dim,
+        intermediate_size=found.intermediate_size,
+        vocab_size=found.vocab_size,
+        tie_word_embeddings=found.tie_word_embeddings,
         max_position_embeddings=8192,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

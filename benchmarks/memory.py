@@ -7,6 +7,7 @@ Each point is estimated with constants that were fitted without its model. `--po
 """
 
 import argparse
+import csv
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,48 @@ from statistics import mean, median
 
 from memory_fit import POINTS
 
-from ftkit import files, lessons
-from ftkit.lessons import COLUMNS, Measurement, _rows, held_out, likely, measurements
-from ftkit.memory import Constants, estimate_setup
+from ftkit import files
+from ftkit.hardware import GIB
+from ftkit.lessons import COLUMNS, Measurement, held_out, measurements
+from ftkit.memory import estimate_setup
 
-PACKAGED = Path(__file__).parents[1] / "ftkit/samples/memory_points.json"
+SAMPLES = Path(__file__).parents[1] / "ftkit/samples"
+PACKAGED = SAMPLES / "memory_points.json"
+OFTEN_REPEATED = json.loads((SAMPLES / "often_repeated.json").read_text())["hardware"]
+
+# https://github.com/hiyouga/LLaMA-Factory, README, hardware requirement (estimated).
+# Billions, from and to: GB for full fine-tuning in pure bf16, LoRA, 4-bit QLoRA.
+FACTORY = (
+    (4.5, 10.5, {"full": 60, "lora": 16, "qlora": 6}),
+    (10.5, 22, {"full": 120, "lora": 32, "qlora": 12}),
+    (22, 50, {"full": 300, "lora": 64, "qlora": 24}),
+    (50, 1e9, {"full": 600, "lora": 160, "qlora": 48}),
+)
+BYTES_EACH = {"full": 8.0, "lora": 2.0, "qlora": 0.5}
+
+
+def often_repeated(parameters: int, method: str) -> float | None:
+    """The often repeated table's number for a model of this size, in GiB as it writes GB."""
+    billions = parameters / 1e9
+    row = next(row for row in OFTEN_REPEATED if row["low_billions"] <= billions < row["high_billions"])
+    return row["says_gib"][method]
+
+
+def llama_factory(parameters: int, method: str) -> float:
+    """LLaMA-Factory's number: its column of 7, 14, 30 or 70 billion, below that its formula for x billion; in GiB."""
+    billions = parameters / 1e9
+    for low, high, column in FACTORY:
+        if low <= billions < high:
+            return column[method] * 1e9 / GIB
+    return BYTES_EACH[method] * parameters / GIB
+
+
+def accelerate(parameters: int, method: str) -> float:
+    """What `accelerate estimate-memory` (1.15.0) prints: training with Adam in bf16, or the size in the base's format.
+
+    It knows no adapters: for LoRA a reader finds the 16-bit size, for QLoRA the 4-bit size.
+    """
+    return BYTES_EACH[method] * parameters / GIB
 
 
 @dataclass(frozen=True)
@@ -44,22 +82,22 @@ def of_estimates(measured: Sequence[Measurement], guesses: Sequence[float], qual
 
 def of_rule(name: str, rule: Callable[[int, str], float | None], measured: Sequence[Measurement], quality: str) -> Row:
     """Errors of a rule that knows the size and the method alone."""
-    said = [(point, rule(point.shape.parameters, point.way.method)) for point in measured if point.quality == quality]
+    said = [(point, rule(point.shape.parameters, point.setup.method)) for point in measured if point.quality == quality]
     errors = [abs(number / point.allocated_gib - 1) for point, number in said if number is not None]
     above = sum(number >= point.allocated_gib for point, number in said if number is not None)
     return Row(name, quality, len(errors), mean(errors), max(errors), f"{above} of {len(errors)}")
 
 
 def _high(point: Measurement) -> float:
-    return estimate_setup(point.shape, point.way).high_gib
+    return estimate_setup(point.shape, point.setup).high_gib
 
 
 def table(measured: Sequence[Measurement], guesses: Sequence[float]) -> list[Row]:
     """All rows, class by class."""
     rules = (
-        ("the brief's table", lessons.brief),
-        ("LLaMA-Factory's table", lessons.llama_factory),
-        ("accelerate estimate-memory", lessons.accelerate),
+        ("the often repeated table", often_repeated),
+        ("LLaMA-Factory's table", llama_factory),
+        ("accelerate estimate-memory", accelerate),
     )
     rows = []
     for quality in sorted({point.quality for point in measured}):
@@ -70,7 +108,8 @@ def table(measured: Sequence[Measurement], guesses: Sequence[float]) -> list[Row
 
 def write_packaged() -> None:
     """Write the A and B points, with their sources listed once."""
-    kept = [row for row in _rows(POINTS) if row["quality"] in "AB"]
+    with POINTS.open(encoding="utf-8", newline="") as file:
+        kept = [row for row in csv.DictReader(file) if row["quality"] in "AB"]
     sources = list(dict.fromkeys(row["source"] for row in kept))
     lines = [
         json.dumps([str(sources.index(row["source"])) if name == "source" else row[name] for name in COLUMNS])
@@ -93,24 +132,23 @@ def main() -> None:
         pairs = held_out(measured)
         measured, guesses = [point for point, _ in pairs], [guess for _, guess in pairs]
     else:
-        guesses = [likely(point, Constants()) for point in measured]
+        guesses = [estimate_setup(point.shape, point.setup).likely_gib for point in measured]
     print(f"{'':28} {'class':5} {'points':>6} {'mean error':>10} {'largest':>8}   not below the measurement")
     for row in table(measured, guesses):
-        print(
-            f"{row.name:28} {row.quality:5} {row.count:6} {100 * row.mean_error:8.1f} % {100 * row.largest:6.1f} %   {row.covered}"
-        )
+        errors = f"{100 * row.mean_error:8.1f} % {100 * row.largest:6.1f} %"
+        print(f"{row.name:28} {row.quality:5} {row.count:6} {errors}   {row.covered}")
     ratios = sorted(_high(point) / max(point.headline_gib, point.allocated_gib) for point in measured)
-    print(
-        f"\nhigh / measured: smallest {ratios[0]:.2f}, median {median(ratios):.2f}, nine in ten below {ratios[int(0.9 * len(ratios))]:.2f}, largest {ratios[-1]:.2f}"
-    )
+    middle, ninth = median(ratios), ratios[int(0.9 * len(ratios))]
+    print(f"\nhigh / measured: smallest {ratios[0]:.2f}, median {middle:.2f}, nine in ten below {ninth:.2f}, ", end="")
+    print(f"largest {ratios[-1]:.2f}")
     for reason in sorted({out.reason for out in left_out}):
         print(f"left out: {sum(out.reason == reason for out in left_out)} points: {reason}")
     if chosen.each:
         for point, guess in zip(measured, guesses, strict=True):
-            print(
-                f"{point.id} {point.model:40} {point.way.method:6} {point.way.tokens:6} tokens {point.allocated_gib:7.2f} measured {guess:7.2f} likely "
-                f"{100 * (guess / point.allocated_gib - 1):+6.1f} % {_high(point):7.2f} high {point.headline_gib:7.2f} headline"
-            )
+            setup, off = point.setup, 100 * (guess / point.allocated_gib - 1)
+            print(f"{point.id} {point.model:40} {setup.method:6} {setup.tokens:6} tokens", end=" ")
+            print(f"{point.allocated_gib:7.2f} measured {guess:7.2f} likely {off:+6.1f} %", end=" ")
+            print(f"{_high(point):7.2f} high {point.headline_gib:7.2f} headline")
 
 
 if __name__ == "__main__":

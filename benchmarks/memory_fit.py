@@ -1,8 +1,8 @@
-"""Refit the constants of `ftkit.footprint` to public measurements, and hold out one model at a time.
+"""Refit the constants of `memory.Constants` to public measurements, and hold out one model at a time.
 
     python benchmarks/memory_fit.py [--points FILE.csv]
 
-The constants that it prints are those that stand in `ftkit/footprint.py`; a test compares them.
+The constants that it prints are those that stand in `ftkit/memory/footprint.py`; a test compares them.
 """
 
 import argparse

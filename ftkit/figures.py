@@ -1,25 +1,17 @@
-"""One figure a question. Each takes an `ax` and gives it back; none calls `show`.
+"""What every figure shares: axes, labels, colours, smoothing, a file; and whether a person is there to see it.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers; every line also differs in marker or dash.
+Each room draws its own figures, one a question: `ax` in, `ax` out, never `show`. Colours are Okabe and Ito's, told
+apart by colour-blind readers; every line also differs in marker or dash.
 """
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ftkit import files
-
-
-def front_end() -> bool:
-    """Whether a person sits before this kernel; papermill and nbconvert set a mark in the environment of ours."""
-    import os
-
-    from IPython import get_ipython
-
-    return "FTKIT_HEADLESS" not in os.environ and type(get_ipython()).__name__ in {"ZMQInteractiveShell", "Shell"}
-
 
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#8c8c8c", "#D55E00"
 
@@ -69,9 +61,15 @@ def label(ax: Any, x: str, y: str, title: str) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Whether this code runs in a notebook's kernel."""
     if "IPython" not in sys.modules:
         return False
     from IPython import get_ipython
 
     return type(get_ipython()).__name__ in {"ZMQInteractiveShell", "Shell"}
+
+
+def front_end() -> bool:
+    """Whether a person sits before this kernel; `headless` sets a mark in the environment of those it starts."""
+    return in_notebook() and "FTKIT_HEADLESS" not in os.environ

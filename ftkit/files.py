@@ -51,7 +51,8 @@ def weight_errors_explained(path: Path) -> Iterator[None]:
     except (SafetensorError, RuntimeError) as error:
         if any(sign in str(error) for sign in WRITE_FAILED):
             raise StorageError(
-                f"Cannot write {path}: the disk is full or refuses a file of this size. Free some space, or choose another folder."
+                f"Cannot write {path}: the disk is full or refuses a file of this size. "
+                "Free some space, or choose another folder."
             ) from error
         raise
 
@@ -92,11 +93,12 @@ def write_jsonl(path: str | Path, rows: list[dict[str, Any]]) -> Path:
 
 def remove_leftovers(path: Path, names: Iterable[str]) -> None:
     """Remove temporary files and folders that a killed write of one of `names` left in the folder `path`."""
-    for leftover in [found for name in names for found in path.glob(f".{name}.*")]:
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+    for name in names:
+        for leftover in list(path.glob(f".{name}.*")):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,14 +1,26 @@
-"""Run a notebook without a person: papermill executes it, nbconvert makes it a page."""
+"""Run a notebook without a person: papermill executes it, nbconvert makes it a page.
 
-import json
+What a person would see grow on the page, the steps of a training, is told on the terminal: it is read from the run
+folder, so every notebook that trains is followed, and none has to know of it.
+"""
+
 import logging
 import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftkit import files
-from ftkit.errors import ConfigError, FtkitError, MissingArtifact
+from ftkit import files, runs
+from ftkit.config import TrainConfig
+from ftkit.errors import ConfigError, FtkitError, MissingArtifact, NotebookError
+
+_LOOK_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -19,37 +31,24 @@ class Executed:
     html: Path
 
 
-class NotebookError(FtkitError, RuntimeError):
-    """A cell raised; names the cell and its error."""
-
-
-def notebooks_folder() -> Path:
-    """The repository's notebooks: below the current folder, or beside the package.
-
-    Raises:
-        MissingArtifact: the package was installed without its repository.
-    """
-    for root in (Path.cwd(), Path.cwd().parent, Path(__file__).resolve().parent.parent):
-        if (root / "notebooks/00_quickstart.ipynb").exists():
-            return root / "notebooks"
-    raise MissingArtifact(
-        "The notebooks are not part of the installed package. Clone the repository and run this inside it."
-    )
-
-
 def find(name: str) -> Path:
     """The path of a notebook by its name, number or path.
 
     Raises:
-        MissingArtifact: none of that name; lists those that exist.
+        MissingArtifact: none of that name (lists those that exist), or a package installed without its repository.
     """
     if name.endswith(".ipynb") and Path(name).exists():
         return Path(name)
-    known = sorted(notebooks_folder().glob("*.ipynb"))
-    found = [path for path in known if path.stem == name or path.stem.split("_")[0] == name]
-    if not found:
-        raise MissingArtifact(f"No notebook {name!r}. There are: {', '.join(path.stem for path in known)}.")
-    return found[0]
+    roots = (Path.cwd(), Path.cwd().parent, Path(__file__).resolve().parent.parent)
+    known = next((found for root in roots if (found := sorted(root.glob("notebooks/[0-9]*.ipynb")))), [])
+    if not known:
+        raise MissingArtifact(
+            "The notebooks are not part of the installed package. Clone the repository and run this inside it."
+        )
+    for path in known:
+        if name in (path.stem, path.stem.split("_")[0]):
+            return path
+    raise MissingArtifact(f"No notebook {name!r}. There are: {', '.join(path.stem for path in known)}.")
 
 
 def execute(path: Path, output: Path, parameters: dict[str, Any]) -> Executed:
@@ -61,34 +60,43 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> Executed:
     """
     import papermill
 
-    _check_parameters(path, parameters)
+    declared = declared_parameters(path)
+    if unknown := set(parameters) - set(declared):
+        raise ConfigError(f"{path.name} has no parameter {', '.join(sorted(unknown))}. It has: {', '.join(declared)}.")
     with files.disk_errors_explained(output):
         output.mkdir(parents=True, exist_ok=True)
     notebook = output / path.name
+    folder = path.resolve().parent
+    cwd = folder.parent if folder.name == "notebooks" else folder
+    named = parameters.get("run_root", "auto")
+    root = runs.default_root() if named == "auto" else Path(named)
     os.environ["FTKIT_HEADLESS"] = "1"  # widgets show their defaults instead of waiting for a person
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        papermill.execute_notebook(
-            str(path),
-            str(notebook),
-            parameters=parameters,
-            progress_bar=True,
-            kernel_name="python3",
-            cwd=str(_working_folder(path)),
-        )
+        with _private_sockets() as config, _progress(cwd / root):
+            papermill.execute_notebook(
+                str(path),
+                str(notebook),
+                parameters=parameters,
+                kernel_name="python3",
+                cwd=str(cwd),
+                config=config,
+            )
     except papermill.PapermillExecutionError as error:
         raise NotebookError(
             f"{path.name} cell {error.exec_count}: {error.ename}: {error.evalue}\nAs far as it came: {notebook}"
         ) from error
-    return Executed(notebook, export(notebook))
+    return Executed(notebook, _page(notebook))
 
 
-def _working_folder(path: Path) -> Path:
-    folder = path.resolve().parent
-    return folder.parent if folder.name == "notebooks" else folder
+def declared_parameters(path: Path) -> tuple[str, ...]:
+    """Names in the cell tagged `parameters`."""
+    import papermill
+
+    return tuple(papermill.inspect_notebook(str(path)))
 
 
-def export(notebook: Path) -> Path:
+def _page(notebook: Path) -> Path:
     """Write an executed notebook as one self-contained page beside it."""
     from nbconvert import HTMLExporter
 
@@ -98,23 +106,66 @@ def export(notebook: Path) -> Path:
     return files.write_text(notebook.with_suffix(".html"), body.replace("</head>", wrapped, 1))
 
 
-def declared_parameters(path: Path) -> dict[str, str]:
-    """Names and default expressions in the cell tagged `parameters`."""
-    import ast
+@contextmanager
+def _private_sockets() -> Iterator[Any]:
+    """Jupyter's configuration under which a kernel is spoken to through files of this user; Windows has TCP alone.
 
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
-    body = ast.parse("".join("".join(c["source"]) + "\n" for c in tagged)).body
-    return {
-        t.id: ast.unparse(n.value)
-        for n in body
-        if isinstance(n, ast.Assign)
-        for t in n.targets
-        if isinstance(t, ast.Name)
-    }
+    Over TCP the kernel would warn on the terminal that its traffic is not encrypted.
+    """
+    from traitlets.config import Config
+
+    if os.name != "posix":
+        yield Config()
+        return
+    with tempfile.TemporaryDirectory() as folder:  # short, as the system allows some hundred characters
+        yield Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
 
 
-def _check_parameters(path: Path, parameters: dict[str, Any]) -> None:
-    declared = declared_parameters(path)
-    if unknown := set(parameters) - set(declared):
-        raise ConfigError(f"{path.name} has no parameter {', '.join(sorted(unknown))}. It has: {', '.join(declared)}.")
+@contextmanager
+def _progress(root: Path) -> Iterator[None]:
+    """While the block runs, tell every few seconds how far a training below `root` has come, on stderr."""
+    began, ended = time.time(), threading.Event()
+
+    def watch() -> None:
+        """Tell each new line once."""
+        told = ""
+        while not ended.wait(_LOOK_S):
+            line = latest_step(root, began)
+            if line and line != told:
+                sys.stderr.write(f"\n{line}")
+                sys.stderr.flush()
+                told = line
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def latest_step(root: Path, since: float) -> str:
+    """How far the training below `root` that wrote last has come: step, loss, minutes left; empty where none has.
+
+    Args:
+        root: folder of run folders.
+        since: seconds since the epoch; a history that is older belongs to another training.
+    """
+    try:
+        written = {path: path.stat().st_mtime for path in root.glob("*/history.csv")}
+        newest = max(written, key=written.__getitem__, default=None)
+        if newest is None or written[newest] < since:
+            return ""
+        head, *lines = newest.read_text(encoding="utf-8").splitlines()
+        points = [dict(zip(head.split(","), line.split(","), strict=True)) for line in lines]
+        trained = [point for point in points if point["loss"]]
+        steps, seconds = int(trained[-1]["step"]), float(trained[-1]["seconds"])
+        total = TrainConfig.load(newest.parent / "config.yaml").max_steps
+    except (OSError, ValueError, LookupError, FtkitError):
+        return ""  # half a line, or a run that is just being made: the next look will see it whole
+    reached = f"{newest.parent.name}: step {steps}"
+    if total <= 0:
+        return f"{reached} · loss {float(trained[-1]['loss']):.3f} · {seconds / 60:.1f} min so far"
+    left = seconds / steps * (total - steps)
+    return f"{reached} of {total} · loss {float(trained[-1]['loss']):.3f} · about {left / 60:.1f} min left"

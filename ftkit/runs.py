@@ -13,11 +13,9 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, Self
 
-from ftkit import files
+from ftkit import files, tables
 from ftkit.config import TrainConfig
 from ftkit.errors import DataError, MissingArtifact
-
-DEFAULT_ROOT = "runs"
 
 FORMAT = 1
 
@@ -115,7 +113,7 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What `run.json` says: `finished` steps in order, versions, and each step's own facts. Empty before the first."""
+        """What `run.json` says: `finished` steps in order, versions, each step's own facts. Empty before the first."""
         path = self.path / "run.json"
         if not path.exists():
             return {}
@@ -135,7 +133,8 @@ class Run:
             )
         if facts.get("format", FORMAT) > FORMAT:
             raise DataError(
-                f"{path} was written by a newer ftkit (format {facts['format']}, this one reads {FORMAT}). Upgrade ftkit."
+                f"{path} was written by a newer ftkit (format {facts['format']}, this one reads {FORMAT}). "
+                "Upgrade ftkit."
             )
         return dict(facts)
 
@@ -165,7 +164,6 @@ class Run:
         return {k: (left.get(k), right.get(k)) for k in sorted(left | right) if left.get(k) != right.get(k)}
 
     def _flat(self) -> dict[str, Any]:
-
         flat: dict[str, Any] = {}
         if (self.path / "config.yaml").exists():
             config = TrainConfig.load(self.path / "config.yaml")
@@ -179,23 +177,20 @@ class Run:
         return f"{self.path} ({done})"
 
     def _repr_html_(self) -> str:
-        files = sorted(
-            p
-            for p in self.path.rglob("*")
-            if p.is_file() and "checkpoints" not in p.parts and not p.name.startswith(".")
-        )
-        rows = "".join(f"<tr><td><code>{p.relative_to(self.path)}</code></td><td>{_size(p)}</td></tr>" for p in files)
-        return f"<p>Run <code>{self.path}</code></p><table><tr><th>file</th><th>size</th></tr>{rows}</table>"
+        own = [path for path in sorted(self.path.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+        listed = [path.relative_to(self.path) for path in own if "checkpoints" not in path.parts]
+        rows = [(path, _size(self.path / path)) for path in listed]
+        return tables.Table(("file", "size"), rows, caption=f"Run {self.path}")._repr_html_()
 
 
 def default_root() -> Path:
-    """Where runs go: `$FTKIT_RUN_ROOT`, Google Drive when mounted on Colab, else `runs` (beside `notebooks`, not inside)."""
+    """Where runs go: `$FTKIT_RUN_ROOT`, Google Drive when mounted on Colab, else `runs` beside `notebooks`."""
     if named := os.environ.get("FTKIT_RUN_ROOT"):
         return Path(named)
     drive = Path("/content/drive/MyDrive")
     if drive.is_dir():
         return drive / "ftkit-runs"
-    return Path("..", DEFAULT_ROOT) if Path.cwd().name == "notebooks" else Path(DEFAULT_ROOT)
+    return Path("../runs") if Path.cwd().name == "notebooks" else Path("runs")
 
 
 def versions() -> dict[str, str]:

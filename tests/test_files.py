@@ -66,8 +66,12 @@ def test_sweep_removes_what_a_killed_write_left_and_nothing_else(tmp_path):
 def test_weights_that_do_not_fit_are_a_storage_error_and_leave_nothing(tmp_path):
     """The library raises a class of its own when the system refuses a file of that size."""
     script = (
-        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "import numpy, sys, pathlib; from safetensors.numpy import save_file; from ftkit import files; from ftkit.errors import StorageError\n"
+        "import numpy, pathlib, resource, signal, sys\n"
+        "from safetensors.numpy import save_file\n"
+        "from ftkit import files\n"
+        "from ftkit.errors import StorageError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "path = pathlib.Path(sys.argv[1])\n"
         "try:\n"
         "    with files.weight_errors_explained(path), files.folder(path) as working:\n"

@@ -62,7 +62,8 @@ def badge(name: str, repository: str | None = None) -> str:
 
 def strip(cost: Cost) -> str:
     """One line of a notebook's first cell: what a run took, where and when."""
-    return f"{cost.minutes:g} minute{'' if cost.minutes == 1 else 's'} · {cost.peak_gib:g} GiB of memory · {cost.device} · measured {cost.date}"
+    minutes = "1 minute" if cost.minutes == 1 else f"{cost.minutes:g} minutes"
+    return f"{minutes} · {cost.peak_gib:g} GiB of memory · {cost.device} · measured {cost.date}"
 
 
 def title(notebook: Path) -> str:

@@ -9,7 +9,7 @@ The price rule: a currency symbol stands right before the amount ("$24.99"), a c
 the price of one piece, never a line's total, and the quantity is always given, also "(×1)".
 
 All companies and products are invented, no person is named, and the texts are Apache-2.0.
-`python -m ftkit.invoices` rewrites the two files in `ftkit/samples`.
+`python -m tools.make_invoices` rewrites the two files in `ftkit/samples`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""TODO."""
+"""Which tokens of a chat the loss looks at, and how to see it.
+
+The mask is derived by rendering prefixes of the chat with its own template: no marker of any model is written here,
+and nothing of models or training is known.
+"""
 
 import html
 from collections.abc import Mapping
@@ -41,7 +45,8 @@ class Shown:
                 f'<span style="{style}" title="{label if not on else "trained"}">{label if on else "·"}</span>'
             )
         body = "".join(spans)
-        return f'<div style="font-family:monospace;line-height:1.6;max-width:60em;overflow-wrap:anywhere">{body}</div><p>{self._legend()}. Hover a dot to read it.</p>'
+        style = "font-family:monospace;line-height:1.6;max-width:60em;overflow-wrap:anywhere"
+        return f'<div style="{style}">{body}</div><p>{self._legend()}. Hover a dot to read it.</p>'
 
 
 def tokenize(

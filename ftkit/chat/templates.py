@@ -1,7 +1,7 @@
-"""From `messages` to tokens with the tokenizer's own chat template, and which of the tokens are trained.
+"""From `messages` to the text that a model reads, by the tokenizer's own chat template.
 
-The mask is derived by rendering prefixes of the chat with that template: no marker of any model is written here.
-Tools go through the template as well; for one that does not know them, `fold_tools` writes them into the text.
+Tools go through the template as well. For a template that refuses a system turn, neighbours of one role or tools, the
+`fold_` and `merge_` functions bring a chat into the shape that it takes. Knows nothing of tokens and masks.
 """
 
 import itertools
@@ -32,7 +32,7 @@ For each function call, return a json object with function name and arguments wi
 
 
 def render(example: Mapping[str, Any] | Messages, tokenizer: Any, *, add_generation_prompt: bool = False) -> str:
-    """The text that the model reads: the tokenizer's own template, with exactly one start token where the model has one.
+    """The text that the model reads, with exactly one start token where the model has one.
 
     Args:
         example: a row with `messages` and perhaps `tools`, or the messages alone.
@@ -65,7 +65,8 @@ def _render(chat: _Chat, tools: _Chat, tokenizer: Any, add_generation_prompt: bo
         roles = " → ".join(m["role"] for m in chat) or "a chat that begins with an answer"
         fold = "write tools into the text with fold_tools, " if _has_tools(chat, tools) else ""
         raise DataError(
-            f"The chat template refuses {roles}: {error}. Fold a system turn into the first user turn (chat.fold_system), {fold}or mend the order."
+            f"The chat template refuses {roles}: {error}. Fold a system turn into the first user turn "
+            f"(chat.fold_system), {fold}or mend the order."
         ) from error
     bos = tokenizer.bos_token
     if bos and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] and not text.startswith(bos):
@@ -113,8 +114,8 @@ def _check_tools(chat: _Chat, tools: _Chat, tokenizer: Any) -> None:
 def fold_tools(messages: Messages, tools: Any = None) -> list[dict[str, Any]]:
     """Write calls, results and schemas into the text, in the Hermes convention, for a template that knows no tools.
 
-    Calls become `<tool_call>` JSON in the answer; the results after it become one user turn of `<tool_response>` parts, in
-    the order of the calls (ids are then spent); schemas end the system turn. Folding twice changes nothing.
+    Calls become `<tool_call>` JSON in the answer; the results after it become one user turn of `<tool_response>` parts,
+    in the order of the calls (ids are then spent); schemas end the system turn. Folding twice changes nothing.
 
     Example:
         examples.map(lambda row: {"messages": fold_tools(row["messages"], row["tools"]), "tools": None})

@@ -1,6 +1,8 @@
-"""Personal data in text: e-mail addresses, phone, card and account numbers, access keys. Found by shape, checked by sum.
+"""Personal data in text: e-mail addresses, phone, card and account numbers, access keys.
 
-A scan for obvious cases, not a guarantee: names and postal addresses have no shape that a pattern could tell.
+Found by shape and checked by sum. A scan for obvious cases, not a guarantee: names and postal addresses have no shape
+that a pattern could tell. We do it ourselves because the scanners that were tried want language models of their own, or
+know neither the checksum of an account number nor access keys.
 """
 
 import json
@@ -13,7 +15,35 @@ from ftkit.cleaning.rules import Rule, Ruling
 from ftkit.data import text_of
 from ftkit.errors import ConfigError
 
-ACTIONS = ("flag", "redact", "drop")
+ACTIONS = {
+    "flag": ("flag", "reported"),
+    "redact": ("change", "replaced by their kind"),
+    "drop": ("drop", "rows with them dropped"),
+}
+
+
+def personal_data(action: str = "flag") -> Rule:
+    """Report rows with personal data ("flag"), replace what was found ("redact"), or leave such rows out ("drop")."""
+    if action not in ACTIONS:
+        raise ConfigError(f"action={action!r} is not one of {', '.join(ACTIONS)}.")
+    done, about = ACTIONS[action]
+
+    def judge(at: int, row: Mapping[str, Any]) -> Ruling | None:
+        """Look at one row."""
+        kinds: list[str] = []
+        for message in row["messages"]:
+            kinds += [hit.kind for hit in scan(text_of([message]))]
+        if not kinds:
+            return None
+        named = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
+        turns = list(map(_redacted, row["messages"])) if action == "redact" else None
+        return Ruling(named, float(len(kinds)), action=done, messages=turns)
+
+    return Rule(
+        name="personal data",
+        about=f"e-mail addresses, phone, card and account numbers, access keys: {about}",
+        row=lambda: judge,
+    )
 
 
 @dataclass(frozen=True)
@@ -26,19 +56,17 @@ class Hit:
 
 
 def scan(text: str) -> list[Hit]:
-    """Find e-mail addresses, phone, card (Luhn) and account numbers (IBAN, mod 97) and access keys, in order, not overlapping."""
+    """Find e-mail addresses, phone, card and account numbers and access keys, in order, not overlapping."""
     hits: list[Hit] = []
     for kind, pattern, valid in _KINDS:
         for match in pattern.finditer(text):
-            end = next((match.start() + len(form) for form in _forms(kind, match.group()) if valid(form)), None)
+            forms = [match.group()]
+            if kind == "iban":
+                forms.append(match.group().rpartition(" ")[0])  # without a last group that may be the next word
+            end = next((match.start() + len(form) for form in forms if form and (valid is None or valid(form))), None)
             if end is not None and not any(h.start < end and match.start() < h.end for h in hits):
                 hits.append(Hit(kind, match.start(), end))
     return sorted(hits, key=lambda h: h.start)
-
-
-def _forms(kind: str, found: str) -> tuple[str, ...]:
-    """What was found, and for an account number the same without a last group that may be the next word."""
-    return (found, found.rsplit(" ", 1)[0]) if kind == "iban" and " " in found else (found,)
 
 
 def redact(text: str) -> str:
@@ -48,10 +76,13 @@ def redact(text: str) -> str:
     return text
 
 
-def _redacted(key: str, text: str) -> str:
-    if key == "content":
-        return redact(text)
-    return json.dumps(_inside(json.loads(text)), ensure_ascii=False) if key == "tool_calls" else text
+def _redacted(message: Mapping[str, Any]) -> dict[str, Any]:
+    turn = dict(message)
+    if turn.get("content"):
+        turn["content"] = redact(turn["content"])
+    if turn.get("tool_calls"):
+        turn["tool_calls"] = json.dumps(_inside(json.loads(turn["tool_calls"])), ensure_ascii=False)
+    return turn
 
 
 def _inside(value: Any) -> Any:
@@ -64,27 +95,6 @@ def _inside(value: Any) -> Any:
         return redact(value)
     number = isinstance(value, int | float) and not isinstance(value, bool) and scan(str(value))
     return redact(str(value)) if number else value
-
-
-def personal_data(action: str = "flag") -> Rule:
-    """Report rows with personal data ("flag"), replace what was found ("redact"), or leave such rows out ("drop")."""
-    if action not in ACTIONS:
-        raise ConfigError(f"action={action!r} is not one of {', '.join(ACTIONS)}.")
-    done = {"flag": "flag", "redact": "change", "drop": "drop"}[action]
-
-    def judge(at: int, row: Mapping[str, Any]) -> Ruling | None:
-        """Look at one row."""
-        kinds = [hit.kind for message in row["messages"] for hit in scan(text_of([message]))]
-        if not kinds:
-            return None
-        named = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
-        turns = [{k: _redacted(k, v) if v else v for k, v in m.items()} for m in row["messages"]]
-        return Ruling(named, float(len(kinds)), action=done, messages=turns if action == "redact" else None)
-
-    about = {"flag": "reported", "redact": "replaced by their kind", "drop": "rows with them dropped"}[action]
-    return Rule(
-        "personal data", f"e-mail addresses, phone, card and account numbers, access keys: {about}", row=lambda: judge
-    )
 
 
 def luhn(number: str) -> bool:
@@ -114,23 +124,24 @@ def _phone(number: str) -> bool:
 
 
 _DATE = re.compile(r"\b(19|20)\d\d[-./ ]\d\d?[-./ ]\d\d?\b|\b\d\d?[-./ ]\d\d?[-./ ](19|20)\d\d\b")
+_KEYS = (
+    r"sk-[A-Za-z0-9_-]{16,}",
+    r"AKIA[0-9A-Z]{16}",
+    r"gh[pousr]_[A-Za-z0-9]{20,}",
+    r"hf_[A-Za-z0-9]{20,}",
+    r"xox[abprs]-[A-Za-z0-9-]{10,}",
+    r"AIza[0-9A-Za-z_-]{30,}",
+    r"eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}",
+)
+_EMAIL = r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,4}\.[A-Za-z]{2,24}\b"
+_PHONE = r"(?<![\w.,-])(?:\+|00)?\(?\d{1,4}\)?(?:[ ./-]{0,2}\(?\d{1,5}\)?){1,6}(?![\w-])"
 
-_KINDS: tuple[tuple[str, "re.Pattern[str]", Callable[[str], bool]], ...] = (
-    ("key", re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"), lambda _: True),
-    (
-        "key",
-        re.compile(
-            r"\b(?:sk-[A-Za-z0-9_-]{16,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}|hf_[A-Za-z0-9]{20,}|xox[abprs]-[A-Za-z0-9-]{10,}"
-            r"|AIza[0-9A-Za-z_-]{30,}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,})"
-        ),
-        lambda _: True,
-    ),
-    (
-        "email",
-        re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,4}\.[A-Za-z]{2,24}\b"),
-        lambda _: True,
-    ),
+# kind, its shape, and what tells it from other things of that shape
+_KINDS: tuple[tuple[str, re.Pattern[str], Callable[[str], bool] | None], ...] = (
+    ("key", re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"), None),
+    ("key", re.compile(rf"\b(?:{'|'.join(_KEYS)})"), None),
+    ("email", re.compile(_EMAIL), None),
     ("iban", re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), iban_checksum),
     ("card", re.compile(r"(?<![\d.,-])(?:\d[ -]?){12,18}\d(?![\d-])"), luhn),
-    ("phone", re.compile(r"(?<![\w.,-])(?:\+|00)?\(?\d{1,4}\)?(?:[ ./-]{0,2}\(?\d{1,5}\)?){1,6}(?![\w-])"), _phone),
+    ("phone", re.compile(_PHONE), _phone),
 )

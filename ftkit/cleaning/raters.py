@@ -1,7 +1,7 @@
 """Scores from models that judge: an LLM asked with a rubric from 1 to 5, and a reward model.
 
-Both are score functions for `select` and `quality`: rows in, one score a row out. How a server is asked, and how replies
-are kept, is `models.Endpoint`'s business.
+Both are score functions for `select` and `quality`: rows in, one score a row out. How a server is asked, and how
+replies are kept, is `models.Endpoint`'s business.
 """
 
 import math
@@ -78,7 +78,7 @@ def rate(
 
 
 def rating(reply: str) -> int | None:
-    """The number after the last `Rating:` of a reply, 1 to 5; None where it is missing, no whole number or out of range."""
+    """The number after the last `Rating:`, 1 to 5; None where it is missing, no whole number or out of range."""
     found = list(_LAST.finditer(reply))
     value = _VALUE.match(reply, found[-1].end()) if found else None
     if value is None or value[1] not in set("12345") or value[2] not in (None, "5"):
@@ -133,7 +133,7 @@ def load_reward_model(name: str | Path) -> tuple[Any, Any]:
     Weights come from safetensors alone, and no code from a model's repository is ever run.
 
     Raises:
-        ModelError: unknown, gated, out of reach, without safetensors; with several outputs, or one that was never trained.
+        ModelError: unknown, gated, out of reach, without safetensors; with several outputs, or one never trained.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -179,8 +179,8 @@ def _whole_chat(messages: Messages, tokenizer: Any, context: int | None) -> list
 def _check_outputs(config: Any, name: str) -> None:
     if config.num_labels != 1:
         raise ModelError(
-            f"{name} has {config.num_labels} outputs; a reward model has one (num_labels=1). A classifier's labels are no "
-            "ranking: take a reward model, or write a score function that reads the label you want."
+            f"{name} has {config.num_labels} outputs; a reward model has one (num_labels=1). A classifier's labels are "
+            "no ranking: take a reward model, or write a score function that reads the label you want."
         )
 
 

@@ -1,26 +1,26 @@
-"""Rules of cleaning: what a rule is, and those about duplicates, length and quality.
+"""Rules: what one is, and those about duplicates, length and quality.
 
-A rule judges; `clean` runs it and keeps the books.
+A rule judges rows and knows no report; `clean` runs it and keeps the books.
 """
 
 import hashlib
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ftkit import data
 from ftkit.chat import render
-from ftkit.cleaning.scores import explain, heuristics
+from ftkit.cleaning.scores import ScoreFn, explain, heuristics, scored
 from ftkit.data import Texts, close_pairs, jaccard, text_of, word_shingles
 from ftkit.errors import ConfigError, DataError
 
-Score = Callable[[Sequence[Any]], Sequence[float | None]]
+Judge = Callable[[int, Mapping[str, Any]], "Ruling | None"]
 
-_BATCH = 1_000
-
+_BATCH, _SCORED_AT_ONCE = 1_000, 10_000
 _COMPARED = {"all": "prompt and answer", "prompt": "prompt", "answer": "answer"}
-
 _FAR_TIMES = 4  # among rows of nearly equal length a far score is not yet a long row
 
 
@@ -54,22 +54,24 @@ class Rule:
 
     name: str
     about: str
-    row: Callable[[], Callable[[int, Mapping[str, Any]], Ruling | None]] | None = None
+    row: Callable[[], Judge] | None = None
     whole: Callable[[Any], Outcome] | None = None
 
 
 def exact_duplicates() -> Rule:
-    """Drop rows whose turns are the same as an earlier row's, up to case, spaces, invisible characters and Unicode form."""
+    """Drop rows that say what an earlier row says, up to case, spaces, invisible characters and Unicode form."""
 
-    def start() -> Callable[[int, Mapping[str, Any]], Ruling | None]:
+    def start() -> Judge:
         """A judge with a memory of its own, for one pass."""
         first: dict[bytes, int] = {}
 
         def judge(at: int, row: Mapping[str, Any]) -> Ruling | None:
             """Look at one row."""
             tools = str(row.get("tools") or "")
-            turns = tools + "\x00".join(f"{m['role']}\x01{data.normalise(text_of([m]))}" for m in row["messages"])
-            twin = first.setdefault(hashlib.blake2b(turns.encode("utf-8", "replace"), digest_size=16).digest(), at)
+            turns = [f"{m['role']}\x01{data.normalise(text_of([m]))}" for m in row["messages"]]
+            text = tools + "\x00".join(turns)
+            digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+            twin = first.setdefault(digest, at)
             return None if twin == at else Ruling("the same text, up to case and spaces", twin=twin)
 
         return judge
@@ -103,14 +105,15 @@ def near_duplicates(
         texts = Texts(examples, on)
         found = close_pairs(texts) if method == "simhash" else data.near_pairs(texts, threshold, method=method)
         direct = {(p.first, p.second): p.similarity for p in found.pairs}
-        linked = sorted({i for p in found.pairs for i in (p.first, p.second)})
         findings = {}
-        for i, twin in _representatives(found.clusters(), linked, keep, examples).items():
-            if i != twin:
-                alike = direct.get((min(i, twin), max(i, twin)))
-                chained = "" if alike is not None else ", linked through others"
-                alike = jaccard(word_shingles(texts[i]), word_shingles(texts[twin])) if alike is None else alike
-                findings[i] = Ruling(f"{alike:.0%} alike{chained}", alike, found.threshold, twin)
+        for cluster in _clusters(found):
+            stays = max(cluster, key=lambda i: _answer_size(examples[i])) if keep == "longest" else cluster[0]
+            for i in set(cluster) - {stays}:
+                alike = direct.get((min(i, stays), max(i, stays)))
+                how = ", linked through others" if alike is None else ""
+                if alike is None:
+                    alike = jaccard(word_shingles(texts[i]), word_shingles(texts[stays]))
+                findings[i] = Ruling(f"{alike:.0%} alike{how}", alike, found.threshold, stays)
         notes: dict[str, Any] = {"method": found.method, "pairs compared": found.compared}
         return Outcome(findings, notes | ({"comparisons skipped": found.skipped} if found.skipped else {}))
 
@@ -121,18 +124,17 @@ def near_duplicates(
     )
 
 
-def _representatives(labels: Sequence[int], linked: Sequence[int], keep: str, examples: Any) -> dict[int, int]:
-    """For each row of a cluster the row that stays."""
+def _clusters(found: Any) -> list[list[int]]:
+    """The rows of each cluster, in order; rows without a twin are in none."""
+    labels = found.clusters()
     members: dict[int, list[int]] = {}
-    for i in linked:
+    for i in sorted(set(itertools.chain.from_iterable(found.rows))):
         members.setdefault(labels[i], []).append(i)
-    if keep == "longest":
-        return {
-            i: max(group, key=lambda j: (len(text_of(examples[j]["messages"], "answer")), -j))
-            for group in members.values()
-            for i in group
-        }
-    return {i: group[0] for group in members.values() for i in group}
+    return list(members.values())
+
+
+def _answer_size(row: Mapping[str, Any]) -> int:
+    return len(text_of(row["messages"], "answer"))
 
 
 def length(
@@ -144,41 +146,42 @@ def length(
         tokenizer: counts tokens under its chat template; without one, words are counted (a token is about 3/4 of one).
         max_length: longer rows would lose the end of their answer, and with it the stop token.
         min_answer_words: 1 keeps the one-word answers of a classification task.
-        outlier: modified z-score of the logarithm of the length (Iglewicz and Hoaglin 1993 take 3.5 for normal data;
-            the length of text has longer tails) above which a row is dropped if it is also over four times the median; None
-            keeps them.
+        outlier: modified z-score of the logarithm of the length above which a row is dropped if it is also over four
+            times the median; None keeps them. (Iglewicz and Hoaglin 1993 take 3.5 for normal data; the length of text
+            has longer tails.)
     """
+    unit = "words" if tokenizer is None else "tokens"
 
     def whole(examples: Any) -> Outcome:
         """Look at all rows that are left."""
         import numpy as np
 
-        unit = "tokens" if tokenizer is not None else "words"
         sizes = np.array(_sizes(examples, tokenizer), dtype=np.float64)
         logs = np.log(np.maximum(sizes, 1))
         middle = float(np.median(logs))
         spread = max(float(np.median(np.abs(logs - middle))), 0.05)  # of equal lengths every other one would be far off
         z = 0.6745 * (logs - middle) / spread
         findings: dict[int, Ruling] = {}
+        times = sizes / np.exp(middle)
+        far = (z > (math.inf if outlier is None else outlier)) & (times > _FAR_TIMES)
         for i, answer in enumerate(Texts(examples, "answer")):
             count = len(data.words(answer)) if len(answer) < 40 * min_answer_words else min_answer_words
             if count < min_answer_words:
                 findings[i] = Ruling(f"the answer has {count} words: {answer[:30]!r}", count, min_answer_words)
             elif sizes[i] > max_length:
                 findings[i] = Ruling(f"{sizes[i]:,.0f} {unit}, beyond max_length", float(sizes[i]), max_length)
-            elif outlier is not None and z[i] > outlier and (times := sizes[i] / np.exp(middle)) > _FAR_TIMES:
-                findings[i] = Ruling(f"{sizes[i]:,.0f} {unit}, {times:.0f} times the median", float(z[i]), outlier)
+            elif far[i]:
+                findings[i] = Ruling(f"{sizes[i]:,.0f} {unit}, {times[i]:.0f} times the median", float(z[i]), outlier)
         notes = {f"median {unit}": float(np.exp(middle)), "share beyond max_length": float((sizes > max_length).mean())}
         return Outcome(findings, notes)
 
-    about = f"answers under {min_answer_words} words, rows over {max_length} {'tokens' if tokenizer is not None else 'words'}, far outliers"
+    about = f"answers under {min_answer_words} words, rows over {max_length} {unit}, far outliers"
     return Rule("length", about, whole=whole)
 
 
 def _sizes(examples: Any, tokenizer: Any) -> list[int]:
     if tokenizer is None:
         return [len(data.words(text)) for text in Texts(examples)]
-
     sizes: list[int] = []
     for start in range(0, len(examples), _BATCH):
         texts = []
@@ -192,15 +195,17 @@ def _sizes(examples: Any, tokenizer: Any) -> list[int]:
 
 
 def quality(
-    score_fn: Score | None = None, *, minimum: float | None = None, keep: float | None = None, seed: int = 0
+    score_fn: ScoreFn | None = None, *, minimum: float | None = None, keep: float | None = None, seed: int = 0
 ) -> Rule:
     """Drop the rows that a score calls worst: by default heuristics, which name the defect.
 
     Args:
-        score_fn: messages of many rows to one score each, higher is better, None where there is none: see `scoring`, `rater`.
+        score_fn: messages of many rows to one score each, higher is better, None where there is none: `ifd`, `rate`,
+            `reward_model` or one of your own.
         minimum: drop scores below it; 0.75 for the heuristics, where one plain defect suffices.
-        keep: instead, keep this share of the scored rows (more where scores tie; rows without a score stay). The notes show the mean score of a random selection of the same size:
-            a filter is worth its cost only if training on its choice beats training on that (`cleaning.select`).
+        keep: instead, keep this share of the scored rows (more where scores tie; rows without a score stay). The notes
+            show the mean score of a random selection of the same size: a filter is worth its cost only if training on
+            its choice beats training on that (`cleaning.select`).
         seed: of that random selection.
     """
     if keep is not None and not 0 < keep <= 1:
@@ -212,55 +217,31 @@ def quality(
 
     def whole(examples: Any) -> Outcome:
         """Look at all rows that are left."""
-        scores = [s for rows in _in_turn(examples) for s in _scored(score_fn or _heuristics(), rows)]
+        scores: list[float | None] = []
+        for start in range(0, len(examples), _SCORED_AT_ONCE):
+            scores += scored(score_fn or heuristics, examples[start : start + _SCORED_AT_ONCE]["messages"])
+        notes: dict[str, float] = {"rows without a score": scores.count(None)}
         known = sorted(s for s in scores if s is not None)
         if not known:
-            return Outcome({}, {"rows without a score": len(scores)})
+            return Outcome({}, notes)
         limit = minimum if minimum is not None else known[len(known) - max(1, round((keep or 1.0) * len(known)))]
         bad = {i: Ruling(f"score {s:.2f}", s, limit) for i, s in enumerate(scores) if s is not None and s < limit}
-        return Outcome(
-            bad, _against_random(known, len(known) - len(bad), seed) | {"rows without a score": scores.count(None)}
-        )
+        size = len(known) - len(bad)
+        drawn = random.Random(seed).sample(known, size)
+        means = {
+            "mean score kept": sum(known[len(bad) :]) / max(size, 1),
+            "mean score of a random selection": sum(drawn) / max(size, 1),
+        }
+        return Outcome(bad, means | notes)
 
     how = f"score below {minimum:g}" if minimum is not None else f"not among the best {keep:.0%} by score"
     return Rule("quality", how, whole=whole)
 
 
-def _scored(score_fn: Score, rows: list[Any]) -> list[float | None]:
-    scores = list(score_fn(rows))
-    if len(scores) != len(rows):
-        raise DataError(
-            f"The score function gave {len(scores)} scores for {len(rows)} rows; wanted is one a row, None where there is none."
-        )
-    return [None if s is None or not math.isfinite(s) else float(s) for s in scores]
-
-
-def _in_turn(examples: Any, size: int = 10_000) -> Iterator[list[Any]]:
-    for start in range(0, len(examples), size):
-        yield examples[start : start + size]["messages"]
-
-
-def _against_random(scores: Sequence[float], size: int, seed: int) -> dict[str, float]:
-    import random
-
-    draw = random.Random(seed).sample(list(scores), size)
-    best = sorted(scores)[len(scores) - size :]
-    return {"mean score kept": sum(best) / max(size, 1), "mean score of a random selection": sum(draw) / max(size, 1)}
-
-
-def _heuristics() -> Score:
-
-    return heuristics
-
-
 def _heuristic_quality(minimum: float) -> Rule:
-    def start() -> Callable[[int, Mapping[str, Any]], Ruling | None]:
-        """A judge with a memory of its own, for one pass."""
+    def judge(at: int, row: Mapping[str, Any]) -> Ruling | None:
+        """Look at one row."""
+        score = heuristics([row["messages"]])[0]
+        return Ruling("; ".join(explain(row["messages"])), score, minimum) if score < minimum else None
 
-        def judge(at: int, row: Mapping[str, Any]) -> Ruling | None:
-            score = heuristics([row["messages"]])[0]
-            return Ruling("; ".join(explain(row["messages"])), score, minimum) if score < minimum else None
-
-        return judge
-
-    return Rule("quality", f"obvious defects of the answer (heuristic score below {minimum:g})", row=start)
+    return Rule("quality", f"obvious defects of the answer (heuristic score below {minimum:g})", row=lambda: judge)

@@ -1,10 +1,9 @@
-"""How good is each example? Scores from rules and from a model's own likelihood, and the rows that a score picks.
+"""How good is each example? Scores from rules that read text and from a model's own likelihood, and `select`.
 
-A score function takes rows of `messages` and gives one score a row, in order: higher is better, None could not be scored.
-`select` sets what it picks beside a random draw, the baseline to beat. Models made or asked to judge are in `rater`.
+A score function takes rows of `messages` and gives one score a row, in order: higher is better, None where there is
+none. `select` sets what a score picks beside a random draw, the baseline to beat. Models that judge are in `raters`.
 """
 
-import html
 import itertools
 import math
 import random
@@ -16,19 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ftkit import chat
+from ftkit import chat, data, tables
 from ftkit.chat import IGNORED, Messages
 from ftkit.errors import DataError, FtkitWarning
 from ftkit.models import TokenRow, answer_nll, context_tokens
+from ftkit.tables import Table
 
 ScoreFn = Callable[[Sequence[Messages]], Sequence[float | None]]
-
 _T = TypeVar("_T")
-
 _REPEATED = 0.3  # share of repeated lines at which Gopher drops a document (Rae et al. 2021, arXiv:2112.11446, A1)
-
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")  # scripts without spaces: each sign is a word
-
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 
 _ASKS_LONG = re.compile(
@@ -56,7 +51,8 @@ _PATTERNS: tuple[tuple[float, str, re.Pattern[str], re.Pattern[str] | None], ...
         "refusal boilerplate",
         re.compile(
             r"\b(?:as an? (?:AI|artificial intelligence|(?:AI |large )?language model)"
-            r"|i(?:'|’| a)m (?:just )?an ai|i (?:can(?:no|'|’)t|am (?:not able|unable) to) (?:assist|help|fulfil|comply|provide)"
+            r"|i(?:'|’| a)m (?:just )?an ai"
+            r"|i (?:can(?:no|'|’)t|am (?:not able|unable) to) (?:assist|help|fulfil|comply|provide)"
             r"|(?:sorry|apologi[sz]e),? but i (?:can|am)|knowledge cut-?off)",
             re.I,
         ),
@@ -84,7 +80,7 @@ _PATTERNS: tuple[tuple[float, str, re.Pattern[str], re.Pattern[str] | None], ...
 
 
 def heuristics(rows: Sequence[Messages]) -> list[float]:
-    """Score each row's last answer by rules that read text alone, 0 to 1; 1 is an answer in which none finds a fault."""
+    """Score each row's last answer by rules that read text alone, 0 to 1; 1 is an answer without a fault."""
     return [max(0.0, round(1.0 - sum(points for points, _ in _faults(messages)), 2)) for messages in rows]
 
 
@@ -97,28 +93,30 @@ def ifd(model: Any, tokenizer: Any, batch_size: int = 8, *, limit: float = 1.0) 
     """Score by instruction-following difficulty: how little the prompt helps the model to write the answer.
 
     s(A|Q) / s(A), each the mean negative log-likelihood of the answer's tokens, with the prompt and without (Li et al.
-    2023, arXiv:2308.12032, eq. 5). Without the prompt the model reads only what the template puts before any answer (start
-    token, assistant header), as the authors' code does; an empty user turn would bring the template's default system prompt
-    along. The mask is training's own, of the last answer, so its stop token counts.
+    2023, arXiv:2308.12032, eq. 5). Without the prompt the model reads only what the template puts before any answer
+    (start token, assistant header), as the authors' code does; an empty user turn would bring the template's default
+    system prompt along. The mask is training's own, of the last answer, so its stop token counts.
 
-    None are: an answer without text, a row longer than the model's context, a row that the template refuses, and, as in the
-    paper, a score above `limit` (`math.inf` keeps all): there the prompt makes the answer less likely. In bf16 the score of
-    a few tokens moves by some hundredths with the batch size, whose kernels round differently; in fp32 it does not.
+    None are: an answer without text, a row longer than the model's context, a row that the template refuses, and, as in
+    the paper, a score above `limit` (`math.inf` keeps all): there the prompt makes the answer less likely. In bf16 the
+    score of a few tokens moves by some hundredths with the batch size, whose kernels round differently; in fp32 it does
+    not.
     """
 
     def score(rows: Sequence[Messages]) -> list[float | None]:
         """One score a row, in order."""
         pairs = each(rows, lambda messages: _with_and_without(messages, tokenizer, context_tokens(model)))
-        sums = iter(answer_nll(model, [row for pair in pairs if pair for row in pair], batch_size=batch_size))
+        sums = iter(answer_nll(model, list(itertools.chain.from_iterable(filter(None, pairs))), batch_size=batch_size))
         ratios = [next(sums)[0] / (next(sums)[0] or math.nan) if pair else math.nan for pair in pairs]
         return [ratio if ratio <= limit else None for ratio in ratios]
 
     return score
 
 
+@tables.shown
 @dataclass(frozen=True)
 class Selection:
-    """The best rows beside as many drawn at random; `scores` has one entry a row of the examples, None without a score."""
+    """The best rows beside as many drawn at random; `scores` has one entry a row of the examples."""
 
     chosen: Any
     baseline: Any
@@ -126,16 +124,18 @@ class Selection:
     chosen_rows: tuple[int, ...]
     baseline_rows: tuple[int, ...]
 
-    def table(self) -> list[tuple[str, ...]]:
-        """A header, then chosen and random; distinct-2 is the share of distinct word pairs (Li et al. 2016)."""
+    def _parts(self) -> list[Table | str]:
         head = ("", "rows", "mean score", "mean answer words", "distinct-2", "without a score")
-        parts = (("chosen", self.chosen, self.chosen_rows), ("random", self.baseline, self.baseline_rows))
-        return [head, *(self._line(*part) for part in parts)]
+        chosen = self._line("chosen", self.chosen, self.chosen_rows)
+        drawn = self._line("random", self.baseline, self.baseline_rows)
+        without = f"{self.scores.count(None)} of {len(self.scores)} rows have no score; none of them can be chosen."
+        return [Table(head, (chosen, drawn)), without]
 
     def _line(self, name: str, examples: Any, rows: Sequence[int]) -> tuple[str, ...]:
-        answers = [_WORD.findall(answer_of(messages).casefold()) for messages in examples["messages"]]
-        pairs = [pair for words in answers for pair in itertools.pairwise(words)]
-        known = [s for s in (self.scores[i] for i in rows) if s is not None]
+        """One line of the table; distinct-2 is the share of distinct word pairs (Li et al. 2016)."""
+        answers = [data.words(answer_of(messages)) for messages in examples["messages"]]
+        pairs = list(itertools.chain.from_iterable(map(itertools.pairwise, answers)))
+        known = [score for score in map(self.scores.__getitem__, rows) if score is not None]
         return (
             name,
             str(len(rows)),
@@ -145,23 +145,12 @@ class Selection:
             str(len(rows) - len(known)),
         )
 
-    def _unscored(self) -> str:
-        return f"{self.scores.count(None)} of {len(self.scores)} rows have no score; none of them can be chosen."
-
-    def __str__(self) -> str:
-        widths = [max(map(len, column)) for column in zip(*self.table(), strict=True)]
-        return "\n".join([*("  ".join(map(str.rjust, line, widths)) for line in self.table()), self._unscored()])
-
-    def _repr_html_(self) -> str:
-        lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in self.table()]
-        return f"<table><tr>{'</tr><tr>'.join(lines)}</tr></table><p>{self._unscored()}</p>"
-
 
 def select(examples: Any, score_fn: ScoreFn, share: float, *, seed: int = 0) -> Selection:
     """Choose the best `share` of all rows by score, in their own order, and draw as many at random to compare with.
 
-    Ties are drawn with `seed`, so that a score with few values does not favour the file's beginning. Rows without a score
-    are never chosen; where they leave too few, fewer are chosen.
+    Ties are drawn with `seed`, so that a score with few values does not favour the file's beginning. Rows without a
+    score are never chosen; where they leave too few, fewer are chosen.
 
     Raises:
         DataError: a share outside 0 to 1, no row with a score, or a score function that lost rows.
@@ -169,12 +158,7 @@ def select(examples: Any, score_fn: ScoreFn, share: float, *, seed: int = 0) -> 
     n = len(examples)
     if not 0 < share <= 1:
         raise DataError(f"share={share} is outside 0 to 1: it says how much of the {n} rows to keep, such as 0.25.")
-    given = list(score_fn(list(examples["messages"])))
-    if len(given) != n:
-        raise DataError(
-            f"The score function gave {len(given)} scores for {n} rows; it must give one a row, None where there is none."
-        )
-    scores = tuple(None if s is None or not math.isfinite(s) else float(s) for s in given)
+    scores = tuple(scored(score_fn, list(examples["messages"])))
     draw = random.Random(seed)
     ranked = [(score, i) for i in draw.sample(range(n), n) if (score := scores[i]) is not None]
     if not ranked:
@@ -185,13 +169,24 @@ def select(examples: Any, score_fn: ScoreFn, share: float, *, seed: int = 0) -> 
     return Selection(examples.select(chosen), examples.select(baseline), scores, chosen, baseline)
 
 
+def scored(score_fn: ScoreFn, rows: Sequence[Messages]) -> list[float | None]:
+    """One score a row; what is no finite number counts as none. Raises DataError for a function that lost rows."""
+    given = list(score_fn(rows))
+    if len(given) != len(rows):
+        raise DataError(
+            f"The score function gave {len(given)} scores for {len(rows)} rows; "
+            "it must give one a row, None where there is none."
+        )
+    return [None if score is None or not math.isfinite(score) else float(score) for score in given]
+
+
 def _faults(messages: Messages) -> list[tuple[float, str]]:
     """Points and names of what is wrong with the last answer; what already stands in the question is no fault."""
     answer = answer_of(messages)
     if not answer:
         return [] if messages and messages[-1].get("tool_calls") else [(1.0, "empty answer")]
     prompt = next((m["content"] or "" for m in reversed(messages) if m["role"] == "user"), "")
-    body, words, asked = _CODE.sub(" ", answer), _WORD.findall(answer.casefold()), _WORD.findall(prompt.casefold())
+    body, words, asked = _CODE.sub(" ", answer), data.words(answer), data.words(prompt)
     short_is_fine = _ASKS_SHORT.search(prompt) and not _ASKS_LONG.search(prompt)
     lines = [line.strip() for line in body.splitlines() if len(line.split()) > 1]
     checks = (
@@ -273,7 +268,7 @@ def answer_of(messages: Messages) -> str:
 
 
 def each(rows: Sequence[Messages], make: Callable[[Messages], _T | None]) -> list[_T | None]:
-    """Apply `make` to each row, None where the template refuses it: warns with the first, raises when it refuses all."""
+    """Apply `make` to each row, None where the template refuses it; warns, and raises when it refuses all."""
     made: list[_T | None] = []
     refused: list[DataError] = []
     for messages in rows:

@@ -126,7 +126,9 @@ def from_messages(messages: Sequence[Mapping[str, Any]], format: str, *, tools: 
     turns = to_messages({"messages": messages}, "messages")
     schemas = parse_tools(tools)
     if format in ("alpaca", "chatml"):
-        more = {key for turn in turns for key in turn} - {"role", "content"} | ({"tools"} if schemas else set())
+        more = set().union(*turns) - {"role", "content"}
+        if schemas:
+            more.add("tools")
         if more:
             fold = "" if more == {"name"} else "; write tools into the text first, with chat.fold_tools"
             raise DataError(f"has {', '.join(sorted(more))}, which {format} cannot hold{fold}")
@@ -240,7 +242,9 @@ def from_json(value: Any, what: str) -> Any:
 def items(value: Any, what: str) -> list[Any]:
     """A list, given as such or as JSON text; one item alone is a list of one, and None or no text an empty one."""
     found = from_json(value, what) if value else []
-    return list(found) if isinstance(found, list | tuple) else [] if found is None else [found]
+    if isinstance(found, list | tuple):
+        return list(found)
+    return [] if found is None else [found]
 
 
 def as_text(value: Any, what: str) -> str:
@@ -336,7 +340,8 @@ def _from_prompt_completion(row: Mapping[str, Any]) -> Messages:
     prompt, completion = _opened(row["prompt"]), _opened(row["completion"])
     if isinstance(prompt, str) or (isinstance(row["prompt"], str) and isinstance(completion, str)):
         return _pair(as_text(row["prompt"], "a prompt"), row["completion"], row.get("system"))
-    return [turn for part in (prompt, completion) for turn in _turns(part, "role", "content", _OPENAI_ROLES)]
+    parts = (_turns(part, "role", "content", _OPENAI_ROLES) for part in (prompt, completion))
+    return list(itertools.chain(*parts))
 
 
 def _from_chatml(row: Mapping[str, Any]) -> Messages:
@@ -372,7 +377,7 @@ def _to_turns(turns: Messages) -> Row:
 
 
 def _to_sharegpt(turns: Messages) -> Row:
-    return {"conversations": [part for turn in turns for part in _spoken(turn)]}
+    return {"conversations": list(itertools.chain.from_iterable(map(_spoken, turns)))}
 
 
 def _spoken(turn: Mapping[str, str]) -> Iterator[dict[str, str]]:

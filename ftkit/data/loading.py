@@ -1,6 +1,6 @@
 """Rows out of any source into one `messages` column, with an account of every row that cannot be read.
 
-Knows files, Hub datasets, lists and the bundled samples; what becomes of the rows is `data`'s business.
+Knows files, Hub datasets, lists and the bundled samples; what becomes of the examples is others' business.
 """
 
 import itertools
@@ -20,20 +20,7 @@ from ftkit.data import readers
 from ftkit.data.formats import as_text, check_mapping, detect_format, plain, to_messages, tools_text, used_columns
 from ftkit.errors import DataError, FtkitWarning
 
-_SAMPLES = {
-    "invoices": (
-        "invoices.jsonl",
-        "extract products and prices from an invoice; train, val and test share layouts and vendors",
-    ),
-    "invoices_unseen": (
-        "invoices_unseen.jsonl",
-        "the same task with layouts, vendors and products that training never saw",
-    ),
-    "messy": ("messy.jsonl", "a help desk's mail with planted defects, to learn cleaning on; notebook 07 lists them"),
-    "messy_test": ("messy_test.jsonl", "test rows that came with it, some of which leak"),
-    "general": ("general.jsonl", "short general questions with checkable answers, to see what a model forgot"),
-}
-
+_SAMPLES = ("invoices", "invoices_unseen", "messy", "messy_test", "general")
 _PEEKED = 1_000  # rows by whose columns the format is told
 _IN_MEMORY = 32 * 2**20  # bytes of rows that wait in memory; more of them wait in a file
 _BATCH = 2_000
@@ -113,8 +100,9 @@ def load_examples(
     """Read any supported table into a `datasets.Dataset` with a `messages` column; other columns come along.
 
     Args:
-        source: a JSON, JSONL, CSV, TSV or Parquet file, a Hub dataset id, a bundled name (`samples()`), a list of dicts
-            or a Dataset.
+        source: a JSON, JSONL, CSV, TSV or Parquet file, a Hub dataset id, a list of dicts, a Dataset, or a bundled
+            name: "invoices" and "invoices_unseen" (extract products and prices; the second has layouts that training
+            never saw), "messy" and "messy_test" (a help desk's mail with planted defects), "general" (short questions).
         split: keep only rows whose `split` column says so; for a Hub dataset the split to download ("train").
         mapping: which columns hold what, for formats that `detect_format` does not know:
             `{"prompt": "question", "answer": "reply"}`, optionally `"system"`.
@@ -168,7 +156,7 @@ def _open(source: Any, split: str | None) -> tuple[str, readers.Rows, str | None
     if text in _SAMPLES:
         if (text, split) == ("invoices", "unseen"):
             text, split = "invoices_unseen", None
-        file = resources.files("ftkit").joinpath("samples", _SAMPLES[text][0])
+        file = resources.files("ftkit").joinpath("samples", f"{text}.jsonl")
         return text, readers.read(Path(str(file))), split
     path = Path(text).expanduser()
     hub_like = text.count("/") == 1 and path.suffix.lower() not in readers.ENDINGS and not path.parent.is_dir()
@@ -227,11 +215,10 @@ def _format(name: str, first: list[tuple[str, Any]]) -> str | None:
     tables = [row for _, row in first if isinstance(row, Mapping)][:100]
     if not tables:
         return None
-    columns = {column for row in tables for column in row}
+    columns = set().union(*tables)
     # a column "text" beside others, with no chat in it, is something else: a text with its label, say
-    chats = len(columns) == 1 or any(
-        "<|im_start|>" in text for row in tables if isinstance(text := row.get("text"), str)
-    )
+    texts = [text for row in tables if isinstance(text := row.get("text"), str)]
+    chats = len(columns) == 1 or any("<|im_start|>" in text for text in texts)
     try:
         return detect_format(columns, chatml=chats)
     except DataError as error:

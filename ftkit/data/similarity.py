@@ -112,7 +112,7 @@ def near_pairs(
     search = _Search(len(texts), threshold, across)
     for chunk in _chunks(bucket for bucket in buckets if search.is_open(bucket)):
         if method != "exact":
-            known = _some_shingles(texts, sorted({i for bucket in chunk for i in bucket}))
+            known = _some_shingles(texts, sorted(set().union(*chunk)))
         for bucket in chunk:
             search.compare(bucket, known)
     ordered = tuple(sorted(search.pairs, key=lambda p: (p.first, p.second)))

@@ -69,7 +69,7 @@ def interval(values: Sequence[float], seed: int = 0) -> Score:
 
 
 def difference_interval(values: Sequence[float]) -> Score:
-    """Interval of a mean paired difference, between -1 and 1; where all pairs agree Wilson's interval, on both sides of 0."""
+    """Interval of a mean paired difference, between -1 and 1; where all pairs agree Wilson's, on both sides of 0."""
     if values and all(v == values[0] for v in values) and values[0] in (-1.0, 0.0, 1.0):
         low, high = _wilson(0 if values[0] == 0 else len(values), len(values))
         return {0.0: Score(0.0, -high, high), 1.0: Score(1.0, low, high), -1.0: Score(-1.0, -high, -low)}[values[0]]
@@ -78,7 +78,8 @@ def difference_interval(values: Sequence[float]) -> Score:
 
 def _wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson (1927): an interval for a share that stays honest at 0 and 1."""
-    p, spread = hits / n, z * math.sqrt(hits / n * (1 - hits / n) / n + z * z / (4 * n * n))
+    p = hits / n
+    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     middle, scale = p + z * z / (2 * n), 1 + z * z / n
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 

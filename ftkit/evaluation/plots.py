@@ -1,10 +1,12 @@
-"""TODO."""
+"""Is it better? drawn as bars with intervals. Knows scores, and neither models nor texts."""
 
 import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from ftkit.figures import BLUE, GREEN, GREY, ORANGE, axes, label
+
+_LOOKS = ((GREY, "//"), (BLUE, ""), (ORANGE, ".."), (GREEN, "xx"))  # told apart without colours as well
 
 
 def plot_scores(groups: Mapping[str, Mapping[str, Any]], ax: Any = None) -> Any:
@@ -15,34 +17,19 @@ def plot_scores(groups: Mapping[str, Mapping[str, Any]], ax: Any = None) -> Any:
         ax: where to draw.
     """
     ax = axes(ax)
-    names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
+    names = list(dict.fromkeys(itertools.chain.from_iterable(groups.values())))
     width = 0.8 / len(names)
-    for place, (name, colour, hatch) in enumerate(
-        zip(
-            names,
-            itertools.cycle((GREY, BLUE, ORANGE, GREEN)),
-            itertools.cycle(("//", "", "..", "xx", "\\\\")),
-            strict=False,
-        )
-    ):
-        for group, bars in enumerate(groups.values()):
-            if name not in bars:
-                continue
-            score, x = bars[name], group + (place - (len(names) - 1) / 2) * width
-            error = [[100 * (score.value - score.low)], [100 * (score.high - score.value)]]
-            ax.bar(
-                x,
-                100 * score.value,
-                width * 0.92,
-                color=colour,
-                hatch=hatch,
-                edgecolor="white",
-                label=name if group == 0 else None,
-            )
-            ax.errorbar(x, 100 * score.value, yerr=error, color="black", capsize=3, linewidth=1)
-            ax.annotate(
-                f"{100 * score.value:.0f}", (x, 100 * score.high), (0, 3), textcoords="offset points", ha="center"
-            )
+    for place, name in enumerate(names):
+        colour, hatch = _LOOKS[place % len(_LOOKS)]
+        present = [(group, bars[name]) for group, bars in enumerate(groups.values()) if name in bars]
+        x = [group + (place - (len(names) - 1) / 2) * width for group, _ in present]
+        heights = [100 * score.value for _, score in present]
+        below = [100 * (score.value - score.low) for _, score in present]
+        above = [100 * (score.high - score.value) for _, score in present]
+        ax.bar(x, heights, 0.92 * width, color=colour, hatch=hatch, edgecolor="white", label=name)
+        ax.errorbar(x, heights, yerr=[below, above], fmt="none", color="black", capsize=3, linewidth=1)
+        for left, height, reach in zip(x, heights, above, strict=True):
+            ax.annotate(f"{height:.0f}", (left, height + reach), (0, 3), textcoords="offset points", ha="center")
     ax.set_xticks(range(len(groups)), list(groups))
     ax.set_ylim(0, 118)
     ax.set_yticks(range(0, 101, 20))

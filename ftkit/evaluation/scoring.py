@@ -1,20 +1,23 @@
 """Is it better? Exact match, token F1 and perplexity, each with an interval, on the same prompts before and after."""
 
-import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftkit import chat, files
+from ftkit import chat, files, tables
 from ftkit.data import prompt
 from ftkit.errors import DataError
 from ftkit.evaluation.metrics import Score, difference_interval, exact_match, interval, squad_normalise, token_f1
 from ftkit.models import answer_nll, generate
 from ftkit.runs import Run
+from ftkit.tables import Table
+
+_HEAD = ("model", "exact match [95 %]", "token F1 [95 %]", "stopped by itself", "prompts")
 
 
+@tables.shown
 @dataclass(frozen=True)
 class EvalReport:
     """How one model answered one set of prompts; `rows` holds every answer with its own scores."""
@@ -37,18 +40,14 @@ class EvalReport:
         }
         return {"name": self.name, "rows": len(self.rows), "stopped": self.stopped, **scores}
 
-    def __str__(self) -> str:
-        return (
-            f"{self.name}: exact match {self.exact_match}, token F1 {self.token_f1}, "
-            f"{self.stopped:.0%} of {len(self.rows)} answers stopped by themselves"
-        )
+    def _row(self) -> tuple[Any, ...]:
+        return self.name, self.exact_match, self.token_f1, f"{self.stopped:.0%}", len(self.rows)
 
-    def _repr_html_(self) -> str:
-        cells = (self.name, str(self.exact_match), str(self.token_f1), f"{self.stopped:.0%}", str(len(self.rows)))
-        head = ("model", "exact match [95 %]", "token F1 [95 %]", "stopped", "prompts")
-        return f"<table>{_row(head, 'th')}{_row(cells)}</table>"
+    def _parts(self) -> list[Table | str]:
+        return [Table(_HEAD, [self._row()])]
 
 
+@tables.shown
 @dataclass(frozen=True)
 class Comparison:
     """Two models on the same prompts; the difference is paired, so what the prompts share cancels."""
@@ -65,27 +64,23 @@ class Comparison:
     def verdict(self) -> str:
         """One plain sentence."""
         d = self.difference
-        change = f"{100 * d.value:+.1f} points of exact match [{100 * d.low:+.0f}, {100 * d.high:+.0f}] on {len(self.after.rows)} prompts"
+        change = (
+            f"{100 * d.value:+.1f} points of exact match [{100 * d.low:+.0f}, {100 * d.high:+.0f}] "
+            f"on {len(self.after.rows)} prompts"
+        )
         if self.better:
             return f"{self.after.name} is better than {self.before.name}: {change}."
         if d.high < 0:
             return f"{self.after.name} is WORSE than {self.before.name}: {change}. Do not ship it."
         return f"No difference between {self.before.name} and {self.after.name} can be told from this sample: {change}."
 
-    def __str__(self) -> str:
-        return f"{self.before}\n{self.after}\n{self.verdict()}"
-
     def examples(self, n: int = 3) -> "Examples":
         """The first `n` prompts with both answers beside the wanted one."""
         pairs = list(zip(self.before.rows, self.after.rows, strict=True))[:n]
         return Examples(self.before.name, self.after.name, tuple(pairs))
 
-    def _repr_html_(self) -> str:
-        head = ("model", "exact match [95 %]", "token F1 [95 %]", "stopped")
-        rows = "".join(
-            _row((r.name, str(r.exact_match), str(r.token_f1), f"{r.stopped:.0%}")) for r in (self.before, self.after)
-        )
-        return f"<table>{_row(head, 'th')}{rows}</table><p>{html.escape(self.verdict())}</p>"
+    def _parts(self) -> list[Table | str]:
+        return [Table(_HEAD, [self.before._row(), self.after._row()]), self.verdict()]
 
 
 @dataclass(frozen=True)
@@ -105,15 +100,12 @@ class Examples:
         return "\n\n".join(blocks)
 
     def _repr_html_(self) -> str:
-        head = _row(("prompt", "wanted", self.before_name, self.after_name), "th")
-        rows = "".join(
-            _row(
-                (b["prompt"], b["expected"][0], f"{_tick(b)} {b['answer']}", f"{_tick(a)} {a['answer']}"),
-                style="text-align:left;white-space:pre-wrap;vertical-align:top;max-width:24em",
-            )
+        head = ("prompt", "wanted", self.before_name, self.after_name)
+        rows = [
+            (b["prompt"], b["expected"][0], f"{_tick(b)} {b['answer']}", f"{_tick(a)} {a['answer']}")
             for b, a in self.pairs
-        )
-        return f"<table>{head}{rows}</table>"
+        ]
+        return Table(head, rows, prose=True)._repr_html_()
 
 
 def perplexity(
@@ -219,8 +211,3 @@ def save_reports(run: Run, **reports: EvalReport) -> Path:
 
 def _tick(row: Mapping[str, Any]) -> str:
     return "✓" if row["exact_match"] else "✗"
-
-
-def _row(cells: Sequence[str], tag: str = "td", style: str = "") -> str:
-    attribute = f' style="{style}"' if style else ""
-    return "<tr>" + "".join(f"<{tag}{attribute}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"

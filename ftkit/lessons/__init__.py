@@ -8,7 +8,7 @@ from ftkit.lessons.backends import (
     patches_written,
     supported_families,
 )
-from ftkit.lessons.claims import accelerate, brief, hardware_table, llama_factory, memory_claims, settings_table
+from ftkit.lessons.claims import hardware_table, memory_claims, settings_table
 from ftkit.lessons.exercises import check, explore, predict, you_should_see
 from ftkit.lessons.lora import (
     Target,
@@ -23,13 +23,12 @@ from ftkit.lessons.lora import (
 from ftkit.lessons.measured import (
     COLUMNS,
     Measurement,
-    _rows,
     fit_constants,
     held_out,
-    likely,
     mean_error,
     measured_pairs,
     measurements,
+    share_below_high,
 )
 from ftkit.lessons.planted import mark
 from ftkit.lessons.plots import (
@@ -63,10 +62,7 @@ __all__ = [
     "KINDS",
     "Measurement",
     "Target",
-    "_rows",
-    "accelerate",
     "adapter_parameters",
-    "brief",
     "check",
     "compare_variants",
     "error",
@@ -78,8 +74,6 @@ __all__ = [
     "hardware_table",
     "held_out",
     "levels_of",
-    "likely",
-    "llama_factory",
     "load_record",
     "logits",
     "loss_difference",
@@ -110,6 +104,7 @@ __all__ = [
     "row_losses",
     "scaling",
     "settings_table",
+    "share_below_high",
     "singular_values",
     "step_size",
     "stored",

@@ -182,7 +182,7 @@ def memory_claims(points: Sequence[Measurement] = ()) -> Claims:
 @tables.shown
 @dataclass(frozen=True)
 class SettingsTable:
-    """Often repeated ranges beside the kit's own ranges and defaults, and what was measured; shows itself as a table."""
+    """Often repeated ranges beside the kit's own, and what was measured of them; shows itself as a table."""
 
     measured: Mapping[str, str]
 

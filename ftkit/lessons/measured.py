@@ -1,6 +1,7 @@
 """Public measurements of training memory, each with its source, as settings that the estimate takes.
 
-The rows come from the tables and logs that each one names; nothing here was measured by this kit.
+The rows come from the tables and logs that each one names; nothing here was measured by this kit. The constants of the
+estimate are fitted to them here, and held-out errors computed. Knows no arithmetic of memory: it asks the estimate.
 """
 
 import csv
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from ftkit import memory
 from ftkit.errors import ConfigError, DataError, ModelError
-from ftkit.memory import Constants, ModelShape, TrainingSetup, peak_gib
+from ftkit.memory import Constants, ModelShape, TrainingSetup, estimate_setup, peak_gib
 
 COLUMNS = (
     "id",
@@ -39,23 +40,6 @@ COLUMNS = (
     "notes",
 )
 
-_LOSSES = (
-    ("full-logits", "full"),
-    ("fast-ce", "fast"),
-    ("chunked", "chunked"),
-    ("fused", "chunked"),
-    ("cut", "chunked"),
-    ("liger", "chunked"),
-)
-
-_SHORT = {
-    "o": ("o_proj", "dense"),
-    "c_attn": ("q_proj", "k_proj", "v_proj"),
-    "c_proj": ("o_proj", "down_proj"),
-    "w1": ("up_proj",),
-    "w2": ("gate_proj",),
-}
-
 
 @dataclass(frozen=True)
 class Measurement:
@@ -70,7 +54,7 @@ class Measurement:
     id: str
     model: str
     shape: ModelShape
-    way: TrainingSetup
+    setup: TrainingSetup
     allocated_gib: float
     headline_gib: float
     metric: str
@@ -111,6 +95,100 @@ def measurements(path: str | Path | None = None, qualities: str = "AB") -> tuple
     return found, out
 
 
+@dataclass(frozen=True)
+class MeasuredPair:
+    """Two published runs of one model that differ only in the method."""
+
+    model: str
+    parameters: int
+    device: str
+    length: int
+    first_gib: float
+    second_gib: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as much the first needed."""
+        return self.first_gib / self.second_gib
+
+
+def measured_pairs(
+    measured: Iterable[Measurement], first: str = "lora", second: str = "qlora"
+) -> tuple[MeasuredPair, ...]:
+    """Runs of one source, model, card and setting that differ only in the method, largest model last."""
+    groups: dict[Measurement, dict[str, Measurement]] = {}
+    for point in measured:
+        # what the method itself brings along is not a setting of the reader's
+        setup = replace(point.setup, method=first, double_quant=False, adapter_bytes=4, upcast=False)
+        same = replace(point, id="", setup=setup, allocated_gib=0.0, headline_gib=0.0, quality="")
+        groups.setdefault(same, {})[point.setup.method] = point
+    found = [
+        MeasuredPair(
+            same.model,
+            same.shape.parameters,
+            same.device,
+            same.setup.length,
+            runs[first].allocated_gib,
+            runs[second].allocated_gib,
+        )
+        for same, runs in groups.items()
+        if first in runs and second in runs
+    ]
+    return tuple(sorted(found, key=lambda pair: (pair.parameters, pair.length)))
+
+
+def fit_constants(points: Sequence[Measurement], rounds: int = 6) -> Constants:
+    """The constants with the smallest error on these points, to two decimals; what no point tells of stays as it is."""
+    found = Constants()
+    names = [field.name for field in fields(Constants)]
+    for _ in range(rounds):
+        before = found
+        for name in names:
+            found = _best(found, name, points)
+        if all(abs(getattr(found, name) - getattr(before, name)) < _FINE for name in names):
+            break
+    return replace(found, **{name: round(getattr(found, name), 2) for name in names})
+
+
+def held_out(points: Sequence[Measurement]) -> list[tuple[Measurement, float]]:
+    """Each point with its estimate in GiB, under constants that were fitted without its model."""
+    estimates = []
+    for model in dict.fromkeys(point.model for point in points):
+        constants = fit_constants([point for point in points if point.model != model])
+        estimates += [(point, _likely(point, constants)) for point in points if point.model == model]
+    return estimates
+
+
+def mean_error(pairs: Sequence[tuple[Measurement, float]], quality: str) -> float:
+    """Mean absolute relative error of estimates such as `held_out` gives, over the points of one quality."""
+    errors = [abs(guess / point.allocated_gib - 1) for point, guess in pairs if point.quality == quality]
+    return sum(errors) / len(errors)
+
+
+def share_below_high(points: Sequence[Measurement]) -> float:
+    """Share of runs whose peak, as the source reports it, is not above the high end of the estimate."""
+    below = [estimate_setup(point.shape, point.setup).high_gib >= point.headline_gib for point in points]
+    return sum(below) / len(below)
+
+
+_LOSSES = (
+    ("full-logits", "full"),
+    ("fast-ce", "fast"),
+    ("chunked", "chunked"),
+    ("fused", "chunked"),
+    ("cut", "chunked"),
+    ("liger", "chunked"),
+)
+
+_SHORT = {
+    "o": ("o_proj", "dense"),
+    "c_attn": ("q_proj", "k_proj", "v_proj"),
+    "c_proj": ("o_proj", "down_proj"),
+    "w1": ("up_proj",),
+    "w2": ("gate_proj",),
+}
+
+
 def _rows(path: str | Path | None) -> Iterable[Mapping[str, str]]:
     if path is None:
         text = resources.files("ftkit").joinpath("samples/memory_points.json").read_text(encoding="utf-8")
@@ -127,7 +205,7 @@ def _rows(path: str | Path | None) -> Iterable[Mapping[str, str]]:
 def _point(row: Mapping[str, str]) -> Measurement:
     shape = _shape(row)
     try:
-        way = _way(row, shape)
+        setup = _setup(row, shape)
         allocated = float(row["peak_alloc_gib"] or row["headline_gib"])
         headline = float(row["headline_gib"] or allocated)
     except ConfigError:
@@ -138,7 +216,7 @@ def _point(row: Mapping[str, str]) -> Measurement:
         row["id"],
         row["model"],
         shape,
-        way,
+        setup,
         allocated,
         headline,
         row["headline_metric"],
@@ -159,7 +237,7 @@ def _shape(row: Mapping[str, str]) -> ModelShape:
     return shape.split() if "o_proj" not in {matrix.name for matrix in shape.matrices} else shape
 
 
-def _way(row: Mapping[str, str], shape: ModelShape) -> TrainingSetup:
+def _setup(row: Mapping[str, str], shape: ModelShape) -> TrainingSetup:
     method = row["method"]
     if method == "full" and "check yaml" in row["notes"]:
         raise ConfigError("its optimiser is not stated.")
@@ -190,58 +268,13 @@ def _targets(text: str, shape: ModelShape) -> tuple[str, ...]:
     there = [matrix.name for matrix in shape.matrices]
     if text == "all-linear":
         return tuple(there)
-    short = text.split(",")
-    wanted = {
-        full
-        for name in short
-        for full in ((f"{name}_proj",) if name not in _SHORT or (name == "c_attn" and "q" in short) else _SHORT[name])
-    }
+    wanted: set[str] = set()
+    for name in text.split(","):
+        wanted.update(_SHORT.get(name, (f"{name}_proj",)))
     found = tuple(name for name in there if name in wanted)
     if not found:
         raise ConfigError(f"which matrices carry its adapter is not stated ({text or 'empty'}).")
     return found
-
-
-@dataclass(frozen=True)
-class MeasuredPair:
-    """Two published runs of one model that differ only in the method."""
-
-    model: str
-    parameters: int
-    device: str
-    length: int
-    first_gib: float
-    second_gib: float
-
-    @property
-    def ratio(self) -> float:
-        """How many times as much the first needed."""
-        return self.first_gib / self.second_gib
-
-
-def measured_pairs(
-    measured: Iterable[Measurement], first: str = "lora", second: str = "qlora"
-) -> tuple[MeasuredPair, ...]:
-    """Runs of one source, model, card and setting that differ only in the method, largest model last."""
-    groups: dict[Measurement, dict[str, Measurement]] = {}
-    for point in measured:
-        # what the method itself brings along is not a setting of the reader's
-        way = replace(point.way, method=first, double_quant=False, adapter_bytes=4, upcast=False)
-        same = replace(point, id="", way=way, allocated_gib=0.0, headline_gib=0.0, quality="")
-        groups.setdefault(same, {})[point.way.method] = point
-    found = [
-        MeasuredPair(
-            same.model,
-            same.shape.parameters,
-            same.device,
-            same.way.length,
-            runs[first].allocated_gib,
-            runs[second].allocated_gib,
-        )
-        for same, runs in groups.items()
-        if first in runs and second in runs
-    ]
-    return tuple(sorted(found, key=lambda pair: (pair.parameters, pair.length)))
 
 
 _RANGES = {
@@ -256,42 +289,13 @@ _RANGES = {
 _FINE = 1e-3
 
 
-def likely(point: Measurement, constants: Constants) -> float:
-    """The estimate of one point's peak, in GiB."""
-    return peak_gib(point.shape, point.way, constants)
+def _likely(point: Measurement, constants: Constants) -> float:
+    return peak_gib(point.shape, point.setup, constants)
 
 
-def fit_error(constants: Constants, points: Sequence[Measurement]) -> float:
+def _fit_error(constants: Constants, points: Sequence[Measurement]) -> float:
     """Mean absolute relative error: one odd log then counts as one, not as the square of its oddness."""
-    return sum(abs(likely(point, constants) / point.allocated_gib - 1) for point in points) / len(points)
-
-
-def fit_constants(points: Sequence[Measurement], rounds: int = 6) -> Constants:
-    """The constants with the smallest error on these points, to two decimals; those that no point tells of stay as they are."""
-    found = Constants()
-    names = [field.name for field in fields(Constants)]
-    for _ in range(rounds):
-        before = found
-        for name in names:
-            found = _best(found, name, points)
-        if all(abs(getattr(found, name) - getattr(before, name)) < _FINE for name in names):
-            break
-    return replace(found, **{name: round(getattr(found, name), 2) for name in names})
-
-
-def held_out(points: Sequence[Measurement]) -> list[tuple[Measurement, float]]:
-    """Each point with its estimate in GiB, under constants that were fitted without its model."""
-    estimates = []
-    for model in dict.fromkeys(point.model for point in points):
-        constants = fit_constants([point for point in points if point.model != model])
-        estimates += [(point, likely(point, constants)) for point in points if point.model == model]
-    return estimates
-
-
-def mean_error(pairs: Sequence[tuple[Measurement, float]], quality: str) -> float:
-    """Mean absolute relative error of estimates such as `held_out` gives, over the points of one quality."""
-    errors = [abs(guess / point.allocated_gib - 1) for point, guess in pairs if point.quality == quality]
-    return sum(errors) / len(errors)
+    return sum(abs(_likely(point, constants) / point.allocated_gib - 1) for point in points) / len(points)
 
 
 def _best(start: Constants, name: str, points: Sequence[Measurement]) -> Constants:
@@ -301,7 +305,7 @@ def _best(start: Constants, name: str, points: Sequence[Measurement]) -> Constan
         return start
     while high - low > _FINE:
         one, two = low + (high - low) / 3, high - (high - low) / 3
-        if fit_error(replace(start, **{name: one}), touched) <= fit_error(replace(start, **{name: two}), touched):
+        if _fit_error(replace(start, **{name: one}), touched) <= _fit_error(replace(start, **{name: two}), touched):
             high = two
         else:
             low = one
@@ -309,5 +313,5 @@ def _best(start: Constants, name: str, points: Sequence[Measurement]) -> Constan
 
 
 def _moves(point: Measurement, name: str) -> bool:
-    low, high = (likely(point, Constants(**{name: value})) for value in _RANGES[name])
+    low, high = (_likely(point, Constants(**{name: value})) for value in _RANGES[name])
     return low != high

@@ -23,7 +23,7 @@ def plot_against_measured(points: Sequence[Measurement], ax: Any = None) -> Any:
     marks = {"full": ("D", ORANGE), "lora": ("s", GREEN), "qlora": ("o", BLUE)}
     for method, (mark, colour) in marks.items():
         chosen = [
-            (p.allocated_gib, estimate_setup(p.shape, p.way).likely_gib) for p in points if p.way.method == method
+            (p.allocated_gib, estimate_setup(p.shape, p.setup).likely_gib) for p in points if p.setup.method == method
         ]
         if chosen:
             name = f"{method}, {len(chosen)} runs"

@@ -1,8 +1,8 @@
 """Will it fit? An estimate from shape and settings alone, line by line, with a range and what to change first."""
 
 from ftkit.memory.estimates import TRL_LOSS_PATH, MemoryEstimate, beside, estimate, estimate_setup
-from ftkit.memory.fitting import advice, fits, gpu, gpu_table, savings, verdict
-from ftkit.memory.footprint import NF4_BITS, NF4_DOUBLE_BITS, Constants, MemoryPart, TrainingSetup, peak_gib
+from ftkit.memory.fitting import advice, fits, gpu, savings, verdict
+from ftkit.memory.footprint import NF4_BITS, NF4_DOUBLE_BITS, Constants, TrainingSetup, peak_gib
 from ftkit.memory.plots import plot_over_length, plot_parts
 from ftkit.memory.shapes import ModelShape, find, names
 
@@ -12,7 +12,6 @@ __all__ = [
     "TRL_LOSS_PATH",
     "Constants",
     "MemoryEstimate",
-    "MemoryPart",
     "ModelShape",
     "TrainingSetup",
     "advice",
@@ -22,7 +21,6 @@ __all__ = [
     "find",
     "fits",
     "gpu",
-    "gpu_table",
     "names",
     "peak_gib",
     "plot_over_length",

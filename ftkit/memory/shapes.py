@@ -166,19 +166,15 @@ def find(name: str | Path) -> ModelShape:
     path = Path(text).expanduser()
     if path.exists():
         return ModelShape.from_config(path, path.name)
-    return ModelShape.from_config(_from_hub(text), text)
+    from huggingface_hub import hf_hub_download
+
+    models.resolve(text)  # explains what is wrong with a name, a gate or a connection
+    return ModelShape.from_config(hf_hub_download(text, "config.json"), text)
 
 
 def names() -> list[str]:
     """Models whose shapes come with the package, smallest first."""
     return sorted(_listed(), key=lambda name: find(name).parameters)
-
-
-def _from_hub(name: str) -> str:
-    from huggingface_hub import hf_hub_download
-
-    models.resolve(name)  # explains what is wrong with a name, a gate or a connection
-    return str(hf_hub_download(name, "config.json"))
 
 
 _WIDTHS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
@@ -323,7 +319,7 @@ def _refuse_others(facts: Mapping[str, Any], who: str) -> None:
     if facts.get("is_encoder_decoder"):
         raise ConfigError(f"{who} is an encoder with a decoder; only decoders are described. {_DESCRIBED}")
     if not facts.get("model_type"):
-        raise _not_described(who, "a config names its architecture there")
+        raise _not_described(who, "its config names no architecture")
     if facts["model_type"] == "gpt_bigcode":
         raise _not_described(
             who, "its 4-bit runs need up to 60 % more in public measurements than this arithmetic says"

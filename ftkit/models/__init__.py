@@ -1,5 +1,6 @@
 """A base model with an adapter: load, extend, save, reload, generate; plain Hugging Face objects throughout."""
 
+from ftkit.models.endpoint import Endpoint
 from ftkit.models.generation import generate
 from ftkit.models.likelihood import TokenRow, answer_nll, batches, context_tokens, evaluating, padded
 from ftkit.models.loading import (
@@ -22,6 +23,7 @@ from ftkit.models.sources import BUNDLED, HUB_ID, bundled_folder, bundled_locati
 __all__ = [
     "BUNDLED",
     "HUB_ID",
+    "Endpoint",
     "TokenRow",
     "add_lora",
     "answer_nll",

@@ -61,7 +61,7 @@ class Endpoint:
     def ask(
         self, questions: Sequence[str], *, noun: str = "question", usable: Callable[[str], bool] | None = None
     ) -> list[str]:
-        """One reply a question, in order; "" where the reply holds no text, and for an empty question, which is not asked.
+        """One reply a question, in order; "" where it holds no text. An empty question is not asked.
 
         Args:
             questions: texts; equal ones are asked once.
@@ -94,7 +94,9 @@ class Endpoint:
                 try:
                     reply = self._reply(client, questions[number])
                 except ModelError as error:
-                    raise ModelError(f"{noun.capitalize()} {number + 1} got no reply: {error} {self._kept()}") from error
+                    raise ModelError(
+                        f"{noun.capitalize()} {number + 1} got no reply: {error} {self._kept()}"
+                    ) from error
                 self._known[key] = reply
                 note({"key": key, "model": self.model, "reply": reply})
 
@@ -155,7 +157,9 @@ def _openai() -> Any:
     try:
         import openai
     except ImportError as error:
-        raise MissingExtra("Asking a model over HTTP needs the package openai. Run: pip install 'ftkit[judge]'") from error
+        raise MissingExtra(
+            "Asking a model over HTTP needs the package openai. Run: pip install 'ftkit[judge]'"
+        ) from error
     return openai
 
 

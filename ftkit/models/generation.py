@@ -64,9 +64,8 @@ def generate(
         with tqdm(total=len(ids), unit="answer", disable=not progress, leave=False) as bar:
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                for row, answer in zip(
-                    rows, _answer(model, tokenizer, [ids[i] for i in rows], max_new_tokens, temperature), strict=True
-                ):
+                said = _answer(model, tokenizer, [ids[i] for i in rows], max_new_tokens, temperature)
+                for row, answer in zip(rows, said, strict=True):
                     answers[row] = answer
                 bar.update(len(rows))
                 release_memory()

@@ -1,6 +1,6 @@
 """How likely a model finds given answers: summed negative log-likelihood in batches, and what that needs.
 
-Knows tokens and labels, no examples; `scoring`, `rater` and `evaluate` ask it.
+Knows tokens and labels, no examples; `cleaning` and `evaluation` ask it.
 """
 
 from collections.abc import Iterator, Sequence

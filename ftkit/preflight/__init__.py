@@ -1,16 +1,19 @@
 """Refuse a run that cannot work, before it starts, and say why."""
 
-from ftkit.preflight.checks import check, check_settings
+from ftkit.preflight.checks import check_settings
 from ftkit.preflight.model import need
 from ftkit.preflight.report import Finding, PreflightReport
 from ftkit.preflight.settings import SETTINGS_CHECKS, updates_in
+from ftkit.preflight.tokenised import Rows, check, tokenize_splits
 
 __all__ = [
     "SETTINGS_CHECKS",
     "Finding",
     "PreflightReport",
+    "Rows",
     "check",
     "check_settings",
     "need",
+    "tokenize_splits",
     "updates_in",
 ]

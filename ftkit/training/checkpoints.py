@@ -38,7 +38,7 @@ def publish(working: Path, folder: Path, facts: Mapping[str, Any], keep: int) ->
     place = folder / working.name
     with files.disk_errors_explained(place):
         if place.exists():  # from an earlier life of this run, refused or overtaken
-            shutil.rmtree(place)
+            remove(place)
         working.rename(place)
     for old in all_in(folder)[:-keep]:
         remove(old)
@@ -109,9 +109,11 @@ def step_of(checkpoint: Path) -> int:
 
 
 def remove(checkpoint: Path) -> None:
-    """Take the mark away first, then the rest: a removal that a kill cuts short leaves nothing that looks whole."""
-    (checkpoint / MARK).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    """Take it out of sight with one rename, then delete it: a kill in between leaves no half checkpoint."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -1,33 +1,32 @@
 """One training run: answer tokens only, through TRL's SFTTrainer, with a record that survives a kill.
 
 Adds to TRL what a learner and a practitioner miss: a mask that comes from the tokenizer, checks before anything is
-spent, a live curve, a stop that loses nothing, and a run folder from which the same call goes on.
+spent, a live curve, a stop that loses nothing, and a run folder from which the same call goes on. What is wrong with
+rows and settings is said by `preflight` alone; here it is obeyed.
 """
 
-import hashlib
 import os
+import re
 import shutil
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ftkit import data, figures, files, models
 from ftkit.config import TrainConfig
 from ftkit.data import Splits
-from ftkit.errors import ConfigError, FtkitWarning, StorageError, TrainingError
+from ftkit.errors import ConfigError, FtkitError, FtkitWarning, MissingExtra, StorageError, TrainingError
 from ftkit.hardware import detect, peak_memory_gib
-from ftkit.models import no_datasets_bars
-from ftkit.preflight import PreflightReport, check
+from ftkit.preflight import Finding, PreflightReport, check, tokenize_splits
 from ftkit.runs import Run
 from ftkit.training import checkpoints, plots, trainer
 from ftkit.training.checkpoints import Mirror
 from ftkit.training.history import History, read_points, write_points
 from ftkit.training.recorder import Recorder, Watch, interruptible
-from ftkit.training.trainer import cut, length_batches, read
 
 
 def train(
@@ -48,6 +47,7 @@ def train(
     A model without an adapter gets one (`models.add_lora`). While it runs, `history.csv` grows and a figure is drawn;
     `run.json` names the step "train" only when all is written. Ctrl+C (or the notebook's stop button) finishes the
     step, saves a checkpoint and gives back a history whose `stopped` is true: the same call goes on from there.
+    One warning tells what preflight warns of, such as answers that are cut.
 
     Args:
         model: from `models.load`.
@@ -63,88 +63,152 @@ def train(
         watch: called as `watch(points, total_steps)` after each new point, in place of the figure.
 
     Raises:
-        DataError: no row has a trained token.
         PreflightError: an error in the check, or out of memory on the longest micro-batch.
+        DataError: no row has a trained token, where `preflight` is False.
         ConfigError: the run is finished already, or was interrupted with other settings or data (names them).
         StorageError: the disk is full, the folder cannot be written, or another process trains in it.
         TrainingError: the loop ended and no weight was changed.
     """
     _refuse(run, config, resume)
-    whole = {name: read(name, part, tokenizer) for name, part in _parts(splits, config).items()}
-    rows = {name: cut(name, part, config.max_length) for name, part in whole.items()}
-    report = check(model, tokenizer, splits, config, run=run, tokenized={"train": whole["train"]})
+    rows = tokenize_splits(splits, tokenizer, config)
+    report = check(model, tokenizer, rows, config, run=run)
     _obey(report, refuse=preflight)
-    with locked(run.path), interruptible(stop) as asked:
-        _refuse(run, config, resume)  # another process may have finished it while this one read the rows
-        _sweep(run)
-        copy = Mirror.open(mirror, run) if mirror is not None else None
-        if copy is not None and resume and copy.restore(run):
-            _refuse(run, config, resume)
-        model, lengths = _adapted(model, rows, config)
-        facts = {
-            "data_digest": data.digest(splits.train, splits.val),
-            "config_digest": config.digest(),
-            "base_model": _base_name(model),
-            "backend": models.backend_of(model),
-        }
+    parts = trainer.cut(rows, config)
+    lengths = [len(ids) for ids in parts["train"]["input_ids"]]
+
+    with locked(run.path), interruptible(stop) as asked, _disk_errors_explained(run.path), models.no_datasets_bars():
+        copy = _recovered(run, config, mirror, resume)
+        model = models.add_lora(model, config)
+        models.choose_attention(model, max(lengths))
+        facts = _facts(model, splits, config)
         checkpoint = _to_resume(run, config, facts) if resume else None
         recorder = Recorder(run, config, facts, checkpoint=checkpoint, stop=asked, watch=watch, mirror=copy)
-        with files.disk_errors_explained(run.path), no_datasets_bars():
-            loop = trainer.build(model, tokenizer, rows, config, run, [recorder.callback()])
-            if checkpoint is None:
-                trainer.probe(loop, config, lengths)
-                _start_afresh(run, splits, config, copy)
-            try:
-                _train(loop, checkpoint, recorder, max(lengths))
-            finally:
-                recorder.close()
-                trainer.forget_embeddings()
-                checkpoints.remove_leftovers(run / "checkpoints")  # on a full disk half a checkpoint is in the way
-        return _finish(recorder, loop, {**facts, "preflight": [finding.id for finding in report.findings]})
-
-
-def _sweep(run: Run) -> None:
-    """Remove what a kill left half-written."""
-    checkpoints.remove_leftovers(run / "checkpoints")
-    files.remove_leftovers(run.path, ("adapter", "history.csv", "config.yaml"))
+        loop = trainer.build(model, tokenizer, parts, config, run, [recorder.callback()])
+        if checkpoint is None:
+            trainer.probe(loop, config, lengths)  # before anything of an earlier training is removed
+            _start_afresh(run, splits, config, copy)
+        try:
+            with trainer.out_of_memory_explained(config, max(lengths), loop.model):
+                loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if not recorder.stopped:
+                _complete(loop, recorder)
+        finally:
+            recorder.close()
+            trainer.forget_embeddings()
+            checkpoints.remove_leftovers(run / "checkpoints")  # on a full disk half a checkpoint is in the way
+        return _finish(loop, recorder, preflight=[finding.id for finding in report.findings])
 
 
 def _refuse(run: Run, config: TrainConfig, resume: bool) -> None:
     """What can be said before anything is loaded or tokenised."""
     if resume and run.finished("train"):
         raise ConfigError(
-            f"{run.path} holds a finished training. Choose another run name, or pass resume=False (--fresh on the command line) to replace it."
+            f"{run.path} holds a finished training. Choose another run name, or pass resume=False "
+            "(--fresh on the command line) to replace it."
         )
-    trainer.check_reporter(config)
+    if config.report_to != "none" and find_spec(config.report_to) is None:
+        raise MissingExtra(
+            f"report_to={config.report_to!r} needs a package that is not installed. Run: pip install "
+            f"{config.report_to}, or set report_to='none': the run folder keeps every metric anyway."
+        )
     if config.packing:
         raise ConfigError(
             "packing=True is not supported yet: packed examples would see each other. Use group_by_length=True."
         )
 
 
-def _parts(splits: Splits, config: TrainConfig) -> dict[str, Any]:
-    val = splits.val.shuffle(seed=config.seed).select(range(min(len(splits.val), config.max_eval_examples)))
-    return {"train": splits.train, "val": val}
-
-
 def _obey(report: PreflightReport, *, refuse: bool) -> None:
-    """Errors end the run here, or are named in one warning where they are passed over."""
+    """Errors end the run here, or are named in one warning where they are passed over; warnings are told in one."""
     if refuse:
         report.refuse()
     elif report.errors:
         passed = " ".join(f"{finding.title} ({finding.id})" for finding in report.errors)
         warnings.warn(f"preflight=False: training goes on in spite of this: {passed}", FtkitWarning, stacklevel=3)
+    if report.warnings:
+        told = "\n".join(map(_told, report.warnings))
+        warnings.warn(
+            f"Preflight warns, and preflight.check says what to do:\n{told}",
+            FtkitWarning,
+            stacklevel=3,
+        )
 
 
-def _adapted(model: Any, rows: dict[str, Any], config: TrainConfig) -> tuple[Any, list[int]]:
-    """The model with an adapter and the rows' lengths, after putting the training rows into the order in which they will be read."""
-    model = models.add_lora(model, config)
-    lengths = [len(ids) for ids in rows["train"]["input_ids"]]
-    models.choose_attention(model, max(lengths))
-    if config.group_by_length:
-        order = length_batches(lengths, config.per_device_train_batch_size, config.seed)
-        rows["train"], lengths = rows["train"].select(order), [lengths[i] for i in order]
-    return model, lengths
+def _told(finding: Finding) -> str:
+    """The title, and the evidence where it names rows."""
+    names_rows = re.search(r"\brows? \d", finding.evidence)
+    return f"○ {finding.title}" + (f" {finding.evidence}" if names_rows else "")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the run folder `path` for as long as the block runs; the lock ends with its process.
+
+    Raises:
+        StorageError: another process, or another thread of this one, holds it.
+    """
+    from filelock import FileLock, SoftFileLock, Timeout
+
+    if os.environ.get("RANK", "0") != "0":  # torchrun: the first process holds the folder for all
+        yield
+        return
+    lock: Any = FileLock(path / ".lock", timeout=0)
+    try:
+        with files.disk_errors_explained(path):
+            try:
+                lock.acquire()
+            except NotImplementedError:  # some mounted drives know no locks
+                lock = SoftFileLock(path / ".soft-lock", timeout=0)
+                lock.acquire()
+    except Timeout as error:
+        raise StorageError(
+            f"{path} is in use: another process is training there. Wait for it, stop it, or choose another run name."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _disk_errors_explained(path: Path) -> Iterator[None]:
+    """As `files` does, and for checkpoints that do not fit: torch and safetensors raise classes of their own then."""
+    from safetensors import SafetensorError
+
+    try:
+        with files.disk_errors_explained(path):
+            yield
+    except (SafetensorError, RuntimeError) as error:
+        full = shutil.disk_usage(path).free < 2**20 or any(sign in str(error) for sign in files.WRITE_FAILED)
+        if isinstance(error, FtkitError) or not full:
+            raise
+        raise StorageError(
+            f"Cannot write {path}: the disk is full or refuses a file of this size. Free some space and call train "
+            "again: it resumes from the last complete checkpoint."
+        ) from error
+
+
+def _recovered(run: Run, config: TrainConfig, folder: str | Path | None, resume: bool) -> Mirror | None:
+    """Clear what a kill left half-written, and take back from the mirror in `folder` what the run has lost."""
+    _refuse(run, config, resume)  # another process may have finished it while this one read the rows
+    checkpoints.remove_leftovers(run / "checkpoints")
+    files.remove_leftovers(run.path, ("adapter", "history.csv", "config.yaml"))
+    if folder is None:
+        return None
+    mirror = Mirror.open(folder, run)
+    if resume and mirror.restore(run):
+        _refuse(run, config, resume)
+    return mirror
+
+
+def _facts(model: Any, splits: Splits, config: TrainConfig) -> dict[str, str]:
+    """What a checkpoint of this run must have in common with the run that goes on from it."""
+    name = str(model.config._name_or_path)
+    return {
+        "data_digest": data.digest(splits.train, splits.val),
+        "config_digest": config.digest(),
+        "base_model": models.BUNDLED if Path(name) == models.bundled_location() else name,
+        "backend": models.backend_of(model),
+    }
 
 
 def _to_resume(run: Run, config: TrainConfig, facts: dict[str, str]) -> Path | None:
@@ -174,37 +238,20 @@ def _start_afresh(run: Run, splits: Splits, config: TrainConfig, mirror: Mirror 
         mirror.clear()
 
 
-def _train(loop: Any, checkpoint: Path | None, recorder: Recorder, longest: int) -> None:
-    from safetensors import SafetensorError
-
-    run, config = recorder.run, recorder.config
-    try:
-        with trainer.out_of_memory_explained(config, longest, loop.model):
-            loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if not recorder.stopped:
-            _refuse_unmoved(recorder, loop.state.global_step)
-            if config.early_stopping_patience:
-                _measure(loop)
-                _take_best(loop, recorder)
-            models.save_adapter(loop.model, loop.processing_class, run / "adapter")  # before anything else can fail
-            _measure(loop)
-    except (SafetensorError, RuntimeError) as error:
-        # torch and safetensors raise their own classes when a checkpoint does not fit on the disk
-        if shutil.disk_usage(run.path).free < 2**20 or any(sign in str(error) for sign in files.WRITE_FAILED):
-            raise StorageError(
-                f"Cannot write {run.path}: the disk is full or refuses a file of this size. Free some space and call train "
-                "again: it resumes from the last complete checkpoint."
-            ) from error
-        raise
-
-
-def _refuse_unmoved(recorder: Recorder, steps: int) -> None:
+def _complete(loop: Any, recorder: Recorder) -> None:
+    """Measure once more, and save the adapter that the run was for: the last one, or the best on validation."""
+    run, config, steps = recorder.run, recorder.config, loop.state.global_step
     if recorder.applied == 0:
         raise TrainingError(
-            f"None of {steps} weight updates was applied: in {recorder.config.dtype} every gradient overflowed, so the adapter "
+            f"None of {steps} weight updates was applied: in {config.dtype} every gradient overflowed, so the adapter "
             "is what it was at the start. Use dtype='bf16' or 'fp32', a lower learning_rate, or more steps: "
             "fp16 needs the first few to find its scale."
         )
+    if config.early_stopping_patience:
+        _measure(loop)
+        _take_best(loop, recorder)
+    models.save_adapter(loop.model, loop.processing_class, run / "adapter")  # before anything else can fail
+    _measure(loop)
 
 
 def _measure(loop: Any) -> None:
@@ -215,26 +262,27 @@ def _measure(loop: Any) -> None:
 
 def _take_best(loop: Any, recorder: Recorder) -> None:
     """Put the adapter with the lowest validation loss back into the model, where that was not the last one."""
-    place = recorder.run / "checkpoints" / "best"
-    if recorder.best_step == loop.state.global_step:
+    place, best, last = recorder.run / "checkpoints" / "best", recorder.best_step, loop.state.global_step
+    if best == last:
         return
-    if (why := checkpoints.problem(place)) is None and checkpoints.mark(place)["step"] == recorder.best_step:
+    if (why := checkpoints.problem(place)) is None and checkpoints.mark(place)["step"] == best:
         trainer.put_back(loop.model, place)
-    else:
-        warnings.warn(
-            f"The adapter of step {recorder.best_step}, the best on validation, is lost ({why or 'another one is there'}): "
-            f"that of step {loop.state.global_step} is kept.",
-            FtkitWarning,
-            stacklevel=2,
-        )
+        return
+    warnings.warn(
+        f"The adapter of step {best}, the best on validation, is lost ({why or 'another one is there'}): "
+        f"that of step {last} is kept.",
+        FtkitWarning,
+        stacklevel=2,
+    )
 
 
-def _finish(recorder: Recorder, loop: Any, facts: dict[str, Any]) -> History:
+def _finish(loop: Any, recorder: Recorder, *, preflight: list[str]) -> History:
     """Sum up; a run that was not stopped is marked as done, and copied to its mirror once more."""
     run, config = recorder.run, recorder.config
     history = History.of(read_points(run / "history.csv"), peak_memory_gib(), stopped=recorder.stopped)
     figures.save(plots.plot_loss(history, ax=figures.blank_axes()), run / "figures/loss.png")
     if not recorder.stopped:
+        facts: dict[str, Any] = {**recorder.facts, "preflight": preflight}
         if config.early_stopping_patience:
             facts |= {"best_step": recorder.best_step, "stopped_early": recorder.stopped_early}
         run.finish(
@@ -253,53 +301,3 @@ def _finish(recorder: Recorder, loop: Any, facts: dict[str, Any]) -> History:
     if recorder.mirror is not None:
         recorder.mirror.push(run)
     return history
-
-
-def _base_name(model: Any) -> str:
-
-    name = str(model.config._name_or_path)
-    return models.BUNDLED if Path(name) == models.bundled_location() else name
-
-
-_NAME = ".lock"
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the run folder `path` for as long as the block runs.
-
-    Raises:
-        StorageError: another process, or another thread of this one, holds it.
-    """
-    from filelock import Timeout
-
-    if os.environ.get("RANK", "0") != "0":  # torchrun: the first process holds the folder for all
-        yield
-        return
-    try:
-        lock = _acquired(path)
-    except Timeout as error:
-        raise StorageError(
-            f"{path} is in use: another process is training there. Wait for it, stop it, or choose another run name."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _acquired(path: Path) -> Any:
-    """The lock, in the folder itself or, where its file system knows no locks (some mounted drives), in this machine's temporary folder."""
-    from filelock import FileLock
-
-    with files.disk_errors_explained(path):
-        try:
-            return _taken(FileLock(path / _NAME, timeout=0))
-        except NotImplementedError:
-            name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-            return _taken(FileLock(Path(tempfile.gettempdir()) / f"ftkit-{name}.lock", timeout=0))
-
-
-def _taken(lock: Any) -> Any:
-    lock.acquire()
-    return lock

@@ -95,7 +95,7 @@ def _draw_loss(
 
 def live_loss() -> "LiveLoss":
     """The loss figure that grows while a run trains: a picture that updates in a notebook, a progress bar elsewhere."""
-    return LiveLoss(figures._in_notebook())
+    return LiveLoss(figures.in_notebook())
 
 
 class LiveLoss:

@@ -1,17 +1,19 @@
-"""The settings of a run as TRL's SFTTrainer wants them; the only module that builds one."""
+"""The rows and the settings of a run as TRL's SFTTrainer wants them, and a first step that shows whether they fit.
 
+The only module that builds a trainer. It knows nothing of run folders but where the trainer may write.
+"""
+
+import itertools
 import random
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ftkit import chat, memory, preflight
 from ftkit.config import TrainConfig
-from ftkit.errors import ConfigError, DataError, FtkitWarning, MissingExtra, PreflightError
+from ftkit.errors import ConfigError, DataError, PreflightError
 from ftkit.hardware import Hardware, detect, free_gpu_memory_gib
 from ftkit.runs import Run
 from ftkit.training import checkpoints
@@ -19,23 +21,63 @@ from ftkit.training import checkpoints
 PROJECT = "ftkit"  # under which trackio and Weights & Biases list the runs
 
 
-def check_reporter(config: TrainConfig) -> None:
-    """Refuse a `report_to` whose package is missing.
+def cut(rows: preflight.Rows, config: TrainConfig) -> dict[str, Any]:
+    """Datasets of ids and labels, "train" and "val", cut at `config.max_length`, in the order in which they are read.
+
+    Rows in which nothing is trained then are left out.
 
     Raises:
-        MissingExtra: names the command that installs it.
+        DataError: a part has no row with a trained token.
     """
-    if config.report_to != "none" and find_spec(config.report_to) is None:
-        raise MissingExtra(
-            f"report_to={config.report_to!r} needs a package that is not installed. Run: pip install {config.report_to}, "
-            "or set report_to='none': the run folder keeps every metric anyway."
-        )
+    from datasets import Dataset
+
+    limit, parts = config.max_length, {}
+    for part in (rows.train, rows.val):
+        kept = [
+            {"input_ids": ids[:limit], "labels": labels[:limit]}
+            for _, _, ids, labels in part.readable
+            if any(label != chat.IGNORED for label in labels[:limit])
+        ]
+        if not kept:
+            raise DataError(_nothing_to_train(part, limit))
+        parts[part.name] = Dataset.from_list(kept)
+    if config.group_by_length:
+        lengths = [len(ids) for ids in parts["train"]["input_ids"]]
+        order = length_batches(lengths, config.per_device_train_batch_size, config.seed)
+        parts["train"] = parts["train"].select(order)
+    return parts
+
+
+def _nothing_to_train(part: Any, limit: int) -> str:
+    if not part.numbers:
+        return f"The {part.name} part has no rows."
+    if not part.readable:
+        return f"The chat template refuses all {part.name} rows: preflight.check says why."
+    return (
+        f"All {len(part.numbers)} {part.name} rows have no trained token: the answer lies beyond max_length={limit}. "
+        "Raise max_length."
+    )
+
+
+def length_batches(lengths: Sequence[int], batch_size: int, seed: int) -> list[int]:
+    """An order of rows in which each `batch_size` neighbours are of like length, and the batches come shuffled.
+
+    Transformers' own grouping puts the longest rows of 50 batches first: a run of 40 steps would never see a short one.
+    """
+    draw = random.Random(seed)
+    order = list(range(len(lengths)))
+    draw.shuffle(order)  # ties in length, and which rows a short run sees, are up to the seed
+    order.sort(key=lambda i: lengths[i])
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    draw.shuffle(batches)
+    batches.sort(key=len, reverse=True)  # the one that is not full comes last, or all others would be cut differently
+    return list(itertools.chain.from_iterable(batches))
 
 
 def build(
-    model: Any, tokenizer: Any, rows: dict[str, Any], config: TrainConfig, run: Run, callbacks: Sequence[Any]
+    model: Any, tokenizer: Any, parts: dict[str, Any], config: TrainConfig, run: Run, callbacks: Sequence[Any]
 ) -> Any:
-    """An SFTTrainer over tokenised `rows["train"]` and `rows["val"]` that writes its checkpoints into the run's workshop."""
+    """An SFTTrainer over the parts that `cut` gives; it writes checkpoints where half-finished ones may lie."""
     from transformers import DataCollatorForSeq2Seq, PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
@@ -71,7 +113,7 @@ def build(
         logging_steps=config.logging_steps,
         logging_first_step=True,
         include_num_input_tokens_seen="non_padding",  # TRL's own count is lost where Unsloth exchanges its loss
-        logging_nan_inf_filter=False,  # a loss that is not a number is shown as such, not as the mean of those before it
+        logging_nan_inf_filter=False,  # a loss that is no number is shown as such, not as the mean of those before it
         report_to="none" if config.report_to == "tensorboard" else config.report_to,
         project=PROJECT,
         run_name=run.path.name,
@@ -87,8 +129,8 @@ def build(
         model=model,
         args=arguments,
         processing_class=tokenizer,
-        train_dataset=rows["train"],
-        eval_dataset=rows["val"],
+        train_dataset=parts["train"],
+        eval_dataset=parts["val"],
         data_collator=collator,
         callbacks=list(callbacks),
     )
@@ -97,10 +139,14 @@ def build(
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    # Transformers would load a checkpoint's adapter through PEFT, which turns bf16 weights into fp32: other steps from there on.
+    # Transformers would load a checkpoint through PEFT, which turns bf16 weights into fp32: other steps would follow.
     trainer._load_from_checkpoint = lambda checkpoint, model=None: put_back(trainer.model, checkpoint)
     if config.report_to == "tensorboard":
-        trainer.add_callback(_tensorboard(run))
+        from transformers.integrations import TensorBoardCallback
+
+        tensorboard = TensorBoardCallback()
+        tensorboard.logging_dir = str(run / "tensorboard")  # by default it writes into the checkpoints' folder
+        trainer.add_callback(tensorboard)
     return trainer
 
 
@@ -113,111 +159,28 @@ def forget_embeddings() -> None:
 
 
 def put_back(model: Any, folder: str | Path) -> None:
-    """Load the adapter weights of a checkpoint into a model that has an adapter, in the number format that they have there."""
+    """Load a checkpoint's weights into a model that has an adapter, in the number format that they have there."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
     set_peft_model_state_dict(model, load_file(Path(folder) / "adapter_model.safetensors"))
 
 
-def _tensorboard(run: Run) -> Any:
-    """Transformers' own callback; by default it would write into the checkpoints' folder."""
-    from transformers.integrations import TensorBoardCallback
-
-    callback = TensorBoardCallback()
-    callback.logging_dir = str(run / "tensorboard")
-    return callback
-
-
-Row = dict[str, list[int]]
-
-
-def read(name: str, examples: Any, tokenizer: Any) -> list[Row]:
-    """Ids and labels of each row, uncut.
-
-    Raises:
-        DataError: the part called `name` has no rows.
-    """
-    if not len(examples):
-        raise DataError(f"The {name} part has no rows.")
-    return [chat.tokenize(row, tokenizer) for row in examples]  # whole rows: a `tools` column belongs to the prompt
-
-
-def cut(name: str, whole: list[Row], max_length: int) -> Any:
-    """A Dataset of rows of at most `max_length` tokens; those in which nothing is trained then are left out, with a warning that numbers them.
-
-    Raises:
-        DataError: none has a trained token.
-    """
-    from datasets import Dataset
-
-    rows = [{column: values[:max_length] for column, values in row.items()} for row in whole]
-    empty = [number for number, row in enumerate(rows, 1) if all(label == chat.IGNORED for label in row["labels"])]
-    if empty:
-        reason = f"have no trained token: the answer lies beyond max_length={max_length}"
-        if len(empty) == len(rows):
-            raise DataError(f"All {len(rows)} {name} rows {reason}. Raise max_length.")
-        warnings.warn(
-            f"{name} rows {_listed(empty)} {reason}; they are left out. Raise max_length to keep them.",
-            FtkitWarning,
-            stacklevel=3,
-        )
-    _warn_of_cuts(name, whole, max_length)
-    dropped = set(empty)
-    return Dataset.from_list([row for number, row in enumerate(rows, 1) if number not in dropped])
-
-
-def length_batches(lengths: Sequence[int], batch_size: int, seed: int) -> list[int]:
-    """An order of rows in which each `batch_size` neighbours are of like length, and the batches come shuffled.
-
-    Transformers' own grouping puts the longest rows of 50 batches first: a run of 40 steps would never see a short one.
-    """
-    draw = random.Random(seed)
-    order = list(range(len(lengths)))
-    draw.shuffle(order)  # ties in length, and which rows a short run sees, are up to the seed
-    order.sort(key=lambda i: lengths[i])
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    draw.shuffle(batches)
-    batches.sort(key=len, reverse=True)  # the one that is not full comes last, or all others would be cut differently
-    return [i for batch in batches for i in batch]
-
-
-def _warn_of_cuts(name: str, rows: list[Row], limit: int) -> None:
-    """Name the rows whose answer loses tokens at `limit`: they also lose the stop token."""
-    lost = {
-        n: sum(label != chat.IGNORED for label in row["labels"][limit:])
-        for n, row in enumerate(rows, 1)
-        if any(label != chat.IGNORED for label in row["labels"][:limit])
-    }
-    if cut := [n for n, tokens in lost.items() if tokens]:
-        message = f"{name} rows {_listed(cut)} are longer than max_length={limit}: their answers lose {sum(lost.values())} tokens, the stop token too."
-        warnings.warn(message, FtkitWarning, stacklevel=4)
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
-
-
 _CLEARLY_LONGER = {"cuda": 1.0, "cpu": 2.0}  # a pass takes milliseconds on a GPU, and a fair part of an update on a CPU
-
-_SIGNS = ("out of memory", "can't allocate memory", "Failed to allocate")
-
-
-def longest_batch(lengths: Sequence[int], batch_size: int) -> list[int]:
-    """Positions of the `batch_size` longest rows, the longest first: no micro-batch can be larger."""
-    return sorted(range(len(lengths)), key=lambda i: -lengths[i])[:batch_size]
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Failed to allocate")
 
 
 def tells_something(lengths: Sequence[int], batch_size: int, device: str = "cpu") -> bool:
-    """Whether the longest micro-batch is clearly longer than a usual one; else the first update shows as much, for nothing."""
+    """Whether the longest micro-batch is clearly longer than a usual one; else the first update shows as much."""
     usual = [max(lengths[i : i + batch_size]) for i in range(0, len(lengths), batch_size)]
     return max(lengths) > _CLEARLY_LONGER.get(device, 1.0) * sum(usual) / len(usual)
 
 
 def surely_fits(model: Any, config: TrainConfig, longest: int, free_gib: float) -> bool:
-    """Whether even the estimate's high end, weights included, is less than half of what is free: nothing needs to be tried then.
+    """Whether even the high end of the estimate, weights included, is less than half of what is free.
 
-    On a GPU with Unsloth a pass before the training costs a second compilation, longer than a short run.
+    Nothing needs to be tried then: with Unsloth on a GPU a pass before the training costs a second compilation, which
+    takes longer than a short run.
     """
     found = preflight.need(model.config, config, Hardware("cuda", "", free_gib, None, bf16=True, cores=1), longest)
     return found.estimate is not None and 2 * found.estimate.high_gib < free_gib
@@ -236,23 +199,22 @@ def probe(trainer: Any, config: TrainConfig, lengths: Sequence[int]) -> bool:
     """
     import torch
 
-    on_gpu = trainer.args.device.type == "cuda"
-    if not tells_something(lengths, config.per_device_train_batch_size, trainer.args.device.type):
+    size, device, model = config.per_device_train_batch_size, trainer.args.device, trainer.model
+    if not tells_something(lengths, size, device.type):
         return False
-    if on_gpu and surely_fits(trainer.model, config, max(lengths), free_gpu_memory_gib()):
+    if device.type == "cuda" and surely_fits(model, config, max(lengths), free_gpu_memory_gib()):
         return False
-    chosen = longest_batch(lengths, config.per_device_train_batch_size)
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in chosen])
-    model, training = trainer.model, trainer.model.training
-    devices = [trainer.args.device] if on_gpu else []
+    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in longest_first[:size]])
+    training = model.training
     with (
         out_of_memory_explained(config, max(lengths), model),
-        torch.random.fork_rng(devices),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
         trainer.accelerator.autocast(),
     ):
         try:
             model.train()
-            model(**{name: tensor.to(trainer.args.device) for name, tensor in batch.items()}).loss.backward()
+            model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss.backward()
         finally:
             model.zero_grad(set_to_none=True)
             model.train(training)
@@ -271,26 +233,22 @@ def out_of_memory_explained(config: TrainConfig, longest: int, model: Any = None
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _SIGNS):
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
             raise
-        changes = _estimated(config, longest, model) or _usual(config, longest)
+        changes = "; ".join(_estimated(config, longest, model) or _usual(config, longest))
         raise PreflightError(
-            f"Out of memory on a micro-batch of {config.per_device_train_batch_size} x {longest} tokens. Change in this order: "
-            f"{'; '.join(changes)}; a smaller base model; or close what else uses this memory."
+            f"Out of memory on a micro-batch of {config.per_device_train_batch_size} x {longest} tokens. "
+            f"Change in this order: {changes}; a smaller base model; or close what else uses this memory."
         ) from error
 
 
 def _estimated(config: TrainConfig, longest: int, model: Any) -> list[str]:
+    """What each change would gain on this model, the best first; nothing where that cannot be estimated."""
     if model is None:
         return []
     try:
-        found = memory.savings(
-            memory.ModelShape.from_config(model.config),
-            config,
-            device=detect().device,
-            longest=longest,
-            loss_path=memory.TRL_LOSS_PATH,
-        )
+        shape = memory.ModelShape.from_config(model.config)
+        found = memory.savings(shape, config, device=detect().device, longest=longest, loss_path=memory.TRL_LOSS_PATH)
     except ConfigError:  # an architecture that the estimate does not describe
         return []
     return [
@@ -301,6 +259,7 @@ def _estimated(config: TrainConfig, longest: int, model: Any) -> list[str]:
 
 
 def _usual(config: TrainConfig, longest: int) -> list[str]:
+    """What helps on any model."""
     size, summed = config.per_device_train_batch_size, config.gradient_accumulation_steps
     tips = []
     if size > 1:

@@ -5,6 +5,7 @@ Loads no weights and knows no widgets.
 """
 
 import contextlib
+import functools
 import html
 import itertools
 import math
@@ -370,11 +371,17 @@ def _heading(text: str) -> str:
 
 def element(tag: str, inside: str = "", **attributes: Any) -> str:
     """One HTML or SVG element. Attributes are escaped, empty ones left out; `class_` is class, `x_y` is x-y."""
-    written = [tag]
+    written = tag
     for name, value in attributes.items():
         if value != "":
-            written.append(f'{name.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"')
-    return f"<{' '.join(written)}>{inside}</{tag}>"
+            escaped = html.escape(value) if isinstance(value, str) else value
+            written += f' {_as_attribute(name)}="{escaped}"'
+    return f"<{written}>{inside}</{tag}>"
+
+
+@functools.cache
+def _as_attribute(name: str) -> str:
+    return name.rstrip("_").replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -423,25 +430,26 @@ def chart(
     top, floor, edge = levels[-1], height - _BOTTOM, width - _RIGHT
 
     def across(value: float) -> float:
-        return round(_LEFT + (edge - _LEFT) * value / right, 1)
+        return _LEFT + (edge - _LEFT) * value / right
 
     def down(value: float) -> float:
         """What lies outside, or is no number, is put on the edge."""
         inside = min(max(value, 0.0), top) if math.isfinite(value) else top
-        return round(floor - (floor - _TOP) * inside / top, 1)
+        return floor - (floor - _TOP) * inside / top
 
-    def text(words: str, x: float, y: float, anchor: str = "") -> str:
-        return element("text", html.escape(words), x=x, y=y, text_anchor=anchor, opacity=0.75)
+    def text(words: str, left: float, bottom: float, anchor: str = "start") -> str:
+        place = f'x="{left:.1f}" y="{bottom:.1f}" text-anchor="{anchor}"'
+        return f'<text {place} opacity="0.75">{html.escape(words)}</text>'
 
-    def rule(y: float, opacity: float) -> str:
-        return element("line", x1=_LEFT, x2=edge, y1=y, y2=y, stroke="currentColor", opacity=opacity)
+    def rule(level: float, opacity: float) -> str:
+        return f'<path d="M{_LEFT} {level:.1f}H{edge}" stroke="currentColor" opacity="{opacity}"/>'
 
     parts = [text(y, 4, 12), text(x, (_LEFT + edge) / 2, height - 4, "middle"), rule(floor, 0.5)]
     for level in levels:
         parts += [rule(down(level), 0.13), text(show(level), _LEFT - 6, down(level) + 4, "end")]
     parts += [text(f"{v:,.4g}", across(v), floor + 14, "middle") for v in ticks(right, 4) if v <= right * (1 + 1e-9)]
     if shaded_to:
-        wide = across(min(shaded_to, right)) - _LEFT
+        wide = round(across(min(shaded_to, right)) - _LEFT, 1)
         shade = element("rect", x=_LEFT, y=_TOP, width=wide, height=floor - _TOP, fill="currentColor", opacity=0.07)
         parts.append(shade)
     for line in lines:
@@ -449,7 +457,7 @@ def chart(
         parts.append(
             element(
                 "polyline",
-                points=" ".join(f"{a},{b}" for a, b in spots),
+                points=" ".join([f"{a:.1f},{b:.1f}" for a, b in spots]),
                 fill="none",
                 stroke=line.colour,
                 stroke_linejoin="round",
@@ -459,7 +467,7 @@ def chart(
             )
         )
         if line.marked or len(spots) == 1:
-            parts += [element("circle", cx=a, cy=b, r=3, fill=line.colour) for a, b in spots]
+            parts += [element("circle", cx=round(a, 1), cy=round(b, 1), r=3, fill=line.colour) for a, b in spots]
     return element(
         "svg",
         "".join(parts) + _legend(lines, edge),

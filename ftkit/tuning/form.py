@@ -22,7 +22,7 @@ from ftkit.memory import ModelShape
 from ftkit.runs import Run, default_root
 from ftkit.training import History, HistoryPoint, RunsTable, resumable_step
 from ftkit.tuning.consequences import Consequences, Situation, StepTime, duration, work_out
-from ftkit.tuning.panel import Panel, groups
+from ftkit.tuning.panel import GROUPS, SPECS, Panel, in_group
 
 Watch = Callable[[Sequence[HistoryPoint], int], None]
 Trainer = Callable[[TrainConfig, Run, threading.Event, Watch], History]
@@ -111,6 +111,7 @@ def _trainer_of(base_model: str, splits: Any) -> Trainer:
     """How a button trains: load the base model anew, since an adapter of other settings may hang on the last one."""
 
     def work(config: TrainConfig, run: Run, stop: threading.Event, watch: Watch) -> History:
+        """One run on a fresh copy of the base model."""
         import gc
 
         gc.collect()  # a trainer is a ring of references: the last run's model may still be there
@@ -245,8 +246,8 @@ class ConfigForm:
 
     def _parts(self) -> list[Any]:
         found: list[Any] = []
-        for group, specs in groups().items():
-            rows = [(spec.name, getattr(self._value, spec.name), spec.metadata["help"]) for spec in specs]
+        for group in GROUPS:
+            rows = [(n, getattr(self._value, n), SPECS[n].metadata["help"]) for n in in_group(group)]
             found.append(tables.Table((group, "value", "what it does"), rows))
         return [*found, self.consequences]
 
@@ -290,6 +291,7 @@ class Session:
         step = resumable_step(run)
 
         def work() -> History:
+            """The run, and what is said at its end."""
             history = trainer(config, run, self._stop, self._watch)
             self._keep(history, config, f"run {run.path.name}")
             if history.stopped:
@@ -322,6 +324,7 @@ class Session:
         )
 
         def work() -> History:
+            """The same training; nothing of it stays but the time of a step."""
             with folder:
                 history = trainer(short, run, self._stop, self._watch)
             self._keep(history, short, "measured now")

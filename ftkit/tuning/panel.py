@@ -8,8 +8,9 @@ import html
 import io
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, fields
+from dataclasses import fields
 from typing import Any
 
 from ftkit import config, figures, training
@@ -19,6 +20,7 @@ from ftkit.training import HistoryPoint, RunsTable
 from ftkit.tuning.consequences import Consequences, Line, as_text, chart, drawn, element
 
 SPECS = {spec.name: spec for spec in fields(TrainConfig)}
+GROUPS = tuple(dict.fromkeys(spec.metadata["group"] for spec in fields(TrainConfig)))  # in order of declaration
 _LABEL_PX, _BOX_PX, _BUTTON_PX = 190, 72, 104
 _SERIES, _COARSE, _MANY_DECADES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 2.0, 5.0), 5
 _NO_SLIDER_FROM = 2**31 - 1  # a seed has no better or worse end
@@ -78,9 +80,9 @@ class Panel:
         self.rows = {name: KnobRow(name, targets, lambda *moved: act("set", *moved)) for name in SPECS}
         self.presets = [self._button(name, "preset", name) for name in (*config.EFFORTS, *config.MACHINES)]
         self.buttons = {name: self._button(name, name) for name in _BUTTONS}
-        pages = [ipywidgets.VBox([self.rows[spec.name].root for spec in specs]) for specs in groups().values()]
+        pages = [ipywidgets.VBox([self.rows[name].root for name in in_group(group)]) for group in GROUPS]
         self.tabs = ipywidgets.Tab(children=pages)
-        self.tabs.selected_index = list(groups()).index("adapter")
+        self.tabs.selected_index = GROUPS.index("adapter")
         self.meaning = ipywidgets.HTML(layout=ipywidgets.Layout(width="100%"))
         self.status = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 auto"))
         self.live = ipywidgets.HTML()
@@ -141,10 +143,8 @@ class Panel:
             noted.setdefault(finding.field, []).append(finding)
         for name, row in self.rows.items():
             row.say(noted.get(name, []), refused.get(name, ""))
-        titles = []
-        for group, specs in groups().items():
-            count = sum(spec.name in noted for spec in specs)
-            titles.append(f"{group.capitalize()} ! {count}" if count else group.capitalize())
+        counts = Counter(SPECS[name].metadata["group"] for name in noted if name in SPECS)
+        titles = [group.capitalize() + (f" ! {counts[group]}" if counts[group] else "") for group in GROUPS]
         if titles != self._titles:
             self._titles = titles
             for i, title in enumerate(titles):
@@ -334,12 +334,9 @@ class KnobRow:
         return f"<style>{track} .noUi-connects,{track} .ui-slider{{{ground}}}</style>"
 
 
-def groups() -> dict[str, list["Field[Any]"]]:
-    """The settings by group, groups and settings in the order of their declaration."""
-    found: dict[str, list[Field[Any]]] = {}
-    for spec in SPECS.values():
-        found.setdefault(spec.metadata["group"], []).append(spec)
-    return found
+def in_group(group: str) -> list[str]:
+    """Names of the settings of a group, in the order of their declaration."""
+    return [name for name, spec in SPECS.items() if spec.metadata["group"] == group]
 
 
 def stops(name: str) -> list[Any]:

@@ -21,7 +21,8 @@ CHAT = [
     {"role": "assistant", "content": "Second."},
 ]
 REWRITES = (  # drops earlier answers once another turn follows, as some reasoning templates do
-    "{% for m in messages %}{% if m['role'] == 'assistant' and not loop.last %}<|im_start|>assistant\n(dropped)<|im_end|>\n"
+    "{% for m in messages %}{% if m['role'] == 'assistant' and not loop.last %}"
+    "<|im_start|>assistant\n(dropped)<|im_end|>\n"
     "{% else %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -286,7 +287,7 @@ calls = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(text, calls, text, text), min_size=1, max_size=2))
 def test_folded_calls_can_be_read_back_and_masks_stay_right(rounds):
-    """Any text in arguments and results: folding gives a valid chat whose trained part is calls and answers, once and twice."""
+    """Any text in arguments and results: folding gives a valid chat whose trained part is calls and answers."""
     tokenizer = make_tokenizer()
     chat = []
     for question, called, result, answer in rounds:

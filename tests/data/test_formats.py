@@ -334,7 +334,8 @@ def test_a_chat_survives_every_format_that_can_hold_it(format, drawn):
         (
             "chatml",
             {
-                "text": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+                "text": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n"
+                "<|im_start|>assistant\nA<|im_end|>\n"
             },
         ),
         ("messages", {"messages": [SYSTEM, *PAIR]}),
@@ -421,7 +422,8 @@ WITH_SYSTEM = [{"role": "system", "content": "S"}, *WANTED]
         (
             "chatml",
             {
-                "text": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+                "text": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n"
+                "<|im_start|>assistant\nA<|im_end|>\n"
             },
             WITH_SYSTEM,
         ),

@@ -117,3 +117,14 @@ def test_backends_write_the_numbers_on_the_bars():
     ).figure.axes
     assert [text.get_text() for text in speed.texts] == ["100", "151"]
     assert [text.get_text() for text in memory.texts] == ["2.00", "1.23"]
+
+
+def test_the_scatter_shows_every_point():
+    points = lessons.measurements()[0]
+    ax = lessons.plot_against_measured(points, ax=blank_axes())
+    drawn = sum(
+        len(collection.get_offsets())
+        for collection in ax.collections
+        if len(collection.get_offsets()) > 1 or collection.get_label().endswith("runs")
+    )
+    assert drawn == len(points)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from ftkit import memory
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError
+from ftkit.memory.fitting import gpu_table
 
 LARGE = memory.find("meta-llama/Llama-3.1-8B")
 DEAR = TrainConfig(load_in_4bit=False, backend="transformers", gradient_checkpointing=False, optim="adamw_torch")
@@ -44,7 +45,7 @@ def test_published_longest_contexts_lie_between_likely_and_high(card_gb, unsloth
 
 
 def test_cards_come_smallest_first_below_their_nominal_size_with_a_source():
-    cards = memory.gpu_table()
+    cards = gpu_table()
     assert [card.usable_gib for card in cards] == sorted(card.usable_gib for card in cards)
     assert all(
         0.9 * card.nominal_gb * 1e9 / 2**30 < card.usable_gib < card.nominal_gb and card.source for card in cards

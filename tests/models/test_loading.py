@@ -81,7 +81,10 @@ def test_a_backend_that_is_not_installed_names_the_command(monkeypatch):
 
 @pytest.mark.slow
 def test_unsloth_imported_late_warns():
-    script = "import transformers, warnings; warnings.simplefilter('error', UserWarning)\nfrom ftkit.models import loading\nloading._import_unsloth()"
+    script = (
+        "import transformers, warnings; warnings.simplefilter('error', UserWarning)\n"
+        "from ftkit.models import loading\nloading._import_unsloth()"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "Unsloth is imported after transformers" in done.stderr.splitlines()[-1]
 
@@ -103,14 +106,15 @@ import json, sys
 from ftkit import data, hardware, models
 from ftkit.config import TrainConfig
 from ftkit.runs import Run
-from ftkit.train import train
-config = TrainConfig.for_hardware(hardware.detect(), backend=sys.argv[1], max_steps=2, warmup_steps=0, eval_steps=0, save_steps=0,
-                                  per_device_train_batch_size=4)
+from ftkit.training import train
+config = TrainConfig.for_hardware(hardware.detect(), backend=sys.argv[1], max_steps=2, warmup_steps=0, eval_steps=0,
+                                  save_steps=0, per_device_train_batch_size=4)
 model, tokenizer = models.load(models.BUNDLED, config)
 splits = data.split(data.load_examples("invoices"))
 small = data.Splits(splits.train, splits.val.select(range(2)), splits.test)
 history = train(model, tokenizer, small, config, Run.create(sys.argv[1], sys.argv[2]))
-print(json.dumps([models.backend_of(model), history.losses[0][1], models.parameters(models.load_adapter(Run.open(sys.argv[2] + "/" + sys.argv[1]) / "adapter")[0])]))
+adapted, _ = models.load_adapter(Run.open(sys.argv[2] + "/" + sys.argv[1]) / "adapter")
+print(json.dumps([models.backend_of(model), history.losses[0][1], models.parameters(adapted)]))
 """
 
 

@@ -71,7 +71,10 @@ def test_what_the_hub_refuses_is_explained(name, message, tmp_path):
     """A real HTTP server on loopback stands in for the Hub."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    script = f"from ftkit import models\nfrom ftkit.errors import ModelError\ntry:\n    models.resolve({name!r})\nexcept ModelError as e:\n    print(e)"
+    script = (
+        "from ftkit import models\nfrom ftkit.errors import ModelError\n"
+        f"try:\n    models.resolve({name!r})\nexcept ModelError as error:\n    print(error)"
+    )
     environment = {
         **os.environ,
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",

@@ -140,7 +140,7 @@ def private(row: dict[str, str]) -> set[str]:
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_committed_files_are_what_the_generator_gives(tmp_path: Path, hash_seed: str) -> None:
-    """Byte for byte, so that nobody edits the files by hand, and in any process: nothing hangs on the order of a set."""
+    """Byte for byte, so that nobody edits the files by hand, and in any process: no set decides an order."""
     script = "import pathlib, sys; from tools import make_messy; make_messy.write(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", script, str(tmp_path)]
     subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": hash_seed}, check=True)

@@ -74,8 +74,18 @@ def test_a_damaged_one_is_named_with_the_reason(tmp_path):
         assert newest(tmp_path) == older
 
 
-def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_whole(tmp_path):
-    """The mark goes first."""
+def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_like_a_checkpoint(tmp_path, monkeypatch):
+    """What is left of it has a hidden name, and is cleared with other leftovers."""
+    place = make_checkpoint(tmp_path, 5)
+    with monkeypatch.context() as cut_short:
+        cut_short.setattr(checkpoints.shutil, "rmtree", lambda path, **_: None)
+        checkpoints.remove(place)
+    assert training.all_in(tmp_path) == []
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_its_mark_is_not_whole(tmp_path):
     place = make_checkpoint(tmp_path, 5)
     (place / MARK).unlink()
     assert "missing" in training.problem(place)

@@ -206,7 +206,7 @@ def test_a_loss_that_halved_is_not_flat():
 
 @pytest.mark.parametrize("kind", REAL)
 def test_real_curves_are_told_apart(kind):
-    """The bundled model on invoices: learning rate 0.01 with alpha 512, 1e-6, a good one, and answers of other questions."""
+    """The bundled model on invoices: learning rate 0.01 with alpha 512, 1e-6, a good one, and wrong answers."""
     losses, val = REAL[kind]
     points = [HistoryPoint(step, loss) for step, loss in enumerate(losses, 1)] + [
         HistoryPoint(step, val_loss=loss) for step, loss in val.items()

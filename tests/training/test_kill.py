@@ -72,6 +72,7 @@ class Nursery:
     """Trains the small model under a run name, in a child process that can be killed."""
 
     def __init__(self, root: Path, steps: int) -> None:
+        self.root = root
         code = NURSERY.format(tests=str(Path(__file__).parents[1]), root=str(root), steps=steps)
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code],
@@ -81,11 +82,15 @@ class Nursery:
             env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         )
 
-    def train(self, name: str, kill_after_s: float | None = None) -> int:
-        """Exit status of the child; -9 where it was killed."""
+    def train(self, name: str, kill_after_s: float | None = None, past: int | None = None) -> int:
+        """Exit status of the child; -9 where it was killed, at once or once a checkpoint lies `past` this step."""
         self.process.stdin.write(f"{name}\n")
         self.process.stdin.flush()
         child = int(self.process.stdout.readline())
+        while past is not None and not any(
+            step_of(p) > past for p in training.all_in(self.root / name / "checkpoints")
+        ):
+            time.sleep(0.01)
         if kill_after_s is not None:
             time.sleep(kill_after_s)
             os.kill(child, signal.SIGKILL)
@@ -135,7 +140,11 @@ def test_twenty_kills_change_nothing(tmp_path):
     try:
         assert nursery.train("whole") == 0
         while len(reached) < KILLS:
-            assert nursery.train("killed", kill_after_s=draw.uniform(0, 1.5)) == -signal.SIGKILL
+            if len(reached) % 2:  # somewhere between the first check and the first steps
+                killed = nursery.train("killed", kill_after_s=draw.uniform(0, 1.5))
+            else:  # past a new checkpoint, however busy the machine is
+                killed = nursery.train("killed", kill_after_s=draw.uniform(0, 0.2), past=max(reached, default=0))
+            assert killed == -signal.SIGKILL
             reached.append(look(Run.create("killed", tmp_path)))
         assert nursery.train("killed") == 0
     finally:

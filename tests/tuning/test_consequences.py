@@ -98,27 +98,27 @@ POINTS = [
 ]
 
 
-def test_pace_leaves_out_the_first_update_and_validations():
+def test_step_time_leaves_out_the_first_update_and_validations():
     """The first update took 9 s and a validation 3 s; the others took 2 s."""
-    pace = StepTime.of_points(POINTS, TrainConfig(), "here")
-    assert pace.seconds(8, 0) == pytest.approx(2.0)
-    assert pace.seconds(8, 1) == pytest.approx(5.0)
-    assert pace.tokens_per_example == pytest.approx(100)
+    step_time = StepTime.of_points(POINTS, TrainConfig(), "here")
+    assert step_time.seconds(8, 0) == pytest.approx(2.0)
+    assert step_time.seconds(8, 1) == pytest.approx(5.0)
+    assert step_time.tokens_per_example == pytest.approx(100)
 
 
-def test_pace_needs_two_points():
+def test_step_time_needs_two_points():
     assert StepTime.of_points(POINTS[:1], TrainConfig(), "here") is None
 
 
-def test_pace_names_what_was_measured_otherwise():
-    pace = StepTime.of_step(2.0, TrainConfig())
-    assert pace.other_than(TrainConfig(lora_r=64)) == ()
-    assert pace.other_than(TrainConfig(dtype="fp32", use_dora=True)) == ("dtype", "use_dora")
+def test_step_time_names_what_was_measured_otherwise():
+    step_time = StepTime.of_step(2.0, TrainConfig())
+    assert step_time.other_than(TrainConfig(lora_r=64)) == ()
+    assert step_time.other_than(TrainConfig(dtype="fp32", use_dora=True)) == ("dtype", "use_dora")
 
 
 def test_time_scales_with_the_length_of_the_rows():
-    pace = StepTime.of_points(POINTS, TrainConfig(), "here")
-    assert pace.seconds(8, 0, tokens_per_example=50) == pytest.approx(1.0)
+    step_time = StepTime.of_points(POINTS, TrainConfig(), "here")
+    assert step_time.seconds(8, 0, tokens_per_example=50) == pytest.approx(1.0)
 
 
 def finished(root, name, config, points=POINTS, **facts):
@@ -129,12 +129,12 @@ def finished(root, name, config, points=POINTS, **facts):
     return run
 
 
-def test_pace_of_earlier_runs_counts_only_this_model_on_this_device(tmp_path):
+def test_step_time_of_earlier_runs_counts_only_this_model_on_this_device(tmp_path):
     finished(tmp_path, "elsewhere", TrainConfig(), device="a bigger one")
     assert StepTime.of_runs(tmp_path, "toy", "here") is None
     finished(tmp_path, "mine", TrainConfig())
-    pace = StepTime.of_runs(tmp_path, "toy", "here")
-    assert (pace.source, pace.seconds(8, 0)) == ("run mine", pytest.approx(2.0))
+    step_time = StepTime.of_runs(tmp_path, "toy", "here")
+    assert (step_time.source, step_time.seconds(8, 0)) == ("run mine", pytest.approx(2.0))
 
 
 def test_a_damaged_run_measures_nothing(tmp_path):
