@@ -17,14 +17,6 @@ from toys import make_model, make_tokenizer
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items):
-    """The toy lies outside every usual range; a training that says so is no news to a test that trains it."""
-    known = pytest.mark.filterwarnings("ignore:Preflight warns:ftkit.errors.FtkitWarning")
-    for item in items:
-        if "toy_config" in getattr(item, "fixturenames", ()):
-            item.add_marker(known)
-
-
 @pytest.fixture
 def tokenizer():
     return make_tokenizer()

@@ -35,11 +35,12 @@ def check_gpus() -> Iterator[Finding]:
     count = visible_gpus()
     if count > 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Finding(
-            "several-gpus",
-            "error",
-            f"{count} GPUs are visible to one process: batches would be split in a way that 4-bit models do not survive.",
-            f"torch sees {count} GPUs, WORLD_SIZE is not set",
-            "Set os.environ['CUDA_VISIBLE_DEVICES'] = '0' before torch is imported, or launch with torchrun.",
+            id="several-gpus",
+            severity="error",
+            title=f"{count} GPUs are visible to one process: batches would be split, "
+            "which 4-bit models do not survive.",
+            evidence=f"torch sees {count} GPUs, WORLD_SIZE is not set",
+            fix="Set os.environ['CUDA_VISIBLE_DEVICES'] = '0' before torch is imported, or launch with torchrun.",
         )
 
 
@@ -62,12 +63,12 @@ def check_imports(backend: str, loaded: Iterable[str] | None = None) -> Iterator
     before = order[:began]
     if late := [name for name in _PATCHED if name in before]:
         yield Finding(
-            "unsloth-late",
-            "warning",
-            "Unsloth came after the libraries that it patches: training may be slower and take more memory.",
-            f"imported before it: {', '.join(late)}",
-            "Restart the kernel and call models.load, or `import unsloth`, first.",
-            "backend",
+            id="unsloth-late",
+            severity="warning",
+            title="Unsloth came after the libraries that it patches: training may be slower and take more memory.",
+            evidence=f"imported before it: {', '.join(late)}",
+            fix="Restart the kernel and call models.load, or `import unsloth`, first.",
+            field="backend",
         )
 
 
@@ -81,16 +82,16 @@ def check_versions(run: Run) -> Iterator[Finding]:
     ]
     if changed:
         yield Finding(
-            "versions-differ",
-            "warning",
-            "This run was begun with other versions: its losses may not be comparable with new ones.",
-            ", ".join(changed),
-            "Start another run, or install the versions of then.",
+            id="versions-differ",
+            severity="warning",
+            title="This run was begun with other versions: its losses may not be comparable with new ones.",
+            evidence=", ".join(changed),
+            fix="Start another run, or install the versions of then.",
         )
 
 
 def check_disk(path: Path, config: TrainConfig, parameters: int) -> Iterator[Finding]:
-    """Free space for an adapter, and for one checkpoint more than are kept: a new one is whole before an old one goes."""
+    """Free space for an adapter, and for one checkpoint more than are kept: a new one is whole before the old goes."""
     checkpoints = config.save_total_limit + 1 if config.save_steps else 0
     size = _BYTES_A_PARAMETER * parameters + _EXTRA_BYTES
     wanted = checkpoints * size + 4 * parameters + _EXTRA_BYTES
@@ -98,14 +99,15 @@ def check_disk(path: Path, config: TrainConfig, parameters: int) -> Iterator[Fin
     if free < 2 * wanted:
         short = free < wanted
         yield Finding(
-            "disk-low",
-            "error" if short else "warning",
-            "The disk is too full for the checkpoints of this run."
+            id="disk-low",
+            severity="error" if short else "warning",
+            title="The disk is too full for the checkpoints of this run."
             if short
             else "The disk is nearly too full for this run.",
-            f"{free / _MIB:,.0f} MiB free at {path}; {checkpoints} checkpoints and an adapter take {wanted / _MIB:,.0f} MiB",
-            "Free some space, choose another folder, or lower save_total_limit.",
-            "save_total_limit",
+            evidence=f"{free / _MIB:,.0f} MiB free at {path}; "
+            f"{checkpoints} checkpoints and an adapter take {wanted / _MIB:,.0f} MiB",
+            fix="Free some space, choose another folder, or lower save_total_limit.",
+            field="save_total_limit",
         )
 
 
@@ -118,11 +120,11 @@ def check_writable(path: Path) -> Iterator[Finding]:
         probe.unlink()
     except OSError as error:
         yield Finding(
-            "run-not-writable",
-            "error",
-            "The run folder cannot be written.",
-            f"{path}: {error.strerror or error}",
-            "Choose another folder: Run.create(name, root='runs').",
+            id="run-not-writable",
+            severity="error",
+            title="The run folder cannot be written.",
+            evidence=f"{path}: {error.strerror or error}",
+            fix="Choose another folder: Run.create(name, root='runs').",
         )
 
 

@@ -12,7 +12,7 @@ from ftkit.errors import FtkitError
 from ftkit.hardware import Hardware
 from ftkit.models import evaluating, padded
 from ftkit.preflight.report import Finding
-from ftkit.preflight.rows import Part
+from ftkit.preflight.rows import TokenisedPart
 
 MODEL_CHECKS = {
     "target-modules-missing": "the model has the layers that get an adapter",
@@ -42,11 +42,11 @@ def check_loaded(model: Any, config: TrainConfig, hardware: Hardware) -> Iterato
     differences = [*_loading(model, config), *(_adapter(model, config) if models.is_adapted(model) else ())]
     if differences:
         yield Finding(
-            "model-differs",
-            "warning",
-            "The model is not what the settings say: the run's record would be wrong.",
-            "\n".join(differences),
-            "Load the model anew with models.load(name, config), or change the settings.",
+            id="model-differs",
+            severity="warning",
+            title="The model is not what the settings say: the run's record would be wrong.",
+            evidence="\n".join(differences),
+            fix="Load the model anew with models.load(name, config), or change the settings.",
         )
     yield from _check_trainable(model, config)
     yield from _check_accumulation(model, config)
@@ -73,12 +73,12 @@ def _check_targets(model: Any, config: TrainConfig) -> Iterator[Finding]:
     if missing := [name for name in config.target_modules if name not in there]:
         names = ", ".join(sorted(there))
         yield Finding(
-            "target-modules-missing",
-            "error",
-            f"The model has no layers named {', '.join(missing)}.",
-            f"it has {names}",
-            "Name the model's own layers in target_modules.",
-            "target_modules",
+            id="target-modules-missing",
+            severity="error",
+            title=f"The model has no layers named {', '.join(missing)}.",
+            evidence=f"it has {names}",
+            fix="Name the model's own layers in target_modules.",
+            field="target_modules",
         )
 
 
@@ -109,12 +109,12 @@ def _check_trainable(model: Any, config: TrainConfig) -> Iterator[Finding]:
     formats = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad}
     if config.dtype == "fp16" and models.is_adapted(model) and (halves := formats & set(_HALF.values())):
         yield Finding(
-            "fp16-trainable",
-            "error",
-            "The adapter's weights are 16-bit: fp16's loss scaling refuses to update them.",
-            f"trainable weights in {', '.join(sorted(halves))}",
-            "Cast them: for p in model.parameters(): p.data = p.data.float() if p.requires_grad else p.data.",
-            "dtype",
+            id="fp16-trainable",
+            severity="error",
+            title="The adapter's weights are 16-bit: fp16's loss scaling refuses to update them.",
+            evidence=f"trainable weights in {', '.join(sorted(halves))}",
+            fix="Cast them: for p in model.parameters(): p.data = p.data.float() if p.requires_grad else p.data.",
+            field="dtype",
         )
 
 
@@ -129,12 +129,14 @@ def _check_accumulation(model: Any, config: TrainConfig) -> Iterator[Finding]:
         takes = inspect.Parameter.VAR_KEYWORD in kinds
     if not takes:
         yield Finding(
-            "accumulation-loss",
-            "warning",
-            "This model averages the loss of each micro-batch: short answers weigh more than with one large batch.",
-            f"{type(base).__name__}.forward takes no loss arguments; {config.gradient_accumulation_steps} micro-batches an update",
-            "Raise per_device_train_batch_size and set gradient_accumulation_steps=1 where memory allows.",
-            "gradient_accumulation_steps",
+            id="accumulation-loss",
+            severity="warning",
+            title="This model averages the loss of each micro-batch: "
+            "short answers weigh more than with one large batch.",
+            evidence=f"{type(base).__name__}.forward takes no loss arguments; "
+            f"{config.gradient_accumulation_steps} micro-batches an update",
+            fix="Raise per_device_train_batch_size and set gradient_accumulation_steps=1 where memory allows.",
+            field="gradient_accumulation_steps",
         )
 
 
@@ -143,24 +145,25 @@ def _check_devices(model: Any, hardware: Hardware) -> Iterator[Finding]:
     places = places or {parameter.device.type for parameter in model.parameters()}
     if len(places) > 1:
         yield Finding(
-            "model-split",
-            "warning",
-            "The model lies on several devices: training is slow, and 4-bit layers may raise wrong-device errors.",
-            f"on {', '.join(sorted(places))}",
-            "Load with device_map={'': 0} on a device that holds it whole: models.load does.",
+            id="model-split",
+            severity="warning",
+            title="The model lies on several devices: training is slow, "
+            "and 4-bit layers may raise wrong-device errors.",
+            evidence=f"on {', '.join(sorted(places))}",
+            fix="Load with device_map={'': 0} on a device that holds it whole: models.load does.",
         )
     elif hardware.device == "cuda" and places == {"cpu"}:
         yield Finding(
-            "model-split",
-            "warning",
-            "The model lies in the CPU's memory although there is a GPU.",
-            f"{hardware.name} is unused",
-            "Load with models.load, which puts it there.",
+            id="model-split",
+            severity="warning",
+            title="The model lies in the CPU's memory although there is a GPU.",
+            evidence=f"{hardware.name} is unused",
+            fix="Load with models.load, which puts it there.",
         )
 
 
-def check_probe(model: Any, tokenizer: Any, part: Part, config: TrainConfig) -> Iterator[Finding]:
-    """Run one batch without training: is the loss a number, above zero, better than guessing, and of the answers alone?"""
+def check_probe(model: Any, tokenizer: Any, part: TokenisedPart, config: TrainConfig) -> Iterator[Finding]:
+    """Run one batch without training: is the loss a number, above zero, better than a guess, and of answers alone?"""
     rows = _probed(part, config)
     if not rows:
         return
@@ -169,41 +172,41 @@ def check_probe(model: Any, tokenizer: Any, part: Part, config: TrainConfig) -> 
     guessing = math.log(max(2, model.config.get_text_config().vocab_size))
     if not math.isfinite(loss):
         yield Finding(
-            "probe-loss-not-finite",
-            "error",
-            "The loss of a first batch is not a number.",
-            seen,
-            "Try dtype='bf16' or 'fp32'; if it stays, the weights are damaged: load them anew.",
-            "dtype",
+            id="probe-loss-not-finite",
+            severity="error",
+            title="The loss of a first batch is not a number.",
+            evidence=seen,
+            fix="Try dtype='bf16' or 'fp32'; if it stays, the weights are damaged: load them anew.",
+            field="dtype",
         )
         return
     if loss <= 0:
         yield Finding(
-            "probe-loss-zero",
-            "error",
-            "The loss of a first batch is zero: nothing would be learnt.",
-            seen,
-            "Look at a row with chat.show_example: are its answers masked?",
+            id="probe-loss-zero",
+            severity="error",
+            title="The loss of a first batch is zero: nothing would be learnt.",
+            evidence=seen,
+            fix="Look at a row with chat.show_example: are its answers masked?",
         )
     if loss > 1.5 * guessing:
         yield Finding(
-            "probe-loss-high",
-            "warning",
-            "The model does worse than guessing: weights or tokenizer may not belong together.",
-            f"{seen}; guessing gives {guessing:.1f}",
-            "Load model and tokenizer with one call of models.load.",
+            id="probe-loss-high",
+            severity="warning",
+            title="The model does worse than guessing: weights or tokenizer may not belong together.",
+            evidence=f"{seen}; guessing gives {guessing:.1f}",
+            fix="Load model and tokenizer with one call of models.load.",
         )
     if abs(loss - expected) > _CLEARLY_DIFFERENT * max(expected, 0.1):
         yield Finding(
-            "probe-loss-differs",
-            "error",
-            "The model's loss is not the mean over the answer tokens: something else is trained.",
-            f"{seen}; the answer tokens alone give {expected:.3f}",
-            "Load the model anew: its forward or loss function was replaced.",
+            id="probe-loss-differs",
+            severity="error",
+            title="The model's loss is not the mean over the answer tokens: something else is trained.",
+            evidence=f"{seen}; the answer tokens alone give {expected:.3f}",
+            fix="Load the model anew: its forward or loss function was replaced.",
         )
 
 
-def _probed(part: Part, config: TrainConfig) -> list[tuple[int, list[int], list[int]]]:
+def _probed(part: TokenisedPart, config: TrainConfig) -> list[tuple[int, list[int], list[int]]]:
     """The middle rows by length, cut as in training, that train something."""
     rows = [
         (n, list(ids[: config.max_length]), list(labels[: config.max_length])) for n, _, ids, labels in part.readable
@@ -267,14 +270,14 @@ def need(source: Any, config: TrainConfig, hardware: Hardware, longest: int | No
 
 
 def check_memory(needed: Need, config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
-    """What is needed against what there is: surely too much is an error, probably too much a warning, perhaps a note."""
+    """Needed against what there is: surely too much is an error, probably too much a warning, perhaps a note."""
     if needed.estimate is None:
         yield Finding(
-            "memory-unknown",
-            "note",
-            "Whether the run fits in memory cannot be said beforehand.",
-            needed.problem,
-            "Start with few steps and look at the peak memory.",
+            id="memory-unknown",
+            severity="note",
+            title="Whether the run fits in memory cannot be said beforehand.",
+            evidence=needed.problem,
+            fix="Start with few steps and look at the peak memory.",
         )
         return
     there = hardware.memory_gib
@@ -297,12 +300,12 @@ def check_memory(needed: Need, config: TrainConfig, hardware: Hardware) -> Itera
     worth = [row for row in changes.rows[: changes.enough or _TIPS] if row.gain_gib >= _WORTH_GIB]
     most = max(worth, key=lambda row: row.gain_gib).change.split("=")[0] if worth else ""
     yield Finding(
-        "memory-too-small",
-        severity,
-        title,
-        f"{needed}; {hardware.name} has {there:.1f} GiB; most is {needed.estimate.dominant}",
-        _advice(worth, enough=bool(changes.enough)),
-        most,
+        id="memory-too-small",
+        severity=severity,
+        title=title,
+        evidence=f"{needed}; {hardware.name} has {there:.1f} GiB; most is {needed.estimate.dominant}",
+        fix=_advice(worth, enough=bool(changes.enough)),
+        field=most,
     )
 
 

@@ -1,19 +1,17 @@
 """What a check before training found, and how it shows itself. Knows no models, no data and no settings."""
 
 import dataclasses
-import html
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
 from ftkit.errors import PreflightError
+from ftkit.tables import Table, escaped
 
 SEVERITIES = ("error", "warning", "note")
 
 _SIGNS = {"error": "✗", "warning": "○", "note": "·"}
-
-_COLOURS = {"error": "#b3261e", "warning": "#8a5a00", "note": "#555"}
 
 _LISTED = 10
 
@@ -26,8 +24,8 @@ _KEPT = "\u00a0"  # a space at which no line breaks
 class Finding:
     """One thing that a run would stumble over: an error stops it, a warning costs quality or time, a note explains.
 
-    `evidence` is what was seen (row numbers counted from 1, tokens, figures), `fix` what to do, `field` the setting that
-    it is about, and `rows` the training rows, so that a program can look at them.
+    `evidence` is what was seen (row numbers counted from 1, tokens, figures), `fix` what to do, `field` the setting
+    that it is about, and `rows` the training rows, so that a program can look at them.
     """
 
     id: str
@@ -121,27 +119,17 @@ class PreflightReport:
         return list(whys.items())
 
     def _repr_html_(self) -> str:
-        colour = _COLOURS["error"] if self.errors else "#1b6e3a"
-        parts = [f'<p><b style="color:{colour}">{html.escape(self._verdict())}</b></p>']
+        parts = [f"<p><b>{escaped(self._verdict())}</b></p>"]
         if self.facts:
-            cells = "".join(
-                f"<tr><th>{html.escape(n)}</th><td {_LEFT}>{html.escape(v)}</td></tr>" for n, v in self.facts.items()
-            )
-            parts.append(f'<table style="margin-bottom:1em">{cells}</table>')
+            parts.append(Table((), [*self.facts.items()])._repr_html_())
         if self.findings:
-            head = "".join(f"<th {_LEFT}>{name}</th>" for name in ("", "found", "evidence", "what to do", "setting"))
-            parts.append(f"<table><tr>{head}</tr>{''.join(map(_row, self.findings))}</table>")
+            head = ("", "found", "evidence", "what to do", "setting")
+            parts.append(Table(head, [*map(_row, self.findings)], prose=True)._repr_html_())
         if self.passed:
-            ids = " ".join(
-                f'<span title="{html.escape(self.checked[n])}" style="white-space:nowrap;margin-right:1em">✓ {n}</span>'
-                for n in self.passed
-            )
-            parts.append(f'<p style="max-width:70em;color:#1b6e3a">{ids}</p>')
-        whys = "; ".join(f"{', '.join(ids)} ({html.escape(why)})" for why, ids in self._whys())
-        return "".join(parts) + (f'<p style="max-width:70em;color:#555">Not checked: {whys}</p>' if whys else "")
-
-
-_LEFT = 'style="text-align:left;vertical-align:top"'
+            parts.append("<p>" + " · ".join(f"✓ {name}" for name in self.passed) + "</p>")
+        if whys := "; ".join(f"{', '.join(ids)} ({why})" for why, ids in self._whys()):
+            parts.append(f"<p>Not checked: {escaped(whys)}</p>")
+        return "".join(parts)
 
 
 def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -173,20 +161,9 @@ def _counted(findings: tuple[Finding, ...], noun: str) -> str:
     return f"{len(findings)} {noun}{'s' if len(findings) > 1 else ''}"
 
 
-def _row(finding: Finding) -> str:
-    severity = f'<b style="color:{_COLOURS[finding.severity]}">{_SIGNS[finding.severity]} {finding.severity}</b>'
-    title = f"{html.escape(finding.title)}<br><code>{finding.id}</code>"
-    setting = f"<code>{html.escape(finding.field)}</code>" if finding.field else ""
-    cells = (severity, title, html.escape(finding.evidence).replace("\n", "<br>"), html.escape(finding.fix), setting)
-    widths = ("white-space:nowrap", "max-width:22em", "max-width:26em", "max-width:26em", "")
-    return (
-        "<tr>"
-        + "".join(
-            f'<td style="text-align:left;vertical-align:top;{width}">{cell}</td>'
-            for cell, width in zip(cells, widths, strict=True)
-        )
-        + "</tr>"
-    )
+def _row(finding: Finding) -> tuple[str, ...]:
+    severity = f"{_SIGNS[finding.severity]}{_KEPT}{finding.severity}"
+    return severity, f"{finding.title}\n{finding.id}", finding.evidence, finding.fix, finding.field
 
 
 def _wrapped(text: str, indent: str) -> str:

@@ -3,6 +3,7 @@
 The mask is judged by what it trains, decoded, against the messages: no marker of any model is written here.
 """
 
+import itertools
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ from typing import Any
 
 from ftkit import chat, data
 from ftkit.chat import fold_system, fold_tools, merge_turns, render, tokenize
-from ftkit.data import LeakageReport, Texts, leakage, order_problem, plain
-from ftkit.errors import ConfigError, DataError
+from ftkit.config import TrainConfig
+from ftkit.data import THRESHOLD, LeakageReport, Splits, Texts, leakage, order_problem, plain
+from ftkit.errors import DataError
 from ftkit.models import context_tokens
 from ftkit.preflight.report import Finding, listed, quoted
 
@@ -36,8 +38,8 @@ _TELLING = 8  # characters of a prompt that cannot stand in an answer by chance
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows of one part of the data, as looked at: `numbers` count from 1, `tokens` is None where the template refuses."""
+class TokenisedPart:
+    """Rows of one part as looked at: `numbers` count from 1, `tokens` is None where the template refuses."""
 
     name: str
     total: int
@@ -58,45 +60,53 @@ class Part:
         return max((len(ids) for _, _, ids, _ in self.readable), default=0)
 
 
-def read_part(
-    name: str,
-    examples: Any,
-    tokenizer: Any,
-    *,
-    tokenized: Sequence[Mapping[str, Any]] | None = None,
-    limit: int = 2_000,
-) -> Part:
-    """Tokenise a part, or take what is tokenised already; past `limit` rows an even sample stands for all.
+@dataclass(frozen=True)
+class Rows:
+    """Splits whose train and val parts are tokenised, uncut, for the check and the training alike."""
 
-    Raises:
-        ConfigError: `tokenized` has another number of rows than `examples`.
-    """
+    splits: Splits
+    train: TokenisedPart
+    val: TokenisedPart
+
+
+def tokenize_splits(splits: Splits, tokenizer: Any, config: TrainConfig) -> Rows:
+    """Tokenise the training part, and as many validation rows as `config.max_eval_examples` asks for."""
+    import numpy as np
+
+    drawn = np.random.default_rng(config.seed).permutation(len(splits.val))  # as `Dataset.shuffle` draws
+    train = _tokenised("train", splits.train, tokenizer, range(len(splits.train)))
+    val = _tokenised("val", splits.val, tokenizer, drawn[: config.max_eval_examples].tolist())
+    return Rows(splits, train, val)
+
+
+def read_part(name: str, examples: Any, tokenizer: Any, limit: int = 2_000) -> TokenisedPart:
+    """Tokenise a part; past `limit` rows an even sample stands for all."""
     total = len(examples)
-    if tokenized is not None and len(tokenized) != total:
-        raise ConfigError(
-            f"tokenized holds {len(tokenized)} rows, the {name} part {total}: give chat.tokenize of each row, uncut."
-        )
-    picked = range(total) if tokenized is not None or total <= limit else [i * total // limit for i in range(limit)]
+    picked = range(total) if total <= limit else [i * total // limit for i in range(limit)]
+    return _tokenised(name, examples, tokenizer, picked)
+
+
+def _tokenised(name: str, examples: Any, tokenizer: Any, picked: Sequence[int]) -> TokenisedPart:
     rows = [examples[i] for i in picked]
     tokens: list[Mapping[str, Any] | None] = []
     refusals: dict[int, str] = {}
     for i, row in zip(picked, rows, strict=True):
         try:
-            tokens.append(chat.tokenize(row, tokenizer) if tokenized is None else tokenized[i])
+            tokens.append(chat.tokenize(row, tokenizer))
         except ValueError as error:  # DataError, and what transformers says of chats without turns
             tokens.append(None)
             refusals[i + 1] = str(error)
-    return Part(name, total, tuple(i + 1 for i in picked), tuple(rows), tuple(tokens), refusals)
+    return TokenisedPart(name, len(examples), tuple(i + 1 for i in picked), tuple(rows), tuple(tokens), refusals)
 
 
-def trained_share(parts: Sequence[Part], max_length: int) -> float:
+def trained_share(parts: Sequence[TokenisedPart], max_length: int) -> float:
     """Share of the tokens that the loss sees after the cut, over all rows looked at, 0 to 1."""
     labels = [labels[:max_length] for part in parts for _, _, _, labels in part.readable]
     total = sum(map(len, labels))
     return sum(label != chat.IGNORED for row in labels for label in row) / total if total else 0.0
 
 
-def check_answers(parts: Sequence[Part], tokenizer: Any, model: Any, max_length: int) -> Iterator[Finding]:
+def check_answers(parts: Sequence[TokenisedPart], tokenizer: Any, model: Any, max_length: int) -> Iterator[Finding]:
     """All findings about tokens and masks of these parts, the training part first."""
     yield from _check_trained(parts, max_length)
     yield from _check_cut(parts, max_length)
@@ -107,7 +117,7 @@ def check_answers(parts: Sequence[Part], tokenizer: Any, model: Any, max_length:
         yield from _check_context(parts, model, max_length)
 
 
-def _check_trained(parts: Sequence[Part], max_length: int) -> Iterator[Finding]:
+def _check_trained(parts: Sequence[TokenisedPart], max_length: int) -> Iterator[Finding]:
     for part in parts:
         rows = part.readable
         empty = [n for n, _, _, labels in rows if _trains_nothing(labels[:max_length])]
@@ -122,32 +132,32 @@ def _check_trained(parts: Sequence[Part], max_length: int) -> Iterator[Finding]:
         )
         if len(empty) == len(rows):
             yield Finding(
-                "no-trained-tokens",
-                "error",
-                f"No {part.name} row has a token that the loss sees: it would be 0 or not a number.",
-                f"{len(rows)} {part.name} rows; {reason}",
-                fix,
-                "max_length",
-                _train_rows(part, empty),
+                id="no-trained-tokens",
+                severity="error",
+                title=f"No {part.name} row has a token that the loss sees: it would be 0 or not a number.",
+                evidence=f"{len(rows)} {part.name} rows; {reason}",
+                fix=fix,
+                field="max_length",
+                rows=_train_rows(part, empty),
             )
         else:
             yield Finding(
-                "rows-without-trained-tokens",
-                "warning",
-                f"{len(empty)} of {len(rows)} {part.name} rows have no token that the loss sees.",
-                f"{part.name} {listed(empty)}; {reason}",
-                f"{fix} As they are, these rows teach nothing.",
-                "max_length",
-                _train_rows(part, empty),
+                id="rows-without-trained-tokens",
+                severity="warning",
+                title=f"{len(empty)} of {len(rows)} {part.name} rows have no token that the loss sees.",
+                evidence=f"{part.name} {listed(empty)}; {reason}",
+                fix=f"{fix} As they are, these rows teach nothing.",
+                field="max_length",
+                rows=_train_rows(part, empty),
             )
     share = trained_share(parts[:1], max_length)
     if 0 < share < _LOW_SHARE:
         yield Finding(
-            "low-trained-share",
-            "note",
-            "The loss sees few of the tokens: most of the time goes into reading prompts.",
-            f"{share:.1%} of the tokens are trained",
-            "Shorten prompts where they repeat themselves; else this is the task.",
+            id="low-trained-share",
+            severity="note",
+            title="The loss sees few of the tokens: most of the time goes into reading prompts.",
+            evidence=f"{share:.1%} of the tokens are trained",
+            fix="Shorten prompts where they repeat themselves; else this is the task.",
         )
 
 
@@ -155,7 +165,7 @@ def _trains_nothing(labels: Sequence[int]) -> bool:
     return all(label == chat.IGNORED for label in labels)
 
 
-def _check_cut(parts: Sequence[Part], max_length: int) -> Iterator[Finding]:
+def _check_cut(parts: Sequence[TokenisedPart], max_length: int) -> Iterator[Finding]:
     for part in parts:
         lost = {
             n: sum(label != chat.IGNORED for label in labels[max_length:])
@@ -163,19 +173,21 @@ def _check_cut(parts: Sequence[Part], max_length: int) -> Iterator[Finding]:
             if len(ids) > max_length and not _trains_nothing(labels[:max_length])
         }
         if cut := [n for n, tokens in lost.items() if tokens]:
+            seen = len(part.readable)
             yield Finding(
-                "answers-cut",
-                "warning",
-                f"max_length={max_length} cuts the answers of {len(cut)} of {len(part.readable)} {part.name} rows, "
+                id="answers-cut",
+                severity="warning",
+                title=f"max_length={max_length} cuts the answers of {len(cut)} of {seen} {part.name} rows, "
+                ""
                 "and with them the stop token: such answers teach the model not to end.",
-                f"{part.name} {listed(cut)}; {sum(lost.values()):,} answer tokens are lost",
-                f"Set max_length={part.longest}, or leave these rows out.",
-                "max_length",
-                _train_rows(part, cut),
+                evidence=f"{part.name} {listed(cut)}; {sum(lost.values()):,} answer tokens are lost",
+                fix=f"Set max_length={part.longest}, or leave these rows out.",
+                field="max_length",
+                rows=_train_rows(part, cut),
             )
 
 
-def _check_text(parts: Sequence[Part], tokenizer: Any) -> Iterator[Finding]:
+def _check_text(parts: Sequence[TokenisedPart], tokenizer: Any) -> Iterator[Finding]:
     """Read the mask as text, on a sample: it must hold the answers, and nothing of what others say."""
     for part in parts:
         asked: list[int] = []
@@ -198,25 +210,25 @@ def _check_text(parts: Sequence[Part], tokenizer: Any) -> Iterator[Finding]:
                 unanswered.append(n)
         if asked:
             yield Finding(
-                "prompt-trained",
-                "error",
-                "The loss sees prompts: the model would learn to ask, not to answer.",
-                f"{part.name} {listed(asked)}, such as {quoted(shown)}",
-                "Mask all but the answers: chat.tokenize does.",
+                id="prompt-trained",
+                severity="error",
+                title="The loss sees prompts: the model would learn to ask, not to answer.",
+                evidence=f"{part.name} {listed(asked)}, such as {quoted(shown)}",
+                fix="Mask all but the answers: chat.tokenize does.",
                 rows=_train_rows(part, asked),
             )
         if unanswered:
             yield Finding(
-                "answer-untrained",
-                "warning",
-                "The last answer of some rows is not, or not wholly, among the trained tokens.",
-                f"{part.name} {listed(unanswered)}",
-                "Look at one with chat.show_example; the template may rewrite answers.",
+                id="answer-untrained",
+                severity="warning",
+                title="The last answer of some rows is not, or not wholly, among the trained tokens.",
+                evidence=f"{part.name} {listed(unanswered)}",
+                fix="Look at one with chat.show_example; the template may rewrite answers.",
                 rows=_train_rows(part, unanswered),
             )
 
 
-def _check_stop(parts: Sequence[Part], tokenizer: Any, model: Any) -> Iterator[Finding]:
+def _check_stop(parts: Sequence[TokenisedPart], tokenizer: Any, model: Any) -> Iterator[Finding]:
     stops = set(chat.stop_ids(tokenizer, model))
     for part in parts:
         without, last, answers = [], "", 0
@@ -230,12 +242,13 @@ def _check_stop(parts: Sequence[Part], tokenizer: Any, model: Any) -> Iterator[F
             continue
         names = ", ".join(tokenizer.decode([i]) for i in sorted(stops)) or "none"
         every = len(without) == sum(bool(_ends(labels)) for _, _, _, labels in part.readable)
+        which = "No answer ends" if every else f"The answers of {len(without)} {part.name} rows do not end"
         yield Finding(
-            "stop-token-untrained",
-            "error" if every else "warning",
-            f"{'No answer ends' if every else f'The answers of {len(without)} {part.name} rows do not end'} in a stop token: the model would not learn to stop.",
-            f"{part.name} {listed(without)}; stop tokens: {names}; an answer ends with {quoted(last)}",
-            "Set tokenizer.eos_token to the token with which the template ends an answer."
+            id="stop-token-untrained",
+            severity="error" if every else "warning",
+            title=f"{which} in a stop token: the model would not learn to stop.",
+            evidence=f"{part.name} {listed(without)}; stop tokens: {names}; an answer ends with {quoted(last)}",
+            fix="Set tokenizer.eos_token to the token with which the template ends an answer."
             if every
             else "Look at one of these rows with chat.show_example.",
             rows=_train_rows(part, without),
@@ -255,7 +268,7 @@ def _ends(labels: Sequence[int]) -> list[list[int]]:
     return [run[-3:] for run in runs]
 
 
-def _check_start(parts: Sequence[Part], tokenizer: Any) -> Iterator[Finding]:
+def _check_start(parts: Sequence[TokenisedPart], tokenizer: Any) -> Iterator[Finding]:
     start = tokenizer.bos_token_id
     if start is None:
         return
@@ -265,25 +278,25 @@ def _check_start(parts: Sequence[Part], tokenizer: Any) -> Iterator[Finding]:
         never = [n for n, _, ids, _ in part.readable if expected and list(ids[:1]) != [start]]
         if twice:
             yield Finding(
-                "double-bos",
-                "error",
-                f"Rows begin with two start tokens ({tokenizer.bos_token}): the model has never seen that.",
-                f"{part.name} {listed(twice)}",
-                "Tokenise rendered text with add_special_tokens=False, and let the template write one.",
+                id="double-bos",
+                severity="error",
+                title=f"Rows begin with two start tokens ({tokenizer.bos_token}): the model has never seen that.",
+                evidence=f"{part.name} {listed(twice)}",
+                fix="Tokenise rendered text with add_special_tokens=False, and let the template write one.",
                 rows=_train_rows(part, twice),
             )
         if never:
             yield Finding(
-                "missing-bos",
-                "warning",
-                f"Rows lack the start token ({tokenizer.bos_token}) that this tokenizer puts before plain text.",
-                f"{part.name} {listed(never)}",
-                "Tokenise with chat.tokenize, which puts it there.",
+                id="missing-bos",
+                severity="warning",
+                title=f"Rows lack the start token ({tokenizer.bos_token}) that this tokenizer puts before plain text.",
+                evidence=f"{part.name} {listed(never)}",
+                fix="Tokenise with chat.tokenize, which puts it there.",
                 rows=_train_rows(part, never),
             )
 
 
-def _check_context(parts: Sequence[Part], model: Any, max_length: int) -> Iterator[Finding]:
+def _check_context(parts: Sequence[TokenisedPart], model: Any, max_length: int) -> Iterator[Finding]:
 
     context = context_tokens(model)
     if context is None or max_length <= context:
@@ -291,17 +304,17 @@ def _check_context(parts: Sequence[Part], model: Any, max_length: int) -> Iterat
     for part in parts:
         if over := [n for n, _, ids, _ in part.readable if len(ids) > context]:
             yield Finding(
-                "longer-than-context",
-                "warning",
-                f"Rows are longer than the {context:,} tokens that this model can read.",
-                f"{part.name} {listed(over)}; the longest has {part.longest:,} tokens",
-                f"Set max_length={context}, or leave these rows out.",
-                "max_length",
-                _train_rows(part, over),
+                id="longer-than-context",
+                severity="warning",
+                title=f"Rows are longer than the {context:,} tokens that this model can read.",
+                evidence=f"{part.name} {listed(over)}; the longest has {part.longest:,} tokens",
+                fix=f"Set max_length={context}, or leave these rows out.",
+                field="max_length",
+                rows=_train_rows(part, over),
             )
 
 
-def _train_rows(part: Part, numbers: Sequence[int]) -> tuple[int, ...]:
+def _train_rows(part: TokenisedPart, numbers: Sequence[int]) -> tuple[int, ...]:
     return tuple(numbers) if part.name == "train" else ()
 
 
@@ -331,15 +344,15 @@ def check_template(tokenizer: Any) -> Iterator[Finding]:
     """Whether there is a template at all; without one no row can be read."""
     if not getattr(tokenizer, "chat_template", None):
         yield Finding(
-            "no-chat-template",
-            "error",
-            "The tokenizer has no chat template: it belongs to a base model.",
-            "tokenizer.chat_template is empty",
-            "Take the instruct variant of this model, or set tokenizer.chat_template.",
+            id="no-chat-template",
+            severity="error",
+            title="The tokenizer has no chat template: it belongs to a base model.",
+            evidence="tokenizer.chat_template is empty",
+            fix="Take the instruct variant of this model, or set tokenizer.chat_template.",
         )
 
 
-def check_turns(parts: Sequence[Part], tokenizer: Any) -> Iterator[Finding]:
+def check_turns(parts: Sequence[TokenisedPart], tokenizer: Any) -> Iterator[Finding]:
     """All findings about the turns of these parts, the training part first."""
     markers = _markers(tokenizer)
     for part in parts:
@@ -349,7 +362,7 @@ def check_turns(parts: Sequence[Part], tokenizer: Any) -> Iterator[Finding]:
         yield from _check_markers(part, markers)
 
 
-def _check_order(part: Part) -> Iterator[Finding]:
+def _check_order(part: TokenisedPart) -> Iterator[Finding]:
     problems: dict[str, list[int]] = {}
     for n, example in zip(part.numbers, part.examples, strict=True):
         if n not in part.refusals and (problem := order_problem(example["messages"])):
@@ -358,16 +371,17 @@ def _check_order(part: Part) -> Iterator[Finding]:
         rows = sorted(n for numbers in problems.values() for n in numbers)
         reasons = [f"{part.name} {listed(numbers)}: {problem}" for problem, numbers in list(problems.items())[:5]]
         yield Finding(
-            "turns-malformed",
-            "warning",
-            f"{len(rows)} {part.name} rows are no chats that end with an answer.",
-            "\n".join(reasons),
-            "Leave them out: data.load_examples(..., on_error='skip') does; chat.merge_turns joins neighbours of one role.",
+            id="turns-malformed",
+            severity="warning",
+            title=f"{len(rows)} {part.name} rows are no chats that end with an answer.",
+            evidence="\n".join(reasons),
+            fix="Leave them out: data.load_examples(..., on_error='skip') does; "
+            "chat.merge_turns joins neighbours of one role.",
             rows=_rows(part, rows),
         )
 
 
-def _check_refusals(part: Part, tokenizer: Any) -> Iterator[Finding]:
+def _check_refusals(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
     """Sort the refused rows by the change that makes the template take them."""
     kinds: dict[str, list[int]] = {}
     for n, example in zip(part.numbers, part.examples, strict=True):
@@ -379,11 +393,11 @@ def _check_refusals(part: Part, tokenizer: Any) -> Iterator[Finding]:
         roles = " → ".join(m["role"] for m in first)
         cause = order_problem(first) if kind == "malformed" else _cause(part.refusals[rows[0]])
         yield Finding(
-            id,
-            "error",
-            title,
-            f"{part.name} {listed(rows)}; row {rows[0]} ({roles}): {cause}",
-            fix,
+            id=id,
+            severity="error",
+            title=title,
+            evidence=f"{part.name} {listed(rows)}; row {rows[0]} ({roles}): {cause}",
+            fix=fix,
             rows=_rows(part, rows),
         )
 
@@ -468,7 +482,7 @@ def _cause(message: str) -> str:
     return message.split(": ", 1)[-1].split(". ", 1)[0].rstrip(".")
 
 
-def _check_dropped(part: Part, tokenizer: Any) -> Iterator[Finding]:
+def _check_dropped(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
     """Search the rendered text for what system and user turns say; some templates skip a role without a word."""
     dropped: dict[str, list[int]] = {}
     rows = part.readable
@@ -482,11 +496,11 @@ def _check_dropped(part: Part, tokenizer: Any) -> Iterator[Finding]:
             dropped.setdefault(role, []).append(n)
     for role, numbers in dropped.items():
         yield Finding(
-            "template-drops-turns",
-            "warning",
-            f"What the {role} turn says does not stand in the text that the model reads.",
-            f"{part.name} {listed(numbers)}",
-            "Fold it into the first user turn with chat.fold_system, or use another template."
+            id="template-drops-turns",
+            severity="warning",
+            title=f"What the {role} turn says does not stand in the text that the model reads.",
+            evidence=f"{part.name} {listed(numbers)}",
+            fix="Fold it into the first user turn with chat.fold_system, or use another template."
             if role == "system"
             else "Print chat.render of such a row; the template may rewrite the turn.",
             rows=_rows(part, numbers),
@@ -494,7 +508,7 @@ def _check_dropped(part: Part, tokenizer: Any) -> Iterator[Finding]:
 
 
 def _markers(tokenizer: Any) -> tuple[str, ...]:
-    """What the template writes around turns, found by rendering a probe: its special tokens, and the bridge to an answer."""
+    """What the template writes around turns, found by rendering a probe: special tokens, the bridge to an answer."""
     chat = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}]
     try:
         text = render(chat, tokenizer)
@@ -505,7 +519,7 @@ def _markers(tokenizer: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*special, *([bridge] if len(bridge) > 3 else [])]))
 
 
-def _check_markers(part: Part, markers: Sequence[str]) -> Iterator[Finding]:
+def _check_markers(part: TokenisedPart, markers: Sequence[str]) -> Iterator[Finding]:
     rows, seen = [], ""
     for n, example in zip(part.numbers, part.examples, strict=True):
         text = "\n".join(m["content"] for m in map(plain, example["messages"]))
@@ -515,20 +529,20 @@ def _check_markers(part: Part, markers: Sequence[str]) -> Iterator[Finding]:
     if rows:
         most = len(rows) > len(part.examples) / 2
         yield Finding(
-            "double-template",
-            "error" if most else "warning",
-            "The messages are in a chat format already: the template would be applied twice."
+            id="double-template",
+            severity="error" if most else "warning",
+            title="The messages are in a chat format already: the template would be applied twice."
             if most
             else "Some messages hold the template's own markers: they would be read as the end of a turn.",
-            f"{part.name} {listed(rows)}: {quoted(seen)}",
-            "Load the raw turns: data.load_examples takes a `text` column in ChatML apart."
+            evidence=f"{part.name} {listed(rows)}: {quoted(seen)}",
+            fix="Load the raw turns: data.load_examples takes a `text` column in ChatML apart."
             if most
             else "Take the markers out of the text, or leave these rows out.",
             rows=_rows(part, rows),
         )
 
 
-def _rows(part: Part, numbers: Sequence[int]) -> tuple[int, ...]:
+def _rows(part: TokenisedPart, numbers: Sequence[int]) -> tuple[int, ...]:
     return tuple(numbers) if part.name == "train" else ()
 
 
@@ -548,32 +562,33 @@ _SMALL = 0.05  # of the ordinary norm: as good as zero
 _SAME = 0.01  # of the ordinary norm: as good as equal
 
 
-def check_special_tokens(tokenizer: Any, model: Any, parts: Sequence[Part] = ()) -> Iterator[Finding]:
+def check_special_tokens(tokenizer: Any, model: Any, parts: Sequence[TokenisedPart] = ()) -> Iterator[Finding]:
     """All findings about special tokens; without a model only those of the tokenizer itself."""
     stop, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     if stop is None:
         yield Finding(
-            "no-stop-token",
-            "error",
-            "The tokenizer has no stop token: answers would never end.",
-            "tokenizer.eos_token is None",
-            "Set tokenizer.eos_token to the token with which the template ends an answer.",
+            id="no-stop-token",
+            severity="error",
+            title="The tokenizer has no stop token: answers would never end.",
+            evidence="tokenizer.eos_token is None",
+            fix="Set tokenizer.eos_token to the token with which the template ends an answer.",
         )
     if pad is None:
         yield Finding(
-            "no-pad-token",
-            "error",
-            "The tokenizer has no pad token: rows of unlike length cannot share a batch.",
-            "tokenizer.pad_token is None",
-            "Load with models.load, which picks one, or set tokenizer.pad_token to a token that no text holds.",
+            id="no-pad-token",
+            severity="error",
+            title="The tokenizer has no pad token: rows of unlike length cannot share a batch.",
+            evidence="tokenizer.pad_token is None",
+            fix="Load with models.load, which picks one, or set tokenizer.pad_token to a token that no text holds.",
         )
     elif pad == stop:
         yield Finding(
-            "pad-is-stop",
-            "warning",
-            f"{tokenizer.pad_token} is both pad and stop token: whoever masks padding by token id masks the stop as well.",
-            f"pad_token_id = eos_token_id = {pad}; training.train masks by position, so this run is safe",
-            "Set tokenizer.pad_token to another token of the vocabulary.",
+            id="pad-is-stop",
+            severity="warning",
+            title=f"{tokenizer.pad_token} is both pad and stop token: "
+            "whoever masks padding by token id masks the stop as well.",
+            evidence=f"pad_token_id = eos_token_id = {pad}; training.train masks by position, so this run is safe",
+            fix="Set tokenizer.pad_token to another token of the vocabulary.",
         )
     if model is None:
         return
@@ -588,15 +603,16 @@ def _check_configured(tokenizer: Any, model: Any) -> Iterator[Finding]:
     if ids and tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         names = ", ".join(tokenizer.decode([i]) for i in sorted(ids))
         yield Finding(
-            "stop-token-differs",
-            "warning",
-            "The model's generation config stops at another token than the tokenizer: other engines would not stop.",
-            f"generation_config: {names}; tokenizer: {tokenizer.eos_token}",
-            "Set model.generation_config.eos_token_id = tokenizer.eos_token_id.",
+            id="stop-token-differs",
+            severity="warning",
+            title="The model's generation config stops at another token than the tokenizer: "
+            "other engines would not stop.",
+            evidence=f"generation_config: {names}; tokenizer: {tokenizer.eos_token}",
+            fix="Set model.generation_config.eos_token_id = tokenizer.eos_token_id.",
         )
 
 
-def _check_range(model: Any, parts: Sequence[Part]) -> Iterator[Finding]:
+def _check_range(model: Any, parts: Sequence[TokenisedPart]) -> Iterator[Finding]:
     weight = _embedding(model)
     if weight is None:
         return
@@ -604,15 +620,18 @@ def _check_range(model: Any, parts: Sequence[Part]) -> Iterator[Finding]:
         over = {n: max(ids) for n, _, ids, _ in part.readable if ids and max(ids) >= len(weight)}
         if over:
             yield Finding(
-                "token-outside-embeddings",
-                "error",
-                "Rows hold tokens for which the model has no embedding: tokenizer and model do not belong together.",
-                f"{part.name} {listed(over)}; token {max(over.values())}, the embedding has {len(weight):,} rows",
-                "Load both with one call of models.load, or model.resize_token_embeddings(len(tokenizer)) and train the new rows.",
+                id="token-outside-embeddings",
+                severity="error",
+                title="Rows hold tokens for which the model has no embedding: "
+                "tokenizer and model do not belong together.",
+                evidence=f"{part.name} {listed(over)}; token {max(over.values())}, "
+                f"the embedding has {len(weight):,} rows",
+                fix="Load both with one call of models.load, "
+                "or model.resize_token_embeddings(len(tokenizer)) and train the new rows.",
             )
 
 
-def _check_trained_tokens(tokenizer: Any, model: Any, parts: Sequence[Part]) -> Iterator[Finding]:
+def _check_trained_tokens(tokenizer: Any, model: Any, parts: Sequence[TokenisedPart]) -> Iterator[Finding]:
     """Special tokens whose embeddings are about zero, or equal one another: nobody ever trained them."""
     import torch
 
@@ -636,11 +655,12 @@ def _check_trained_tokens(tokenizer: Any, model: Any, parts: Sequence[Part]) -> 
         names = ", ".join(tokenizer.decode([i]) for i in untrained)
         why = "about zero" if small >= same else "equal to one another"
         yield Finding(
-            "template-tokens-untrained",
-            "warning",
-            "The template uses tokens that the base model was never trained on; an adapter does not train them either.",
-            f"embeddings of {names} are {why}",
-            "Take the instruct variant of this model, or a template of ordinary words.",
+            id="template-tokens-untrained",
+            severity="warning",
+            title="The template uses tokens that the base model was never trained on; "
+            "an adapter does not train them either.",
+            evidence=f"embeddings of {names} are {why}",
+            fix="Take the instruct variant of this model, or a template of ordinary words.",
         )
 
 
@@ -669,59 +689,63 @@ MOST_ROWS = 20_000  # more would take more than a few seconds: `data.leakage` an
 _SHOWN = 5
 
 
-def check_leaks(train: Any, others: Mapping[str, Any]) -> Iterator[Finding]:
-    """Compare each other part with train, on prompts and on whole chats."""
+def check_leaks(train: Any, others: Mapping[str, Any], *, near: bool = True) -> Iterator[Finding]:
+    """Compare each other part with train, on prompts and on whole chats; without `near` for equal ones alone."""
     for name, part in others.items():
-        report = leakage(train, part)
+        report = leakage(train, part, threshold=THRESHOLD if near else None)
         rows = sorted({overlap.test for overlap in report.exact})
         if rows:
             yield Finding(
-                "leak-exact",
-                "error",
-                f"{len(rows)} {name} rows stand in train: a score on them says nothing.",
-                _pairs(report, name, exact=True),
-                "Split with data.split, which keeps twins together, or take these rows out: leakage(train, part).without_leaks(part).",
+                id="leak-exact",
+                severity="error",
+                title=f"{len(rows)} {name} rows stand in train: a score on them says nothing.",
+                evidence=_pairs(report, name, exact=True),
+                fix="Split with data.split, which keeps twins together, or take these rows out: "
+                "data.leakage(train, part).without_leaks(part).",
                 rows=_train(report, exact=True),
             )
-        near = sorted({overlap.test for overlap in report.near})
-        if near:
+        alike = sorted({overlap.test for overlap in report.near})
+        if alike:
             yield Finding(
-                "leak-near",
-                "warning",
-                f"{len(near)} {name} rows are nearly the same as a training row: scores come out too high.",
-                _pairs(report, name, exact=False),
-                "Split with data.split, which keeps near-duplicates together.",
+                id="leak-near",
+                severity="warning",
+                title=f"{len(alike)} {name} rows are nearly the same as a training row: scores come out too high.",
+                evidence=_pairs(report, name, exact=False),
+                fix="Split with data.split, which keeps near-duplicates together.",
                 rows=_train(report, exact=False),
             )
 
 
 def check_duplicates(train: Any) -> Iterator[Finding]:
-    """List groups of training rows that are the same, or nearly."""
-    found = data.near_pairs(Texts(train))
-    if not found.pairs:
-        return
+    """Search for training rows that are the same, or nearly."""
     groups: dict[int, list[int]] = {}
-    for row, first in enumerate(found.clusters()):
+    for row, first in enumerate(data.near_pairs(Texts(train)).clusters()):
         groups.setdefault(first, []).append(row + 1)
-    groups = {first: rows for first, rows in groups.items() if len(rows) > 1}
-    extra = sum(len(rows) - 1 for rows in groups.values())
-    shown = "; ".join(listed(rows) for rows in list(groups.values())[:_SHOWN])
+    yield from repeated([rows for rows in groups.values() if len(rows) > 1], len(train))
+
+
+def repeated(groups: Sequence[Sequence[int]], total: int) -> Iterator[Finding]:
+    """List groups of training rows, numbered from 1, that repeat one another."""
+    if not groups:
+        return
+    extra = sum(len(rows) - 1 for rows in groups)
+    shown = "; ".join(listed(rows) for rows in groups[:_SHOWN])
     yield Finding(
-        "near-duplicates",
-        "warning",
-        f"{extra} of {len(train)} training rows repeat another one: they weigh more than the rest.",
-        shown if len(groups) <= _SHOWN else f"{len(groups)} groups, such as {shown}",
-        "Drop them: cleaning.clean with cleaning.near_duplicates(); keep them if repetition is meant.",
-        rows=tuple(row for rows in groups.values() for row in rows[1:]),
+        id="near-duplicates",
+        severity="warning",
+        title=f"{extra} of {total} training rows repeat another one: they weigh more than the rest.",
+        evidence=shown if len(groups) <= _SHOWN else f"{len(groups)} groups, such as {shown}",
+        fix="Drop them: cleaning.clean with cleaning.near_duplicates(); keep them if repetition is meant.",
+        rows=tuple(itertools.chain.from_iterable(rows[1:] for rows in groups)),
     )
 
 
 def _pairs(report: LeakageReport, name: str, *, exact: bool) -> str:
     overlaps = report.exact if exact else report.near
-    shown = [
-        f"{name} row {o.test} ~ train row {o.train} ({'prompt' if o.on == 'prompt' else 'prompt and answer'}, {o.similarity:.0%} alike)"
-        for o in overlaps[:_SHOWN]
-    ]
+    shown = []
+    for o in overlaps[:_SHOWN]:
+        on = "prompt" if o.on == "prompt" else "prompt and answer"
+        shown.append(f"{name} row {o.test} ~ train row {o.train} ({on}, {o.similarity:.0%} alike)")
     more = f"\nand {len(overlaps) - _SHOWN} more" if len(overlaps) > _SHOWN else ""
     return "\n".join(shown) + more
 

@@ -57,13 +57,13 @@ def check_values(config: TrainConfig, *, updates: int | None = None, longest: in
         below = value < usual[0]
         effect = _CONSEQUENCES.get(spec.name, ("", ""))[0 if below else 1]
         yield Finding(
-            "unusual-setting",
-            "warning",
-            f"{spec.name}={value:g} is {'below' if below else 'above'} the usual {usual[0]:g} to {usual[1]:g}"
+            id="unusual-setting",
+            severity="warning",
+            title=f"{spec.name}={value:g} is {'below' if below else 'above'} the usual {usual[0]:g} to {usual[1]:g}"
             f"{': ' + effect if effect else ''}.",
-            f"{spec.name}: {spec.metadata['help']}",
-            f"Try {spec.name}={usual[0 if below else 1]:g}, or keep it if a short run shows that it works.",
-            spec.name,
+            evidence=f"{spec.name}: {spec.metadata['help']}",
+            fix=f"Try {spec.name}={usual[0 if below else 1]:g}, or keep it if a short run shows that it works.",
+            field=spec.name,
         )
     yield from _check_batch(config)
     yield from _check_alpha(config)
@@ -83,17 +83,22 @@ def _check_batch(config: TrainConfig) -> Iterator[Finding]:
     size = config.effective_batch_size
     if _BATCH[0] <= size <= _BATCH[1]:
         return
-    few = size < _BATCH[0]
+    few, at_once = size < _BATCH[0], config.per_device_train_batch_size
+    compared, price = "more", "there are few updates for the data."
+    if few:
+        compared, price = "fewer", "updates are noisy."
+    fix = f"Set per_device_train_batch_size={_BATCH[1]} or lower."
+    if few or config.gradient_accumulation_steps > 1:
+        micro_batches = max(1, _BATCH[0 if few else 1] // at_once)
+        fix = f"Set gradient_accumulation_steps={micro_batches}: it costs no memory."
     yield Finding(
-        "effective-batch",
-        "warning",
-        f"{size} examples stand behind each update, {'fewer' if few else 'more'} than the usual {_BATCH[0]} to {_BATCH[1]}: "
-        + ("updates are noisy." if few else "there are few updates for the data."),
-        f"{config.per_device_train_batch_size} examples in memory at once × {config.gradient_accumulation_steps} micro-batches",
-        f"Set gradient_accumulation_steps={max(1, (_BATCH[0] if few else _BATCH[1]) // config.per_device_train_batch_size)}: it costs no memory."
-        if few or config.gradient_accumulation_steps > 1
-        else f"Set per_device_train_batch_size={_BATCH[1]} or lower.",
-        "gradient_accumulation_steps",
+        id="effective-batch",
+        severity="warning",
+        title=f"{size} examples stand behind each update, {compared} than the usual {_BATCH[0]} to {_BATCH[1]}: "
+        f"{price}",
+        evidence=f"{at_once} examples in memory at once × {config.gradient_accumulation_steps} micro-batches",
+        fix=fix,
+        field="gradient_accumulation_steps",
     )
 
 
@@ -103,13 +108,14 @@ def _check_alpha(config: TrainConfig) -> Iterator[Finding]:
         return
     weak = ratio < _ALPHA[0]
     yield Finding(
-        "alpha-ratio",
-        "warning",
-        f"lora_alpha / lora_r is {ratio:g}, so the adapter's part is scaled {'down' if weak else 'up'}: it acts like a "
+        id="alpha-ratio",
+        severity="warning",
+        title=f"lora_alpha / lora_r is {ratio:g}, so the adapter's part is scaled {'down' if weak else 'up'}: "
+        "it acts like a "
         f"{'lower' if weak else 'higher'} learning rate.",
-        f"lora_alpha={config.lora_alpha}, lora_r={config.lora_r}; usual is once or twice r",
-        f"Set lora_alpha={min(512, 2 * config.lora_r)}.",
-        "lora_alpha",
+        evidence=f"lora_alpha={config.lora_alpha}, lora_r={config.lora_r}; usual is once or twice r",
+        fix=f"Set lora_alpha={min(512, 2 * config.lora_r)}.",
+        field="lora_alpha",
     )
 
 
@@ -118,21 +124,21 @@ def check_device(config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
     yield from _check_dtype(config, hardware)
     if hardware.device == "cpu" and "8bit" in config.optim:
         yield Finding(
-            "optimizer-replaced",
-            "note",
-            f"{config.optim} does not exist on a CPU; adamw_torch takes its place.",
-            str(hardware),
-            "Set optim='adamw_torch', so that the record says what ran.",
-            "optim",
+            id="optimizer-replaced",
+            severity="note",
+            title=f"{config.optim} does not exist on a CPU; adamw_torch takes its place.",
+            evidence=str(hardware),
+            fix="Set optim='adamw_torch', so that the record says what ran.",
+            field="optim",
         )
     if config.packing:
         yield Finding(
-            "packing-leaks",
-            "error",
-            "Packed examples would see each other: no backend here keeps them apart.",
-            "packing=True",
-            "Set packing=False; group_by_length=True saves most of the padding.",
-            "packing",
+            id="packing-leaks",
+            severity="error",
+            title="Packed examples would see each other: no backend here keeps them apart.",
+            evidence="packing=True",
+            fix="Set packing=False; group_by_length=True saves most of the padding.",
+            field="packing",
         )
     yield from _check_packages(config)
 
@@ -147,32 +153,32 @@ def _check_dtype(config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
             else "the CPU has no bf16 instructions"
         )
         yield Finding(
-            "bf16-unsupported",
-            "error" if on_gpu else "warning",
-            f"{hardware.name} has no bf16: it would be emulated, slowly, or fail in a kernel.",
-            seen,
-            f"Set dtype='{'fp16' if on_gpu else 'fp32'}', or take TrainConfig.for_hardware(hardware.detect()).",
-            "dtype",
+            id="bf16-unsupported",
+            severity="error" if on_gpu else "warning",
+            title=f"{hardware.name} has no bf16: it would be emulated, slowly, or fail in a kernel.",
+            evidence=seen,
+            fix=f"Set dtype='{'fp16' if on_gpu else 'fp32'}', or take TrainConfig.for_hardware(hardware.detect()).",
+            field="dtype",
         )
     if config.dtype == "fp16" and not on_gpu:
         best = "bf16" if hardware.bf16 else "fp32"
         yield Finding(
-            "fp16-on-cpu",
-            "error",
-            "fp16 training needs a GPU: its loss scaling does not exist on a CPU.",
-            str(hardware),
-            f"Set dtype='{best}'.",
-            "dtype",
+            id="fp16-on-cpu",
+            severity="error",
+            title="fp16 training needs a GPU: its loss scaling does not exist on a CPU.",
+            evidence=str(hardware),
+            fix=f"Set dtype='{best}'.",
+            field="dtype",
         )
     if config.dtype == "fp32" and on_gpu:
         best = "bf16" if hardware.bf16 else "fp16"
         yield Finding(
-            "fp32-on-gpu",
-            "warning",
-            "fp32 takes twice the memory of 16-bit and is several times slower on a GPU.",
-            str(hardware),
-            f"Set dtype='{best}'.",
-            "dtype",
+            id="fp32-on-gpu",
+            severity="warning",
+            title="fp32 takes twice the memory of 16-bit and is several times slower on a GPU.",
+            evidence=str(hardware),
+            fix=f"Set dtype='{best}'.",
+            field="dtype",
         )
 
 
@@ -185,12 +191,12 @@ def _check_packages(config: TrainConfig) -> Iterator[Finding]:
     for package, (setting, way_out) in wanted.items():
         if setting and find_spec(package) is None:
             yield Finding(
-                "package-missing",
-                "error",
-                f"{setting}={getattr(config, setting)} needs the package {package}, which is not installed.",
-                f"no package {package}",
-                f"Run: pip install {package}, or set {way_out}.",
-                setting,
+                id="package-missing",
+                severity="error",
+                title=f"{setting}={getattr(config, setting)} needs the package {package}, which is not installed.",
+                evidence=f"no package {package}",
+                fix=f"Run: pip install {package}, or set {way_out}.",
+                field=setting,
             )
 
 
@@ -244,77 +250,85 @@ def _check_warmup(config: TrainConfig, updates: int) -> Iterator[Finding]:
     seen = f"warmup_steps={config.warmup_steps}, {updates} updates in all"
     if config.warmup_steps >= updates:
         yield Finding(
-            "warmup-too-long",
-            "warning",
-            f"The warm-up outlasts the run: learning_rate={config.learning_rate:g} is never reached.",
-            seen,
-            fix,
-            "warmup_steps",
+            id="warmup-too-long",
+            severity="warning",
+            title=f"The warm-up outlasts the run: learning_rate={config.learning_rate:g} is never reached.",
+            evidence=seen,
+            fix=fix,
+            field="warmup_steps",
         )
     else:
-        yield Finding("warmup-too-long", "note", "More than half of the run is warm-up.", seen, fix, "warmup_steps")
+        yield Finding(
+            id="warmup-too-long",
+            severity="note",
+            title="More than half of the run is warm-up.",
+            evidence=seen,
+            fix=fix,
+            field="warmup_steps",
+        )
 
 
 def _check_marks(config: TrainConfig, updates: int) -> Iterator[Finding]:
     if config.save_steps > updates:
         yield Finding(
-            "save-never",
-            "note",
-            "No checkpoint is written before the end: an interruption loses the run.",
-            f"save_steps={config.save_steps}, {updates} updates in all",
-            f"Set save_steps={max(1, updates // 3)}.",
-            "save_steps",
+            id="save-never",
+            severity="note",
+            title="No checkpoint is written before the end: an interruption loses the run.",
+            evidence=f"save_steps={config.save_steps}, {updates} updates in all",
+            fix=f"Set save_steps={max(1, updates // 3)}.",
+            field="save_steps",
         )
     if config.eval_steps > updates:
         yield Finding(
-            "eval-never",
-            "note",
-            "The validation loss is measured only at the end, so overfitting would show too late.",
-            f"eval_steps={config.eval_steps}, {updates} updates in all",
-            f"Set eval_steps={max(1, updates // 4)}.",
-            "eval_steps",
+            id="eval-never",
+            severity="note",
+            title="The validation loss is measured only at the end, so overfitting would show too late.",
+            evidence=f"eval_steps={config.eval_steps}, {updates} updates in all",
+            fix=f"Set eval_steps={max(1, updates // 4)}.",
+            field="eval_steps",
         )
     measured = updates // config.eval_steps if config.eval_steps else 0
     if config.early_stopping_patience >= measured > 0:
+        patience = config.early_stopping_patience
         yield Finding(
-            "early-stopping-idle",
-            "warning",
-            "Early stopping can never come into play: the run is over before.",
-            f"early_stopping_patience={config.early_stopping_patience}, {measured} validation losses in {updates} updates",
-            f"Set eval_steps={max(1, updates // (3 * (config.early_stopping_patience + 1)))} or a smaller early_stopping_patience.",
-            "early_stopping_patience",
+            id="early-stopping-idle",
+            severity="warning",
+            title="Early stopping can never come into play: the run is over before.",
+            evidence=f"early_stopping_patience={patience}, {measured} validation losses in {updates} updates",
+            fix=f"Set eval_steps={max(1, updates // (3 * (patience + 1)))} or a smaller early_stopping_patience.",
+            field="early_stopping_patience",
         )
     if updates < _FEW:
         fp16 = config.dtype == "fp16"
         yield Finding(
-            "few-updates",
-            "warning" if fp16 else "note",
-            f"{updates} updates are enough to see that it runs, not to learn from."
+            id="few-updates",
+            severity="warning" if fp16 else "note",
+            title=f"{updates} updates are enough to see that it runs, not to learn from."
             + (" The first ones in fp16 are often skipped, while the loss scale is being found." if fp16 else ""),
-            f"{updates} updates",
-            f"Give at least {_FEW}: raise max_steps or num_train_epochs.",
-            "max_steps" if config.max_steps > 0 else "num_train_epochs",
+            evidence=f"{updates} updates",
+            fix=f"Give at least {_FEW}: raise max_steps or num_train_epochs.",
+            field="max_steps" if config.max_steps > 0 else "num_train_epochs",
         )
 
 
 def _check_rows(config: TrainConfig, rows: int) -> Iterator[Finding]:
     if rows < config.effective_batch_size:
         yield Finding(
-            "fewer-rows-than-batch",
-            "warning",
-            "The whole training set is smaller than one batch: each update sees all of it.",
-            f"{rows} rows, {config.effective_batch_size} examples an update",
-            "Add rows, or lower gradient_accumulation_steps.",
-            "gradient_accumulation_steps",
+            id="fewer-rows-than-batch",
+            severity="warning",
+            title="The whole training set is smaller than one batch: each update sees all of it.",
+            evidence=f"{rows} rows, {config.effective_batch_size} examples an update",
+            fix="Add rows, or lower gradient_accumulation_steps.",
+            field="gradient_accumulation_steps",
         )
     passes = passes_over(config, rows)
     if rows < _SMALL_SET and passes > _OVERFITTING_PASSES:
         field = "max_steps" if config.max_steps > 0 else "num_train_epochs"
         yield Finding(
-            "too-many-epochs",
-            "warning",
-            f"Each row is read {passes:.1f} times: a set this small is learnt by heart.",
-            f"{rows} rows, {updates_in(config, rows)} updates of {config.effective_batch_size} examples",
-            f"Stay at {_OVERFITTING_PASSES} passes or below, or watch the validation loss turn up.",
-            field,
+            id="too-many-epochs",
+            severity="warning",
+            title=f"Each row is read {passes:.1f} times: a set this small is learnt by heart.",
+            evidence=f"{rows} rows, {updates_in(config, rows)} updates of {config.effective_batch_size} examples",
+            fix=f"Stay at {_OVERFITTING_PASSES} passes or below, or watch the validation loss turn up.",
+            field=field,
         )

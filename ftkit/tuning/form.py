@@ -232,9 +232,8 @@ class ConfigForm:
             return
         running = session.running and not ended
         self._panel.running(running)
-        self._panel.progress(
-            session.points, session.total if running else 0, session.message, session.error is not None
-        )
+        failed = session.error is not None
+        self._panel.progress(session.points, session.total, session.message, running=running, failed=failed)
         if ended:
             self._panel.runs(self.runs)
             self._refresh()

@@ -155,10 +155,12 @@ class Panel:
         for name, button in self.buttons.items():
             button.disabled = not self._trainable or is_running != (name == "Stop")
 
-    def progress(self, points: Sequence[HistoryPoint], total: int, message: str, failed: bool) -> None:
-        """Show how far the run is, and its curve; `total` is 0 where no run is under way."""
+    def progress(
+        self, points: Sequence[HistoryPoint], total: int, message: str, *, running: bool, failed: bool
+    ) -> None:
+        """Show how far the run is, or came, and its curve; `total` is not above 0 until it is known."""
         reached = points[-1].step if points else 0
-        bar = element("progress", value=reached, max=total) + " " if total > 0 else ""
+        bar = element("progress", value=reached, max=total) + " " if running and total > 0 else ""
         failure = " ftkit-failed" if failed else ""
         self.status.value = element("div", bar + html.escape(message), class_=f"ftkit-status{failure}")
         trained = [(float(p.step), p.loss) for p in points if p.loss is not None]

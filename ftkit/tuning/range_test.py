@@ -3,6 +3,7 @@
 After Smith 2017, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), with an exponential ramp.
 """
 
+import itertools
 import math
 import random
 import statistics
@@ -187,7 +188,9 @@ def _stepper(model: Any, config: TrainConfig) -> Any:
         """One update over all micro-batches of `batch`."""
         for group in optimizer.param_groups:
             group["lr"] = rate
-        wanted = sum(label != IGNORED for rows in batch for row in rows for label in row["labels"][1:])
+        rows_of_update = itertools.chain.from_iterable(batch)
+        labels = itertools.chain.from_iterable(row["labels"][1:] for row in rows_of_update)
+        wanted = sum(label != IGNORED for label in labels)
         total = 0.0
         for rows in batch:
             with torch.autocast(device, numbers, enabled=config.dtype != "fp32"):

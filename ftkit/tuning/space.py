@@ -1,7 +1,7 @@
 """What a search may try: a range or a list of choices for each setting, read as the setting itself is declared."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -63,7 +63,9 @@ def axes(space: Space, config: TrainConfig) -> tuple[Axis, ...]:
     """
     if not isinstance(space, Mapping) or not space:
         raise ConfigError("The space is empty: name at least one setting, such as {'learning_rate': (1e-4, 1e-3)}.")
-    problems = [problem for field, wanted in space.items() for problem in _problems(str(field), wanted, config)]
+    problems: list[str] = []
+    for field, wanted in space.items():
+        problems += _problems(str(field), wanted, config)
     if problems:
         raise ConfigError("\n".join(problems))
     return tuple(_axis(field, wanted) for field, wanted in space.items())
@@ -99,7 +101,7 @@ def _size(axis: Axis) -> float:
 def _problems(field: str, wanted: Any, config: TrainConfig) -> list[str]:
     spec = _SPECS.get(field)
     if spec is None:
-        return _refused(config, field, None)
+        return _refused(config, field, [None])
     if spec.metadata["group"] == "records":
         return [f"{field} changes what is recorded, not what is learnt: set it in the config."]
     if field in _NOT_COMPARABLE:
@@ -113,7 +115,7 @@ def _problems(field: str, wanted: Any, config: TrainConfig) -> list[str]:
 
 
 def _list_problems(field: str, wanted: list[Any], config: TrainConfig) -> list[str]:
-    said = [problem for value in wanted for problem in _refused(config, field, value)]
+    said = _refused(config, field, wanted)
     if not said and len(_distinct(wanted)) < 2:
         return [f"{field}: {wanted!r} leaves nothing to choose. Give at least two values, or set it in the config."]
     return said
@@ -125,7 +127,7 @@ def _range_problems(field: str, wanted: Any, config: TrainConfig) -> list[str]:
         return [f"{field}: {wanted!r} is no list of choices, and {field} is no number. Write [a, b]."]
     if not isinstance(wanted, tuple) or len(wanted) != 2:
         return [f"{field}: {wanted!r} is neither a range (low, high) nor a list [a, b, c] of choices."]
-    said = [problem for value in wanted for problem in _refused(config, field, value)]
+    said = _refused(config, field, wanted)
     if said:
         return said
     if wanted[0] >= wanted[1]:
@@ -135,13 +137,15 @@ def _range_problems(field: str, wanted: Any, config: TrainConfig) -> list[str]:
     return []
 
 
-def _refused(config: TrainConfig, field: str, value: Any) -> list[str]:
-    """What the config itself says against this one setting."""
-    try:
-        config.replace(**{field: value})
-    except ConfigError as error:
-        return [str(error)]
-    return []
+def _refused(config: TrainConfig, field: str, values: Sequence[Any]) -> list[str]:
+    """What the config itself says against these values of one setting."""
+    said = []
+    for value in values:
+        try:
+            config.replace(**{field: value})
+        except ConfigError as error:
+            said.append(str(error))
+    return said
 
 
 def _distinct(values: list[Any]) -> tuple[Any, ...]:
