@@ -6,18 +6,15 @@ folder; `near_pairs` and `leakage` find texts that are nearly the same. Past thi
 
 from ftkit.data.formats import (
     as_json,
-    detect_format,
     from_messages,
     order_problem,
     parse_calls,
     parse_tools,
     plain,
     to_messages,
-    used_columns,
 )
 from ftkit.data.leaks import LeakageReport, leakage
 from ftkit.data.loading import Loaded, combined, load_examples, read_rows
-from ftkit.data.readers import read
 from ftkit.data.shingles import WORDS, Texts, jaccard, normalise, text_of, word_shingles, words
 from ftkit.data.similarity import BANDS, ROWS, THRESHOLD, close_pairs, distance, join, near_pairs, simhash
 from ftkit.data.splits import Splits, digest, load_splits, prompt, save, split
@@ -34,7 +31,6 @@ __all__ = [
     "as_json",
     "close_pairs",
     "combined",
-    "detect_format",
     "digest",
     "distance",
     "from_messages",
@@ -50,14 +46,12 @@ __all__ = [
     "parse_tools",
     "plain",
     "prompt",
-    "read",
     "read_rows",
     "save",
     "simhash",
     "split",
     "text_of",
     "to_messages",
-    "used_columns",
     "word_shingles",
     "words",
 ]

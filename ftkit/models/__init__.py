@@ -18,7 +18,7 @@ from ftkit.models.loading import (
     save_adapter,
 )
 from ftkit.models.quiet import no_datasets_bars, quietly
-from ftkit.models.sources import BUNDLED, HUB_ID, bundled_folder, bundled_location, cache_root, resolve
+from ftkit.models.sources import BUNDLED, HUB_ID, bundled_folder, bundled_location, resolve
 
 __all__ = [
     "BUNDLED",
@@ -32,7 +32,6 @@ __all__ = [
     "batches",
     "bundled_folder",
     "bundled_location",
-    "cache_root",
     "choose_attention",
     "context_tokens",
     "default_model",

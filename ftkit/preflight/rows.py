@@ -101,9 +101,11 @@ def _tokenised(name: str, examples: Any, tokenizer: Any, picked: Sequence[int]) 
 
 def trained_share(parts: Sequence[TokenisedPart], max_length: int) -> float:
     """Share of the tokens that the loss sees after the cut, over all rows looked at, 0 to 1."""
-    labels = [labels[:max_length] for part in parts for _, _, _, labels in part.readable]
-    total = sum(map(len, labels))
-    return sum(label != chat.IGNORED for row in labels for label in row) / total if total else 0.0
+    seen: list[int] = []
+    for part in parts:
+        for _, _, _, labels in part.readable:
+            seen += labels[:max_length]
+    return sum(label != chat.IGNORED for label in seen) / max(1, len(seen))
 
 
 def check_answers(parts: Sequence[TokenisedPart], tokenizer: Any, model: Any, max_length: int) -> Iterator[Finding]:
@@ -368,7 +370,7 @@ def _check_order(part: TokenisedPart) -> Iterator[Finding]:
         if n not in part.refusals and (problem := order_problem(example["messages"])):
             problems.setdefault(problem, []).append(n)
     if problems:
-        rows = sorted(n for numbers in problems.values() for n in numbers)
+        rows = sorted(itertools.chain.from_iterable(problems.values()))
         reasons = [f"{part.name} {listed(numbers)}: {problem}" for problem, numbers in list(problems.items())[:5]]
         yield Finding(
             id="turns-malformed",
@@ -639,10 +641,11 @@ def _check_trained_tokens(tokenizer: Any, model: Any, parts: Sequence[TokenisedP
     if weight is None or weight.device.type == "meta":
         return
     marked = set(tokenizer.added_tokens_decoder)
-    used = sorted(
-        {i for part in parts for _, _, ids, _ in part.readable for i in marked.intersection(ids)}
-        & set(range(len(weight)))
-    )
+    seen: set[int] = set()
+    for part in parts:
+        for _, _, ids, _ in part.readable:
+            seen |= marked.intersection(ids)
+    used = sorted(seen & set(range(len(weight))))
     plain = [i for i in range(0, len(weight), max(1, len(weight) // _ORDINARY)) if i not in marked]
     if not used or not plain:
         return

@@ -5,7 +5,7 @@ A run is a folder; what stands in it is read back here, drawn, and laid beside o
 
 from ftkit.training.checkpoints import all_in, problem
 from ftkit.training.diagnosis import diagnose
-from ftkit.training.history import History, HistoryPoint, RunsTable, chosen, read_points, resumable_step
+from ftkit.training.history import History, HistoryPoint, RunsTable, read_points, resumable_step
 from ftkit.training.loop import train
 from ftkit.training.plots import plot_curves, plot_loss, plot_runs
 from ftkit.training.recorder import Recorder
@@ -17,7 +17,6 @@ __all__ = [
     "Recorder",
     "RunsTable",
     "all_in",
-    "chosen",
     "diagnose",
     "length_batches",
     "plot_curves",

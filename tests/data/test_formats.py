@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftkit.data import detect_format, from_messages, order_problem, parse_calls, to_messages
+from ftkit.data import from_messages, order_problem, parse_calls, to_messages
+from ftkit.data.formats import detect_format
 from ftkit.errors import DataError
 
 SYSTEM = {"role": "system", "content": "S"}

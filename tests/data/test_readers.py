@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftkit import data
+from ftkit.data.readers import read
 from ftkit.errors import DataError
 
 WANTED = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
@@ -157,7 +158,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, content, ending):
     path = tmp_path_factory.mktemp("bytes") / f"x{ending}"
     path.write_bytes(content)
     try:
-        for where, _ in data.read(path):
+        for where, _ in read(path):
             assert where.split()[0] in {"line", "row"}
     except DataError as error:
         assert path.name in str(error)
