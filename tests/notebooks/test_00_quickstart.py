@@ -70,7 +70,7 @@ def test_no_check_of_the_notebook_failed(quickstart):
 
 
 def test_the_deliberate_mistake_is_caught(quickstart):
-    assert "have no trained token" in quickstart.text
+    assert "No train row has a token that the loss sees" in quickstart.text
 
 
 def test_the_page_holds_the_figures(quickstart):
