@@ -48,7 +48,8 @@ class Table:
 
     def _repr_html_(self) -> str:
         caption = f"<caption>{escaped(self.caption)}</caption>" if self.caption else ""
-        head = "".join(f"<th>{escaped(cell)}</th>" for cell in self.head)
+        left = ' style="text-align:left"' if self.prose else ""
+        head = "".join(f"<th{left}>{escaped(cell)}</th>" for cell in self.head)
         rows = "".join(map(self._row, self.rows))
         return f"<table>{caption}{f'<tr>{head}</tr>' if head else ''}{rows}</table>"
 
