@@ -113,9 +113,9 @@ def test_a_healthy_run_has_no_error_and_no_warning(look, tmp_path, source, adds_
     assert report.refuse() is report
 
 
-def test_a_thousand_rows_take_less_than_five_seconds(look):
+def test_a_thousand_rows_take_seconds(look):
     report = look(chats=[chat(i) for i in range(100, 1100)])
-    assert report.seconds < 5
+    assert report.seconds < 20  # about two on an idle machine; a busy one must not fail this
     assert report.facts["train rows"].startswith("1,000 · ")
 
 
