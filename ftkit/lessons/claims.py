@@ -191,7 +191,7 @@ class SettingsTable:
         rows = []
         for row in _often_repeated("settings"):
             name = row["setting"]
-            ours = _span(*usual[name]) if name in usual else preflight.SETTINGS_CHECKS["effective-batch"]
+            ours = _span(*usual[name]) if name in usual else preflight.CHECKS["effective-batch"]
             default = f"{getattr(TrainConfig(), name):g}"
             seen = self.measured.get(name, "not measured here")
             rows.append((name, f"{_span(row['low'], row['high'])}: {row['advice']}", ours, default, seen))

@@ -1,11 +1,10 @@
-"""The surroundings of a run: visible GPUs, order of imports, versions, and the disk that it writes to."""
+"""The surroundings of a run: visible GPUs, order of imports, versions, and its disk. Knows neither model nor rows."""
 
 import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from ftkit.config import TrainConfig
 from ftkit.preflight.report import Finding
@@ -20,13 +19,9 @@ MACHINE_CHECKS = {
 }
 
 _PATCHED = ("transformers", "trl", "peft")
-
 _DECISIVE = ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes")
-
 _BYTES_A_PARAMETER = 12  # fp32 weight, and Adam's two states
-
 _EXTRA_BYTES = 16 * 2**20  # tokenizer, scheduler and random states of a checkpoint
-
 _MIB = 2**20
 
 
@@ -95,20 +90,22 @@ def check_disk(path: Path, config: TrainConfig, parameters: int) -> Iterator[Fin
     checkpoints = config.save_total_limit + 1 if config.save_steps else 0
     size = _BYTES_A_PARAMETER * parameters + _EXTRA_BYTES
     wanted = checkpoints * size + 4 * parameters + _EXTRA_BYTES
-    free = shutil.disk_usage(_existing(path)).free
-    if free < 2 * wanted:
-        short = free < wanted
-        yield Finding(
-            id="disk-low",
-            severity="error" if short else "warning",
-            title="The disk is too full for the checkpoints of this run."
-            if short
-            else "The disk is nearly too full for this run.",
-            evidence=f"{free / _MIB:,.0f} MiB free at {path}; "
-            f"{checkpoints} checkpoints and an adapter take {wanted / _MIB:,.0f} MiB",
-            fix="Free some space, choose another folder, or lower save_total_limit.",
-            field="save_total_limit",
-        )
+    there = next(place for place in (path, *path.parents, Path()) if place.is_dir())
+    free = shutil.disk_usage(there).free
+    if free >= 2 * wanted:
+        return
+    severity, title = "warning", "The disk is nearly too full for this run."
+    if free < wanted:
+        severity, title = "error", "The disk is too full for the checkpoints of this run."
+    yield Finding(
+        id="disk-low",
+        severity=severity,
+        title=title,
+        evidence=f"{free / _MIB:,.0f} MiB free at {path}; "
+        f"{checkpoints} checkpoints and an adapter take {wanted / _MIB:,.0f} MiB",
+        fix="Free some space, choose another folder, or lower save_total_limit.",
+        field="save_total_limit",
+    )
 
 
 def check_writable(path: Path) -> Iterator[Finding]:
@@ -126,7 +123,3 @@ def check_writable(path: Path) -> Iterator[Finding]:
             evidence=f"{path}: {error.strerror or error}",
             fix="Choose another folder: Run.create(name, root='runs').",
         )
-
-
-def _existing(path: Path) -> Any:
-    return next(place for place in (path, *path.parents, Path()) if place.is_dir())

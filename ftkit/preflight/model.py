@@ -1,8 +1,8 @@
-"""A loaded model against the settings: names of layers, what was loaded, number formats, and one batch as a probe."""
+"""A loaded model against the settings: its layers and number formats, the memory it needs, and one batch as a probe."""
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,8 @@ from ftkit import chat, memory, models
 from ftkit.config import TrainConfig
 from ftkit.errors import FtkitError
 from ftkit.hardware import Hardware
-from ftkit.models import evaluating, padded
 from ftkit.preflight.report import Finding
-from ftkit.preflight.rows import TokenisedPart
+from ftkit.preflight.rows import TokenisedPart, TokenisedRow
 
 MODEL_CHECKS = {
     "target-modules-missing": "the model has the layers that get an adapter",
@@ -22,7 +21,12 @@ MODEL_CHECKS = {
     "model-split": "the model lies on one device",
 }
 
-PROBES = {
+MEMORY_CHECKS = {
+    "memory-too-small": "the estimate of memory stays below the device's",
+    "memory-unknown": "the memory of this architecture can be estimated",
+}
+
+PROBE_CHECKS = {
     "probe-loss-not-finite": "the loss of a first batch is a number",
     "probe-loss-zero": "the loss of a first batch is above zero",
     "probe-loss-high": "the model does better than guessing",
@@ -31,15 +35,20 @@ PROBES = {
 
 _HALF = {"bf16": "bfloat16", "fp16": "float16"}
 
-_PROBED = 4  # rows, at most
+_ADAPTER = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}  # a setting, and PEFT's name
 
+_PROBED = 4  # rows, at most
 _CLEARLY_DIFFERENT = 0.03
+_TIPS = 4
+_WORTH_GIB = 0.05
 
 
 def check_loaded(model: Any, config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
     """All findings about the model that need no computation."""
     yield from _check_targets(model, config)
-    differences = [*_loading(model, config), *(_adapter(model, config) if models.is_adapted(model) else ())]
+    differences = [*_loading(model, config)]
+    if models.is_adapted(model):
+        differences += _adapter(model, config)
     if differences:
         yield Finding(
             id="model-differs",
@@ -71,12 +80,11 @@ def _check_targets(model: Any, config: TrainConfig) -> Iterator[Finding]:
         if "Linear" in type(module).__name__ and "lora_" not in name and not name.endswith("base_layer")
     }
     if missing := [name for name in config.target_modules if name not in there]:
-        names = ", ".join(sorted(there))
         yield Finding(
             id="target-modules-missing",
             severity="error",
             title=f"The model has no layers named {', '.join(missing)}.",
-            evidence=f"it has {names}",
+            evidence=f"it has {', '.join(sorted(there))}",
             fix="Name the model's own layers in target_modules.",
             field="target_modules",
         )
@@ -97,7 +105,7 @@ def _loading(model: Any, config: TrainConfig) -> Iterator[str]:
 def _adapter(model: Any, config: TrainConfig) -> Iterator[str]:
     """What differs between the settings and an adapter that is there already: it stays as it is."""
     adapter = model.peft_config[model.active_adapter]
-    for setting, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_dropout", "lora_dropout")):
+    for setting, name in _ADAPTER.items():
         if getattr(adapter, name) != getattr(config, setting):
             yield f"{setting}={getattr(config, setting):g}, the adapter has {getattr(adapter, name):g}"
     targets = adapter.target_modules
@@ -107,7 +115,8 @@ def _adapter(model: Any, config: TrainConfig) -> Iterator[str]:
 
 def _check_trainable(model: Any, config: TrainConfig) -> Iterator[Finding]:
     formats = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad}
-    if config.dtype == "fp16" and models.is_adapted(model) and (halves := formats & set(_HALF.values())):
+    halves = formats.intersection(_HALF.values())
+    if config.dtype == "fp16" and models.is_adapted(model) and halves:
         yield Finding(
             id="fp16-trainable",
             severity="error",
@@ -162,13 +171,92 @@ def _check_devices(model: Any, hardware: Hardware) -> Iterator[Finding]:
         )
 
 
+@dataclass(frozen=True)
+class Need:
+    """What a run needs: a `MemoryEstimate` for rows of at most `longest` tokens, or the problem why there is none."""
+
+    shape: Any = None
+    estimate: Any = None
+    longest: int | None = None
+    problem: str = ""
+
+    def __str__(self) -> str:
+        if self.estimate is None:
+            return self.problem
+        low, likely = self.estimate.low_gib, self.estimate.likely_gib
+        surely = self.estimate.high_gib - self.estimate.elastic_gib  # without what is taken only where it is free
+        return f"likely {likely:.1f} GiB ({low:.1f} to {surely:.1f})"
+
+
+def need(source: Any, config: TrainConfig, hardware: Hardware, longest: int | None = None) -> Need:
+    """Estimate for a `memory.ModelShape`, or anything that one is made from."""
+    try:
+        shape = source if isinstance(source, memory.ModelShape) else memory.ModelShape.from_config(source)
+        estimated = memory.estimate(
+            shape, config, device=hardware.device, longest=longest, loss_path=memory.TRL_LOSS_PATH
+        )
+        return Need(shape, estimated, longest)
+    except FtkitError as error:
+        return Need(problem=str(error))
+
+
+def check_memory(needed: Need, config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
+    """Needed against what there is: surely too much is an error, probably too much a warning, perhaps a note."""
+    if needed.estimate is None:
+        yield Finding(
+            id="memory-unknown",
+            severity="note",
+            title="Whether the run fits in memory cannot be said beforehand.",
+            evidence=needed.problem,
+            fix="Start with few steps and look at the peak memory.",
+        )
+        return
+    there = hardware.memory_gib
+    found = memory.verdict(needed.estimate, there)
+    if found == "fits":
+        return
+    severity, title = "note", "The run may just not fit in memory."
+    if needed.estimate.low_gib > there:
+        severity, title = "error", "The run does not fit in memory, even by the lowest estimate."
+    elif found == "does not fit":
+        severity, title = "warning", "The run will probably not fit in memory."
+    fix, setting = _advice(needed, config, hardware)
+    yield Finding(
+        id="memory-too-small",
+        severity=severity,
+        title=title,
+        evidence=f"{needed}; {hardware.name} has {there:.1f} GiB; most is {needed.estimate.dominant}",
+        fix=fix,
+        field=setting,
+    )
+
+
+def _advice(needed: Need, config: TrainConfig, hardware: Hardware) -> tuple[str, str]:
+    """What to change, in order, and the setting that saves most."""
+    changes = memory.savings(
+        needed.shape,
+        config,
+        room_gib=hardware.memory_gib,
+        device=hardware.device,
+        longest=needed.longest,
+        loss_path=memory.TRL_LOSS_PATH,
+    )
+    worth = [row for row in changes.rows[: changes.enough or _TIPS] if row.gain_gib >= _WORTH_GIB]
+    if not worth:
+        return "Take a smaller model or a larger GPU.", ""
+    tips = [f"{row.change} (saves {row.gain_gib:.1f} GiB)" for row in worth]
+    tips.append("then it fits" if changes.enough else "and a smaller model or a larger GPU")
+    most = max(worth, key=lambda row: row.gain_gib)
+    return f"Change in this order: {'; '.join(tips)}.", most.change.split("=")[0]
+
+
 def check_probe(model: Any, tokenizer: Any, part: TokenisedPart, config: TrainConfig) -> Iterator[Finding]:
     """Run one batch without training: is the loss a number, above zero, better than a guess, and of answers alone?"""
     rows = _probed(part, config)
     if not rows:
         return
     loss, expected = _losses(model, rows, tokenizer.pad_token_id or 0)
-    seen = f"loss {loss:.3f} nats a token on train rows {', '.join(str(n) for n, _, _ in rows)}"
+    seen = f"loss {loss:.3f} nats a token on train rows {', '.join(str(row.number) for row in rows)}"
     guessing = math.log(max(2, model.config.get_text_config().vocab_size))
     if not math.isfinite(loss):
         yield Finding(
@@ -206,115 +294,26 @@ def check_probe(model: Any, tokenizer: Any, part: TokenisedPart, config: TrainCo
         )
 
 
-def _probed(part: TokenisedPart, config: TrainConfig) -> list[tuple[int, list[int], list[int]]]:
+def _probed(part: TokenisedPart, config: TrainConfig) -> list[TokenisedRow]:
     """The middle rows by length, cut as in training, that train something."""
-    rows = [
-        (n, list(ids[: config.max_length]), list(labels[: config.max_length])) for n, _, ids, labels in part.readable
-    ]
-    rows = sorted(
-        (row for row in rows if any(label != chat.IGNORED for label in row[2][1:])), key=lambda row: len(row[1])
-    )
+    limit = config.max_length
+    cut = [row._replace(ids=list(row.ids[:limit]), labels=list(row.labels[:limit])) for row in part.readable]
+    rows = [row for row in cut if any(label != chat.IGNORED for label in row.labels[1:])]
+    rows.sort(key=lambda row: len(row.ids))
     size = min(_PROBED, config.per_device_train_batch_size)
     middle = max(0, (len(rows) - size) // 2)
     return rows[middle : middle + size]
 
 
-def _losses(model: Any, rows: Sequence[tuple[int, list[int], list[int]]], pad: int) -> tuple[float, float]:
+def _losses(model: Any, rows: list[TokenisedRow], pad: int) -> tuple[float, float]:
     """The model's own loss on a batch, and the mean over its labelled tokens reckoned from the logits."""
     import torch
 
     device = next(model.parameters()).device
-    with evaluating(model):
-        ids, mask = padded([row[1] for row in rows], pad, device)
-        labels, _ = padded([row[2] for row in rows], chat.IGNORED, device)
+    with models.evaluating(model):
+        ids, mask = models.padded([row.ids for row in rows], pad, device)
+        labels, _ = models.padded([row.labels for row in rows], chat.IGNORED, device)
         loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         logits, wanted = model(input_ids=ids, attention_mask=mask).logits[:, :-1], labels[:, 1:]
         chosen = wanted != chat.IGNORED
         return float(loss), float(torch.nn.functional.cross_entropy(logits[chosen].float(), wanted[chosen]))
-
-
-MEMORY_CHECKS = {
-    "memory-too-small": "the estimate of memory stays below the device's",
-    "memory-unknown": "the memory of this architecture can be estimated",
-}
-
-_TIPS = 4
-
-_WORTH_GIB = 0.05
-
-
-@dataclass(frozen=True)
-class Need:
-    """What a run needs: a `MemoryEstimate` for rows of at most `longest` tokens, or the problem why there is none."""
-
-    shape: Any = None
-    estimate: Any = None
-    longest: int | None = None
-    problem: str = ""
-
-    def __str__(self) -> str:
-        e = self.estimate
-        return self.problem if e is None else f"likely {e.likely_gib:.1f} GiB ({e.low_gib:.1f} to {_surely(e):.1f})"
-
-
-def need(source: Any, config: TrainConfig, hardware: Hardware, longest: int | None = None) -> Need:
-    """Estimate for a `memory.ModelShape`, or anything that one is made from."""
-    try:
-        shape = source if isinstance(source, memory.ModelShape) else memory.ModelShape.from_config(source)
-        estimated = memory.estimate(
-            shape, config, device=hardware.device, longest=longest, loss_path=memory.TRL_LOSS_PATH
-        )
-        return Need(shape, estimated, longest)
-    except FtkitError as error:
-        return Need(problem=str(error))
-
-
-def check_memory(needed: Need, config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
-    """Needed against what there is: surely too much is an error, probably too much a warning, perhaps a note."""
-    if needed.estimate is None:
-        yield Finding(
-            id="memory-unknown",
-            severity="note",
-            title="Whether the run fits in memory cannot be said beforehand.",
-            evidence=needed.problem,
-            fix="Start with few steps and look at the peak memory.",
-        )
-        return
-    there = hardware.memory_gib
-    found = memory.verdict(needed.estimate, there)
-    if found == "fits":
-        return
-    severity, title = "note", "The run may just not fit in memory."
-    if needed.estimate.low_gib > there:
-        severity, title = "error", "The run does not fit in memory, even by the lowest estimate."
-    elif found == "does not fit":
-        severity, title = "warning", "The run will probably not fit in memory."
-    changes = memory.savings(
-        needed.shape,
-        config,
-        room_gib=there,
-        device=hardware.device,
-        longest=needed.longest,
-        loss_path=memory.TRL_LOSS_PATH,
-    )
-    worth = [row for row in changes.rows[: changes.enough or _TIPS] if row.gain_gib >= _WORTH_GIB]
-    most = max(worth, key=lambda row: row.gain_gib).change.split("=")[0] if worth else ""
-    yield Finding(
-        id="memory-too-small",
-        severity=severity,
-        title=title,
-        evidence=f"{needed}; {hardware.name} has {there:.1f} GiB; most is {needed.estimate.dominant}",
-        fix=_advice(worth, enough=bool(changes.enough)),
-        field=most,
-    )
-
-
-def _surely(estimated: Any) -> float:
-    """GiB with which it fits for certain: without what is taken only where it is free."""
-    return float(estimated.high_gib - estimated.elastic_gib)
-
-
-def _advice(changes: Sequence[Any], *, enough: bool) -> str:
-    tips = [f"{row.change} (saves {row.gain_gib:.1f} GiB)" for row in changes]
-    end = "then it fits" if enough else "and a smaller model or a larger GPU"
-    return f"Change in this order: {'; '.join([*tips, end])}." if tips else "Take a smaller model or a larger GPU."

@@ -4,19 +4,16 @@ import dataclasses
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
+from ftkit import tables
 from ftkit.errors import PreflightError
-from ftkit.tables import Table, escaped
+from ftkit.tables import Table
 
 SEVERITIES = ("error", "warning", "note")
-
 _SIGNS = {"error": "✗", "warning": "○", "note": "·"}
-
 _LISTED = 10
-
 _WIDTH = 110
-
 _KEPT = "\u00a0"  # a space at which no line breaks
 
 
@@ -38,11 +35,11 @@ class Finding:
 
     def __str__(self) -> str:
         about = f" [{self.field}]" if self.field else ""
-        lines = [f"{_SIGNS[self.severity]} {self.severity}: {self.title} ({self.id}){about}"]
-        lines += [_wrapped(self.evidence, "    ")] if self.evidence else []
-        return "\n".join([*lines, _wrapped(f"→ {self.fix}", "    ")])
+        head = f"{_SIGNS[self.severity]} {self.severity}: {self.title} ({self.id}){about}"
+        return f"{tables.visible(head)}\n{_wrapped(self.evidence)}\n{_wrapped(f'→ {self.fix}')}"
 
 
+@tables.shown
 @dataclass(frozen=True)
 class PreflightReport:
     """Findings, the worst first, beside what was looked at: `checked` names each check and what passing it means.
@@ -97,50 +94,53 @@ class PreflightReport:
         return tuple(finding for finding in self.findings if finding.severity == severity)
 
     def _verdict(self) -> str:
-        kinds = [_counted(part, name) for name in SEVERITIES if (part := self._of(name))]
         verdict = "✗ Not ready to train" if self.errors else "✓ Ready to train"
+        kinds = [_counted(part, name) for name in SEVERITIES if (part := self._of(name))]
         found = ", ".join(kinds) or "nothing found"
         return f"{verdict}: {found} in {len(self.checked)} checks, {self.seconds:.1f} s"
 
-    def __str__(self) -> str:
-        lines = [self._verdict(), *(f"  {name:>16}  {value}" for name, value in self.facts.items())]
-        lines += map(str, self.findings)
+    def _parts(self) -> list[Any]:
+        parts: list[Any] = [self._verdict(), Table((), tuple(self.facts.items()))]
+        if self.findings:
+            parts.append(_Listed(self.findings))
         if self.passed:
-            lines += ["passed:", _wrapped("  ".join(f"✓{_KEPT}{name}" for name in self.passed), "    ")]
-        if self.skipped:
-            lines += ["not checked:", *(_wrapped(f"{', '.join(ids)}: {why}", "    ") for why, ids in self._whys())]
-        return "\n".join(lines)
-
-    def _whys(self) -> list[tuple[str, list[str]]]:
-        """Each reason for skipping with the checks that it concerns."""
+            ids = _wrapped("  ".join(f"✓{_KEPT}{name}" for name in self.passed))
+            parts.append(f"passed:\n{ids}")
         whys: dict[str, list[str]] = {}
         for name, why in self.skipped.items():
             whys.setdefault(why, []).append(name)
-        return list(whys.items())
+        if whys:
+            lines = [_wrapped(f"{', '.join(ids)}: {why}") for why, ids in whys.items()]
+            parts.append("\n".join(["not checked:", *lines]))
+        return parts
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Findings as paragraphs in a terminal, where a table would be too wide, and as a table on a page."""
+
+    findings: tuple[Finding, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.findings))
 
     def _repr_html_(self) -> str:
-        parts = [f"<p><b>{escaped(self._verdict())}</b></p>"]
-        if self.facts:
-            parts.append(Table((), [*self.facts.items()])._repr_html_())
-        if self.findings:
-            head = ("", "found", "evidence", "what to do", "setting")
-            parts.append(Table(head, [*map(_row, self.findings)], prose=True)._repr_html_())
-        if self.passed:
-            parts.append("<p>" + " · ".join(f"✓ {name}" for name in self.passed) + "</p>")
-        if whys := "; ".join(f"{', '.join(ids)} ({why})" for why, ids in self._whys()):
-            parts.append(f"<p>Not checked: {escaped(whys)}</p>")
-        return "".join(parts)
+        rows = [
+            (f"{_SIGNS[f.severity]}{_KEPT}{f.severity}", f"{f.title}\n{f.id}", f.evidence, f.fix, f.field)
+            for f in self.findings
+        ]
+        return Table(("", "found", "evidence", "what to do", "setting"), rows, prose=True)._repr_html_()
 
 
 def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Errors before warnings before notes, each in the order of the checks; the same about two parts becomes one."""
     merged: dict[tuple[str, str], Finding] = {}
     for finding in findings:
-        if first := merged.get((finding.id, finding.title)):
-            finding = dataclasses.replace(
-                first, evidence=f"{first.evidence}\n{finding.evidence}", rows=first.rows + finding.rows
-            )
-        merged[finding.id, finding.title] = finding
+        key = (finding.id, finding.title)
+        if first := merged.get(key):
+            evidence = f"{first.evidence}\n{finding.evidence}"
+            finding = dataclasses.replace(first, evidence=evidence, rows=first.rows + finding.rows)
+        merged[key] = finding
     return tuple(sorted(merged.values(), key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
@@ -161,21 +161,13 @@ def _counted(findings: tuple[Finding, ...], noun: str) -> str:
     return f"{len(findings)} {noun}{'s' if len(findings) > 1 else ''}"
 
 
-def _row(finding: Finding) -> tuple[str, ...]:
-    severity = f"{_SIGNS[finding.severity]}{_KEPT}{finding.severity}"
-    return severity, f"{finding.title}\n{finding.id}", finding.evidence, finding.fix, finding.field
-
-
-def _wrapped(text: str, indent: str) -> str:
-    lines = [
-        textwrap.fill(
-            line,
-            _WIDTH,
-            initial_indent=indent,
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for line in text.splitlines()
-    ]
-    return "\n".join(lines).replace(_KEPT, " ")
+def _wrapped(text: str) -> str:
+    """Lines of a bearable length, indented."""
+    fill = textwrap.TextWrapper(
+        _WIDTH,
+        initial_indent="    ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(map(fill.fill, tables.visible(text).splitlines())).replace(_KEPT, " ")

@@ -1,6 +1,6 @@
-"""Settings against the machine, before any model or data: number formats, packages, unusual values.
+"""Settings alone, before any model or data: unusual values, what the machine cannot do, and the length of the run.
 
-Each check yields findings; `CHECKS` names them. Knows the knobs only through `TrainConfig`'s own fields.
+Knows the knobs only through `TrainConfig`'s own fields.
 """
 
 import math
@@ -22,11 +22,20 @@ SETTINGS_CHECKS = {
     "optimizer-replaced": "the optimiser exists on this device",
     "packing-leaks": "packed examples cannot see each other",
     "package-missing": "the packages that the settings need are installed",
+    "warmup-too-long": "the learning rate is reached, and held for most of the run",
+    "save-never": "a checkpoint is written before the end",
+    "eval-never": "the validation loss is measured before the end",
+    "early-stopping-idle": "early stopping can come into play",
+    "few-updates": "there are at least ten updates",
+    "fewer-rows-than-batch": "the data fill a batch",
+    "too-many-epochs": "a small set is not read so often that it is learnt by heart",
 }
 
 _ALPHA = (0.5, 4.0)
-
 _BATCH = (8, 32)
+_FEW = 10
+_SMALL_SET = 1_000
+_OVERFITTING_PASSES = 3
 
 # What lies below and above the usual range; a knob that is not named here is described by its help alone.
 _CONSEQUENCES = {
@@ -42,31 +51,63 @@ _CONSEQUENCES = {
 }
 
 
-def check_values(config: TrainConfig, *, updates: int | None = None, longest: int | None = None) -> Iterator[Finding]:
-    """Values outside the usual range of their knob.
+def check_values(
+    config: TrainConfig, hardware: Hardware, *, rows: int | None = None, longest: int | None = None
+) -> Iterator[Finding]:
+    """All findings about the settings; without `rows` the length of the run is known only where `max_steps` says it."""
+    updates = updates_in(config, rows)
+    yield from _check_usual(config, updates, longest)
+    yield from _check_batch(config)
+    yield from _check_alpha(config)
+    yield from _check_dtype(config, hardware)
+    yield from _check_features(config, hardware)
+    yield from _check_packages(config)
+    if updates is not None:
+        yield from _check_warmup(config, updates)
+        yield from _check_marks(config, updates)
+        yield from _check_few(config, updates)
+    if rows:
+        yield from _check_rows(config, rows)
 
-    Args:
-        config: the settings.
-        updates: of the whole run, where known: a short run wants a short warm-up.
-        longest: tokens of the longest row, where known: `max_length` may be small if nothing is cut.
-    """
+
+def updates_in(config: TrainConfig, rows: int | None) -> int | None:
+    """Weight updates of the whole run; None where the epochs decide and the rows are not known."""
+    if config.max_steps > 0:
+        return config.max_steps
+    if not rows:
+        return None
+    return max(1, math.ceil(config.num_train_epochs * _updates_per_pass(config, rows)))
+
+
+def passes_over(config: TrainConfig, rows: int) -> float:
+    """How often the run reads each row, on average."""
+    return (updates_in(config, rows) or 0) / _updates_per_pass(config, rows)
+
+
+def _updates_per_pass(config: TrainConfig, rows: int) -> int:
+    """The last, short batch of a pass counts as an update of its own, as in transformers' Trainer."""
+    return math.ceil(math.ceil(rows / config.per_device_train_batch_size) / config.gradient_accumulation_steps)
+
+
+def _check_usual(config: TrainConfig, updates: int | None, longest: int | None) -> Iterator[Finding]:
+    """Values outside the usual range of their knob, where nothing about this run makes them right."""
     for spec in fields(config):
         usual, value = spec.metadata["typical"], getattr(config, spec.name)
         if usual is None or usual[0] <= value <= usual[1] or _is_fine(spec.name, config, updates, longest):
             continue
-        below = value < usual[0]
-        effect = _CONSEQUENCES.get(spec.name, ("", ""))[0 if below else 1]
+        low, high = _CONSEQUENCES.get(spec.name, ("", ""))
+        side, effect, better = "above", high, usual[1]
+        if value < usual[0]:
+            side, effect, better = "below", low, usual[0]
         yield Finding(
             id="unusual-setting",
             severity="warning",
-            title=f"{spec.name}={value:g} is {'below' if below else 'above'} the usual {usual[0]:g} to {usual[1]:g}"
+            title=f"{spec.name}={value:g} is {side} the usual {usual[0]:g} to {usual[1]:g}"
             f"{': ' + effect if effect else ''}.",
             evidence=f"{spec.name}: {spec.metadata['help']}",
-            fix=f"Try {spec.name}={usual[0 if below else 1]:g}, or keep it if a short run shows that it works.",
+            fix=f"Try {spec.name}={better:g}, or keep it if a short run shows that it works.",
             field=spec.name,
         )
-    yield from _check_batch(config)
-    yield from _check_alpha(config)
 
 
 def _is_fine(name: str, config: TrainConfig, updates: int | None, longest: int | None) -> bool:
@@ -83,20 +124,19 @@ def _check_batch(config: TrainConfig) -> Iterator[Finding]:
     size = config.effective_batch_size
     if _BATCH[0] <= size <= _BATCH[1]:
         return
-    few, at_once = size < _BATCH[0], config.per_device_train_batch_size
-    compared, price = "more", "there are few updates for the data."
-    if few:
-        compared, price = "fewer", "updates are noisy."
-    fix = f"Set per_device_train_batch_size={_BATCH[1]} or lower."
-    if few or config.gradient_accumulation_steps > 1:
-        micro_batches = max(1, _BATCH[0 if few else 1] // at_once)
-        fix = f"Set gradient_accumulation_steps={micro_batches}: it costs no memory."
+    at_once, summed = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    compared, price, wanted = "more", "there are few updates for the data", _BATCH[1]
+    if size < _BATCH[0]:
+        compared, price, wanted = "fewer", "updates are noisy", _BATCH[0]
+    fix = f"Set gradient_accumulation_steps={max(1, wanted // at_once)}: it costs no memory."
+    if size > _BATCH[1] and summed == 1:
+        fix = f"Set per_device_train_batch_size={_BATCH[1]} or lower."
     yield Finding(
         id="effective-batch",
         severity="warning",
         title=f"{size} examples stand behind each update, {compared} than the usual {_BATCH[0]} to {_BATCH[1]}: "
-        f"{price}",
-        evidence=f"{at_once} examples in memory at once × {config.gradient_accumulation_steps} micro-batches",
+        f"{price}.",
+        evidence=f"{at_once} examples in memory at once × {summed} micro-batches",
         fix=fix,
         field="gradient_accumulation_steps",
     )
@@ -106,22 +146,55 @@ def _check_alpha(config: TrainConfig) -> Iterator[Finding]:
     ratio = config.lora_alpha / config.lora_r
     if config.use_rslora or _ALPHA[0] <= ratio <= _ALPHA[1]:
         return
-    weak = ratio < _ALPHA[0]
+    scaled, rate = ("down", "lower") if ratio < _ALPHA[0] else ("up", "higher")
     yield Finding(
         id="alpha-ratio",
         severity="warning",
-        title=f"lora_alpha / lora_r is {ratio:g}, so the adapter's part is scaled {'down' if weak else 'up'}: "
-        "it acts like a "
-        f"{'lower' if weak else 'higher'} learning rate.",
+        title=f"lora_alpha / lora_r is {ratio:g}, so the adapter's part is scaled {scaled}: "
+        f"it acts like a {rate} learning rate.",
         evidence=f"lora_alpha={config.lora_alpha}, lora_r={config.lora_r}; usual is once or twice r",
         fix=f"Set lora_alpha={min(512, 2 * config.lora_r)}.",
         field="lora_alpha",
     )
 
 
-def check_device(config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
-    """Number formats, optimiser and packing on this device; packages that the settings need."""
-    yield from _check_dtype(config, hardware)
+def _check_dtype(config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
+    on_gpu, capability = hardware.device != "cpu", hardware.compute_capability
+    fallback = "fp16" if on_gpu else "fp32"
+    best = "bf16" if hardware.bf16 else fallback
+    if config.dtype == "bf16" and not hardware.bf16:
+        seen = "the CPU has no bf16 instructions"
+        if capability:
+            seen = f"compute capability {capability[0]}.{capability[1]}, bf16 wants 8.0"
+        yield Finding(
+            id="bf16-unsupported",
+            severity="error" if on_gpu else "warning",
+            title=f"{hardware.name} has no bf16: it would be emulated, slowly, or fail in a kernel.",
+            evidence=seen,
+            fix=f"Set dtype='{fallback}', or take TrainConfig.for_hardware(hardware.detect()).",
+            field="dtype",
+        )
+    if config.dtype == "fp16" and not on_gpu:
+        yield Finding(
+            id="fp16-on-cpu",
+            severity="error",
+            title="fp16 training needs a GPU: its loss scaling does not exist on a CPU.",
+            evidence=str(hardware),
+            fix=f"Set dtype='{best}'.",
+            field="dtype",
+        )
+    if config.dtype == "fp32" and on_gpu:
+        yield Finding(
+            id="fp32-on-gpu",
+            severity="warning",
+            title="fp32 takes twice the memory of 16-bit and is several times slower on a GPU.",
+            evidence=str(hardware),
+            fix=f"Set dtype='{best}'.",
+            field="dtype",
+        )
+
+
+def _check_features(config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
     if hardware.device == "cpu" and "8bit" in config.optim:
         yield Finding(
             id="optimizer-replaced",
@@ -140,56 +213,18 @@ def check_device(config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
             fix="Set packing=False; group_by_length=True saves most of the padding.",
             field="packing",
         )
-    yield from _check_packages(config)
-
-
-def _check_dtype(config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
-    on_gpu = hardware.device != "cpu"
-    if config.dtype == "bf16" and not hardware.bf16:
-        capability = hardware.compute_capability
-        seen = (
-            f"compute capability {capability[0]}.{capability[1]}, bf16 wants 8.0"
-            if capability
-            else "the CPU has no bf16 instructions"
-        )
-        yield Finding(
-            id="bf16-unsupported",
-            severity="error" if on_gpu else "warning",
-            title=f"{hardware.name} has no bf16: it would be emulated, slowly, or fail in a kernel.",
-            evidence=seen,
-            fix=f"Set dtype='{'fp16' if on_gpu else 'fp32'}', or take TrainConfig.for_hardware(hardware.detect()).",
-            field="dtype",
-        )
-    if config.dtype == "fp16" and not on_gpu:
-        best = "bf16" if hardware.bf16 else "fp32"
-        yield Finding(
-            id="fp16-on-cpu",
-            severity="error",
-            title="fp16 training needs a GPU: its loss scaling does not exist on a CPU.",
-            evidence=str(hardware),
-            fix=f"Set dtype='{best}'.",
-            field="dtype",
-        )
-    if config.dtype == "fp32" and on_gpu:
-        best = "bf16" if hardware.bf16 else "fp16"
-        yield Finding(
-            id="fp32-on-gpu",
-            severity="warning",
-            title="fp32 takes twice the memory of 16-bit and is several times slower on a GPU.",
-            evidence=str(hardware),
-            fix=f"Set dtype='{best}'.",
-            field="dtype",
-        )
 
 
 def _check_packages(config: TrainConfig) -> Iterator[Finding]:
-    wanted = {
-        "bitsandbytes": ("load_in_4bit" if config.load_in_4bit else "", "load_in_4bit=False"),
-        "unsloth": ("backend" if config.backend == "unsloth" else "", "backend='auto'"),
-        config.report_to: ("report_to" if config.report_to != "none" else "", "report_to='none'"),
-    }
-    for package, (setting, way_out) in wanted.items():
-        if setting and find_spec(package) is None:
+    wanted = []  # a package, the setting that needs it, the way out
+    if config.load_in_4bit:
+        wanted.append(("bitsandbytes", "load_in_4bit", "load_in_4bit=False"))
+    if config.backend == "unsloth":
+        wanted.append(("unsloth", "backend", "backend='auto'"))
+    if config.report_to != "none":
+        wanted.append((config.report_to, "report_to", "report_to='none'"))
+    for package, setting, way_out in wanted:
+        if find_spec(package) is None:
             yield Finding(
                 id="package-missing",
                 severity="error",
@@ -200,72 +235,21 @@ def _check_packages(config: TrainConfig) -> Iterator[Finding]:
             )
 
 
-SCHEDULE_CHECKS = {
-    "warmup-too-long": "the learning rate is reached, and held for most of the run",
-    "save-never": "a checkpoint is written before the end",
-    "eval-never": "the validation loss is measured before the end",
-    "early-stopping-idle": "early stopping can come into play",
-    "few-updates": "there are at least ten updates",
-    "fewer-rows-than-batch": "the data fill a batch",
-    "too-many-epochs": "a small set is not read so often that it is learnt by heart",
-}
-
-_FEW = 10
-
-_SMALL_SET = 1_000
-
-_OVERFITTING_PASSES = 3
-
-
-def updates_in(config: TrainConfig, rows: int | None) -> int | None:
-    """Weight updates of the whole run; None where the epochs decide and the rows are not known."""
-    if config.max_steps > 0:
-        return config.max_steps
-    return None if not rows else max(1, math.ceil(config.num_train_epochs * _updates_per_pass(config, rows)))
-
-
-def passes_over(config: TrainConfig, rows: int) -> float:
-    """How often the run reads each row, on average."""
-    return (updates_in(config, rows) or 0) / _updates_per_pass(config, rows)
-
-
-def check_schedule(config: TrainConfig, rows: int | None = None) -> Iterator[Finding]:
-    """What cannot happen in a run of this length; without `rows` only what `max_steps` decides."""
-    if (updates := updates_in(config, rows)) is not None:
-        yield from _check_warmup(config, updates)
-        yield from _check_marks(config, updates)
-    if rows:
-        yield from _check_rows(config, rows)
-
-
-def _updates_per_pass(config: TrainConfig, rows: int) -> int:
-    """The last, short batch of a pass counts as an update of its own, as in transformers' Trainer."""
-    return math.ceil(math.ceil(rows / config.per_device_train_batch_size) / config.gradient_accumulation_steps)
-
-
 def _check_warmup(config: TrainConfig, updates: int) -> Iterator[Finding]:
     if config.lr_scheduler_type == "constant" or config.warmup_steps <= updates / 2:
         return
-    fix = f"Set warmup_steps={updates // 20}: about 5 % of the run."
-    seen = f"warmup_steps={config.warmup_steps}, {updates} updates in all"
+    severity, title = "note", "More than half of the run is warm-up."
     if config.warmup_steps >= updates:
-        yield Finding(
-            id="warmup-too-long",
-            severity="warning",
-            title=f"The warm-up outlasts the run: learning_rate={config.learning_rate:g} is never reached.",
-            evidence=seen,
-            fix=fix,
-            field="warmup_steps",
-        )
-    else:
-        yield Finding(
-            id="warmup-too-long",
-            severity="note",
-            title="More than half of the run is warm-up.",
-            evidence=seen,
-            fix=fix,
-            field="warmup_steps",
-        )
+        severity = "warning"
+        title = f"The warm-up outlasts the run: learning_rate={config.learning_rate:g} is never reached."
+    yield Finding(
+        id="warmup-too-long",
+        severity=severity,
+        title=title,
+        evidence=f"warmup_steps={config.warmup_steps}, {updates} updates in all",
+        fix=f"Set warmup_steps={updates // 20}: about 5 % of the run.",
+        field="warmup_steps",
+    )
 
 
 def _check_marks(config: TrainConfig, updates: int) -> Iterator[Finding]:
@@ -298,17 +282,23 @@ def _check_marks(config: TrainConfig, updates: int) -> Iterator[Finding]:
             fix=f"Set eval_steps={max(1, updates // (3 * (patience + 1)))} or a smaller early_stopping_patience.",
             field="early_stopping_patience",
         )
-    if updates < _FEW:
-        fp16 = config.dtype == "fp16"
-        yield Finding(
-            id="few-updates",
-            severity="warning" if fp16 else "note",
-            title=f"{updates} updates are enough to see that it runs, not to learn from."
-            + (" The first ones in fp16 are often skipped, while the loss scale is being found." if fp16 else ""),
-            evidence=f"{updates} updates",
-            fix=f"Give at least {_FEW}: raise max_steps or num_train_epochs.",
-            field="max_steps" if config.max_steps > 0 else "num_train_epochs",
-        )
+
+
+def _check_few(config: TrainConfig, updates: int) -> Iterator[Finding]:
+    if updates >= _FEW:
+        return
+    severity, title = "note", f"{updates} updates are enough to see that it runs, not to learn from."
+    if config.dtype == "fp16":
+        severity = "warning"
+        title += " The first ones in fp16 are often skipped, while the loss scale is being found."
+    yield Finding(
+        id="few-updates",
+        severity=severity,
+        title=title,
+        evidence=f"{updates} updates",
+        fix=f"Give at least {_FEW}: raise max_steps or num_train_epochs.",
+        field=_length_setting(config),
+    )
 
 
 def _check_rows(config: TrainConfig, rows: int) -> Iterator[Finding]:
@@ -323,12 +313,16 @@ def _check_rows(config: TrainConfig, rows: int) -> Iterator[Finding]:
         )
     passes = passes_over(config, rows)
     if rows < _SMALL_SET and passes > _OVERFITTING_PASSES:
-        field = "max_steps" if config.max_steps > 0 else "num_train_epochs"
         yield Finding(
             id="too-many-epochs",
             severity="warning",
             title=f"Each row is read {passes:.1f} times: a set this small is learnt by heart.",
             evidence=f"{rows} rows, {updates_in(config, rows)} updates of {config.effective_batch_size} examples",
             fix=f"Stay at {_OVERFITTING_PASSES} passes or below, or watch the validation loss turn up.",
-            field=field,
+            field=_length_setting(config),
         )
+
+
+def _length_setting(config: TrainConfig) -> str:
+    """The setting that decides how long the run is."""
+    return "max_steps" if config.max_steps > 0 else "num_train_epochs"

@@ -49,12 +49,12 @@ def cut(rows: preflight.Rows, config: TrainConfig) -> dict[str, Any]:
 
 
 def _nothing_to_train(part: Any, limit: int) -> str:
-    if not part.numbers:
+    if not part.seen:
         return f"The {part.name} part has no rows."
     if not part.readable:
         return f"The chat template refuses all {part.name} rows: preflight.check says why."
     return (
-        f"All {len(part.numbers)} {part.name} rows have no trained token: the answer lies beyond max_length={limit}. "
+        f"All {part.seen} {part.name} rows have no trained token: the answer lies beyond max_length={limit}. "
         "Raise max_length."
     )
 
