@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
-from ftkit import data, hardware, headless, models, runs, training
+from ftkit import data, hardware, headless, models, preflight, runs, training
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, FtkitError, FtkitWarning
 from ftkit.runs import Run
@@ -89,6 +89,9 @@ def _train(options: argparse.Namespace) -> int:
     model, tokenizer = models.load(options.model or models.default_model(), config)
     run = Run.create(options.name or Path(options.config).stem, options.root)
     print(f"{splits}\neffective batch size {config.effective_batch_size}", flush=True)
+    for finding in preflight.check_settings(config, hardware.detect(), rows=len(splits.train)):
+        if finding.severity == "warning":  # errors, rows, model and machine are for `train` to speak of
+            print(finding, flush=True)
     history = training.train(
         model,
         tokenizer,

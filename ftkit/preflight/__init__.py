@@ -4,10 +4,11 @@ from ftkit.preflight.checks import CHECKS, check, check_settings
 from ftkit.preflight.model import need
 from ftkit.preflight.report import Finding, PreflightReport
 from ftkit.preflight.rows import Rows, tokenize_splits
-from ftkit.preflight.settings import updates_in
+from ftkit.preflight.settings import SETTINGS_CHECKS, updates_in
 
 __all__ = [
     "CHECKS",
+    "SETTINGS_CHECKS",
     "Finding",
     "PreflightReport",
     "Rows",

@@ -20,7 +20,7 @@ from ftkit.config import TrainConfig
 from ftkit.data import Splits
 from ftkit.errors import ConfigError, FtkitError, FtkitWarning, MissingExtra, StorageError, TrainingError
 from ftkit.hardware import detect, peak_memory_gib
-from ftkit.preflight import PreflightReport, check, tokenize_splits
+from ftkit.preflight import SETTINGS_CHECKS, PreflightReport, check, tokenize_splits
 from ftkit.runs import Run
 from ftkit.training import checkpoints, plots, trainer
 from ftkit.training.checkpoints import Mirror
@@ -46,7 +46,7 @@ def train(
     A model without an adapter gets one (`models.add_lora`). While it runs, `history.csv` grows and a figure is drawn;
     `run.json` names the step "train" only when all is written. Ctrl+C (or the notebook's stop button) finishes the
     step, saves a checkpoint and gives back a history whose `stopped` is true: the same call goes on from there.
-    One warning tells of rows that preflight warns of, such as answers that are cut.
+    One warning tells what preflight warns of in rows, model and machine, such as answers that are cut.
 
     Args:
         model: from `models.load`.
@@ -119,16 +119,18 @@ def _refuse(run: Run, config: TrainConfig, resume: bool) -> None:
 def _obey(report: PreflightReport, *, refuse: bool) -> None:
     """Errors end the run here, or are named in one warning where they are passed over.
 
-    What preflight warns of in rows is told as well, since a caller may never have asked it. What it says of settings is
-    shown by `preflight.check` and the panel: a setting out of the usual is somebody's choice.
+    Its warnings of rows, model and machine are told as well, since a caller may never have asked it. What follows from
+    the settings alone is somebody's choice: `preflight.check`, the panel and the command line show it.
     """
     if refuse:
         report.refuse()
     elif report.errors:
         passed = " ".join(f"{finding.title} ({finding.id})" for finding in report.errors)
         warnings.warn(f"preflight=False: training goes on in spite of this: {passed}", FtkitWarning, stacklevel=3)
-    if told := [f"○ {finding.title} {finding.evidence}" for finding in report.warnings if finding.rows]:
-        said = "\n".join(["Preflight warns of rows, and preflight.check says what to do:", *told])
+    unforeseen = [finding for finding in report.warnings if finding.id not in SETTINGS_CHECKS]
+    if unforeseen:
+        told = [f"○ {finding.title} {finding.evidence}" for finding in unforeseen]
+        said = "\n".join(["Preflight warns, and preflight.check says what to do:", *told])
         warnings.warn(said, FtkitWarning, stacklevel=3)
 
 
