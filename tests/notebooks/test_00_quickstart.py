@@ -64,8 +64,12 @@ def test_everything_that_the_notebook_promises_is_left(quickstart):
 
 
 def test_no_check_of_the_notebook_failed(quickstart):
-    """`you_should_see` prints ✗ where a number is not as it should be; exercises are left open with ○."""
-    assert [line for line in quickstart.text.splitlines() if line.startswith("✗")] == []
+    """`you_should_see` prints ✗ where a number is not as it should be; exercises are left open with ○.
+
+    The deliberate mistake makes preflight's findings, whose lines begin with "✗ error".
+    """
+    failed = [line for line in quickstart.text.splitlines() if line.startswith("✗") and "[max_length]" not in line]
+    assert failed == []
     assert quickstart.text.count("○ effective batch size: not tried") == 1
 
 
