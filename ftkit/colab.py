@@ -30,6 +30,9 @@ RESTART = "Restart the runtime (Runtime > Restart session) and run the notebook 
 class ColabError(RuntimeError):
     """The runtime could not be brought to working versions; says which step failed and what to do."""
 
+    def __str__(self) -> str:
+        return _visible(super().__str__())
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -116,7 +119,7 @@ class VersionTable:
         lines = [("package", "installed", "wanted", "status")]
         lines += [(row.name, row.installed or "-", row.wanted, row.status) for row in self.rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+        return _visible("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
 
 
 @dataclass(frozen=True)
@@ -276,6 +279,10 @@ def _stale(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
         if module in sys.modules:
             loaded |= set(map(_name, owners))
     return sorted(changed & loaded)
+
+
+def _visible(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _name(name: str) -> str:

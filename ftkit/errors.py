@@ -15,16 +15,27 @@ FtkitError
 └── NotebookError    (RuntimeError)       a notebook that stopped at a cell
 ```
 
+Messages quote rows, settings and file names of other people: none of their characters moves a terminal's cursor, and a
+value of a million characters is cut.
+
 `colab.ColabError` stands outside: `colab` runs before anything but the standard library is there.
 """
+
+from ftkit.tables import message
 
 
 class FtkitWarning(UserWarning):
     """Something that a run survives and a reader should know."""
 
+    def __str__(self) -> str:
+        return message(super().__str__())
+
 
 class FtkitError(Exception):
     """Base of all deliberate errors: the message names the value, the reason and the next step."""
+
+    def __str__(self) -> str:
+        return message(super().__str__())
 
 
 class ConfigError(FtkitError, ValueError):

@@ -5,6 +5,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftkit.tables import escaped, visible
+
 GIB = 1024**3
 
 _BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -28,10 +30,10 @@ class Hardware:
     def __str__(self) -> str:
         capability = "" if self.compute_capability is None else f" · sm_{''.join(map(str, self.compute_capability))}"
         formats = "bf16" if self.bf16 else "no bf16"
-        return f"{self.name} · {self.memory_gib:.1f} GiB{capability} · {formats} · {self.cores} CPU cores"
+        return visible(f"{self.name} · {self.memory_gib:.1f} GiB{capability} · {formats} · {self.cores} CPU cores")
 
     def _repr_html_(self) -> str:
-        return f"<b>{self.device.upper()}</b> {self}"
+        return f"<b>{escaped(self.device.upper())}</b> {escaped(self)}"
 
 
 def detect() -> Hardware:

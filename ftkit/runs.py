@@ -173,8 +173,8 @@ class Run:
         return flat
 
     def __str__(self) -> str:
-        done = ", ".join(self.facts.get("finished", [])) or "nothing finished yet"
-        return f"{self.path} ({done})"
+        done = ", ".join(map(str, self.facts.get("finished", []))) or "nothing finished yet"
+        return tables.visible(f"{self.path} ({done})")
 
     def _repr_html_(self) -> str:
         own = [path for path in sorted(self.path.rglob("*")) if path.is_file() and not path.name.startswith(".")]

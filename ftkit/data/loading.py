@@ -19,6 +19,7 @@ from ftkit import files
 from ftkit.data import readers
 from ftkit.data.formats import as_text, check_mapping, detect_format, plain, to_messages, tools_text, used_columns
 from ftkit.errors import DataError, FtkitWarning
+from ftkit.tables import visible
 
 _SAMPLES = ("invoices", "invoices_unseen", "messy", "messy_test", "general")
 _PEEKED = 1_000  # rows by whose columns the format is told
@@ -38,7 +39,7 @@ class Broken:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.reason}"
+        return visible(f"{self.place}: {self.reason}")
 
 
 @dataclass(frozen=True)
