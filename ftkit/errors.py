@@ -12,7 +12,7 @@ FtkitError
 ├── StorageError     (OSError)            a disk that is full, a folder that cannot be written
 ├── MissingArtifact  (FileNotFoundError)  a run folder lacks what an earlier step writes
 ├── MissingExtra     (ImportError)        a package that is not installed
-└── NotebookError    (RuntimeError)       a notebook that stopped at a cell
+└── NotebookError    (RuntimeError)       a notebook that is damaged or stopped at a cell
 ```
 
 Messages quote rows, settings and file names of other people: none of their characters moves a terminal's cursor, and a
@@ -71,4 +71,4 @@ class MissingExtra(FtkitError, ImportError):
 
 
 class NotebookError(FtkitError, RuntimeError):
-    """A notebook's cell raised; names the cell and its error."""
+    """A notebook cannot be read, or its cell raised; names the cell and its error."""

@@ -19,6 +19,7 @@ from typing import Any
 from ftkit import files, runs
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, FtkitError, MissingArtifact, NotebookError
+from ftkit.tables import visible
 
 _LOOK_S = 5.0
 
@@ -37,7 +38,7 @@ def find(name: str) -> Path:
     Raises:
         MissingArtifact: none of that name (lists those that exist), or a package installed without its repository.
     """
-    if name.endswith(".ipynb") and Path(name).exists():
+    if name.endswith(".ipynb") and os.path.isfile(name):  # noqa: PTH113 - pathlib raises for a name that is too long
         return Path(name)
     roots = (Path.cwd(), Path.cwd().parent, Path(__file__).resolve().parent.parent)
     known = next((found for root in roots if (found := sorted(root.glob("notebooks/[0-9]*.ipynb")))), [])
@@ -56,9 +57,11 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> Executed:
 
     Raises:
         ConfigError: a parameter that the notebook does not declare (papermill alone would only warn).
-        NotebookError: a cell failed; the executed notebook up to there is kept.
+        NotebookError: it is damaged, or a cell failed; the executed notebook up to there is kept.
     """
     import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
 
     declared = declared_parameters(path)
     if unknown := set(parameters) - set(declared):
@@ -67,8 +70,10 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> Executed:
         output.mkdir(parents=True, exist_ok=True)
     notebook = output / path.name
     folder = path.resolve().parent
+    if notebook.resolve() == path.resolve():
+        raise ConfigError(f"{notebook} is the notebook itself. Choose another folder for its executed copy.")
     cwd = folder.parent if folder.name == "notebooks" else folder
-    named = parameters.get("run_root", "auto")
+    named = str(parameters.get("run_root", "auto"))
     root = runs.default_root() if named == "auto" else Path(named)
     os.environ["FTKIT_HEADLESS"] = "1"  # widgets show their defaults instead of waiting for a person
     logging.getLogger("papermill").setLevel(logging.ERROR)
@@ -86,14 +91,30 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> Executed:
         raise NotebookError(
             f"{path.name} cell {error.exec_count}: {error.ename}: {error.evalue}\nAs far as it came: {notebook}"
         ) from error
+    except (DeadKernelError, NoSuchKernel) as error:
+        raise NotebookError(
+            f"{path.name}: the Python that ran it ended ({error}). Memory may have run out: close other programs, or "
+            f"choose a smaller model. Where no kernel is found: pip install ipykernel.\nAs far as it came: {notebook}"
+        ) from error
     return Executed(notebook, _page(notebook))
 
 
 def declared_parameters(path: Path) -> tuple[str, ...]:
-    """Names in the cell tagged `parameters`."""
-    import papermill
+    """Names in the cell tagged `parameters`.
 
-    return tuple(papermill.inspect_notebook(str(path)))
+    Raises:
+        NotebookError: the file is no notebook, or a damaged one.
+    """
+    import papermill
+    from nbformat import ValidationError
+
+    try:
+        return tuple(papermill.inspect_notebook(str(path)))
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError, ValidationError) as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise NotebookError(
+            f"{path} is no notebook that can be read ({said}). Fetch it again, or mend its JSON."
+        ) from error
 
 
 def _page(notebook: Path) -> Path:
@@ -132,7 +153,7 @@ def _progress(root: Path) -> Iterator[None]:
         while not ended.wait(_LOOK_S):
             line = latest_step(root, began)
             if line and line != told:
-                sys.stderr.write(f"\n{line}")
+                sys.stderr.write(f"\n{visible(line)}")
                 sys.stderr.flush()
                 told = line
 
@@ -162,7 +183,7 @@ def latest_step(root: Path, since: float) -> str:
         trained = [point for point in points if point["loss"]]
         steps, seconds = int(trained[-1]["step"]), float(trained[-1]["seconds"])
         total = TrainConfig.load(newest.parent / "config.yaml").max_steps
-    except (OSError, ValueError, LookupError, FtkitError):
+    except (OSError, ValueError, LookupError, ArithmeticError, FtkitError):
         return ""  # half a line, or a run that is just being made: the next look will see it whole
     reached = f"{newest.parent.name}: step {steps}"
     if total <= 0:
