@@ -364,7 +364,7 @@ def _value(node: Any) -> Any:
     """None, a yes or no, a number, text, or a list of them; whatever else stands there, an error's text shows it."""
     import yaml
 
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.SequenceNode) and node.tag.endswith("yaml.org,2002:seq"):
         return [_value(item) for item in node.value]
     if not isinstance(node, yaml.ScalarNode):
         raise TypeError("{…}")
