@@ -4,6 +4,7 @@ What a person would see grow on the page, the steps of a training, is told on th
 folder, so every notebook that trains is followed, and none has to know of it.
 """
 
+import csv
 import logging
 import os
 import sys
@@ -178,15 +179,14 @@ def latest_step(root: Path, since: float) -> str:
         newest = max(written, key=written.__getitem__, default=None)
         if newest is None or written[newest] < since:
             return ""
-        head, *lines = newest.read_text(encoding="utf-8").splitlines()
-        points = [dict(zip(head.split(","), line.split(","), strict=True)) for line in lines]
-        trained = [point for point in points if point["loss"]]
-        steps, seconds = int(trained[-1]["step"]), float(trained[-1]["seconds"])
+        with newest.open(encoding="utf-8", newline="") as file:
+            last = [point for point in csv.DictReader(file) if point["loss"]][-1]
+        steps, seconds, loss = int(last["step"]), float(last["seconds"]), float(last["loss"])
         total = TrainConfig.load(newest.parent / "config.yaml").max_steps
-    except (OSError, ValueError, LookupError, ArithmeticError, FtkitError):
+        left = f"about {seconds / steps * (total - steps) / 60:.1f} min left"
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, FtkitError):
         return ""  # half a line, or a run that is just being made: the next look will see it whole
-    reached = f"{newest.parent.name}: step {steps}"
+    reached, far = f"{newest.parent.name}: step {steps}", f"loss {loss:.3f}"
     if total <= 0:
-        return f"{reached} · loss {float(trained[-1]['loss']):.3f} · {seconds / 60:.1f} min so far"
-    left = seconds / steps * (total - steps)
-    return f"{reached} of {total} · loss {float(trained[-1]['loss']):.3f} · about {left / 60:.1f} min left"
+        return f"{reached} · {far} · {seconds / 60:.1f} min so far"
+    return f"{reached} of {total} · {far} · {left}"

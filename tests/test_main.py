@@ -1,0 +1,114 @@
+"""The command line: what its messages advise can be given to it, and whatever is given ends in one message."""
+
+import json
+import warnings
+
+import pytest
+from toys import make_model, make_tokenizer
+
+from ftkit import __main__ as command_line
+from ftkit import models, training
+from ftkit.config import TrainConfig
+from ftkit.errors import FtkitWarning, TrainingError
+
+TURNS = [{"question": f"Where is key {i}?", "reply": f"On hook {i}, by the door."} for i in range(20)]
+
+
+@pytest.fixture
+def answers_trained(tmp_path, monkeypatch):
+    """Runs `train` on rows with a toy model, as far as the training itself: the answers that it would have read."""
+    handed = []
+
+    def train(model, tokenizer, splits, *_, **__):
+        """Stands where the training would begin."""
+        handed.extend(
+            row["messages"][-1]["content"] for part in (splits.train, splits.val, splits.test) for row in part
+        )
+        raise TrainingError("as far as this test goes")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "load", lambda *_: (make_model(), make_tokenizer()))
+    monkeypatch.setattr(models, "default_model", lambda: "toy")
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def run(rows, *arguments):
+        """The answers, sorted."""
+        TrainConfig(load_in_4bit=False, optim="adamw_torch").save(tmp_path / "c.yaml")
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        handed.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", FtkitWarning)
+            assert command_line.main(["train", "c.yaml", "--data", "rows.jsonl", *arguments]) == 1
+        return sorted(handed)
+
+    return run
+
+
+def test_a_mapping_is_given_as_the_message_advises(answers_trained, capsys):
+    """Columns of other names: the message says the option, and with the option the rows are read."""
+    rows = [{"poser": row["question"], "solver": row["reply"]} for row in TURNS]
+    assert answers_trained(rows) == []
+    assert "On this command line: --mapping prompt=COLUMN,answer=COLUMN" in capsys.readouterr().err
+    assert answers_trained(rows, "--mapping", "prompt=poser,answer=solver") == sorted(row["reply"] for row in TURNS)
+
+
+def test_bad_rows_are_left_out_as_the_message_advises(answers_trained, capsys):
+    rows = [{"prompt": row["question"], "completion": row["reply"]} for row in TURNS]
+    rows.append({"prompt": 5, "completion": None})
+    assert answers_trained(rows) == []
+    assert "On this command line: --on-error skip" in capsys.readouterr().err
+    assert len(answers_trained(rows, "--on-error", "skip")) == len(TURNS)
+    assert "left out 1 of 21 rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "mapping"),
+    [
+        ("prompt=question,answer=reply", {"prompt": "question", "answer": "reply"}),
+        ("prompt=q,answer=a,system=s", {"prompt": "q", "answer": "a", "system": "s"}),
+        ("prompt=a, b,answer=c=d", {"prompt": "a, b", "answer": "c=d"}),
+    ],
+)
+def test_a_mapping_holds_columns_of_any_name(text, mapping):
+    assert command_line._mapping(text) == mapping
+
+
+@pytest.mark.parametrize("text", ["", "question", "prompt=", "=question", "\x1b[2J"])
+def test_a_mapping_of_another_shape_is_refused_with_the_right_one(text, capsys):
+    with pytest.raises(SystemExit):
+        command_line.main(["train", "c.yaml", "--data", "x.jsonl", "--mapping", text])
+    said = capsys.readouterr().err
+    assert "prompt=question,answer=reply" in said
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "none.yaml", "--data", "x.jsonl"],
+        ["train", ".", "--data", "x.jsonl"],
+        ["train", "\x1b[2J\u202e", "--data", "x.jsonl"],
+        ["train", "x" * 5000, "--data", "x.jsonl"],
+        ["train", "\udcff.yaml", "--data", "x.jsonl"],
+        ["notebook", "none"],
+        ["notebook", "x" * 5000 + ".ipynb"],
+        ["notebook", "\x1b[2J"],
+        ["notebook", "00", "-p", "seed", "[&a x, *a]"],
+        ["notebook", "00", "-p", "seed", "2001-99-99"],
+        ["notebook", "00", "-p", "seed", "{a: 1}"],
+        ["notebook", "00", "-p", "seed", "!!python/name:os.system x"],
+        ["notebook", "00", "-p", "x" * 10**5, "1"],
+        ["notebook", "00", "-p", "\x1b[31mseed", "1"],
+        ["notebook", ".", "-o", "out"],
+        ["quickstart", "-p", "none", "1"],
+    ],
+    ids=range(16),
+)
+def test_odd_arguments_end_in_one_message(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FTKIT_RUN_ROOT", str(tmp_path))
+    assert command_line.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert len(said) < 4_000
+    assert said.isprintable() or set(said) - set("\n\t") == {c for c in said if c.isprintable()}
+    assert "Traceback" not in said
