@@ -62,7 +62,7 @@ def label(ax: Any, x: str, y: str, title: str) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def plain(name: Any, longest: int = 60) -> str:
+def plain(name: Any, longest: int = 40) -> str:
     """Somebody's name as a label: a dollar sign begins no formula, a leading underscore does not hide it."""
     text = flat(name)
     text = text if len(text) <= longest else text[: longest - 1] + "…"

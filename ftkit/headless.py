@@ -184,7 +184,7 @@ def latest_step(root: Path, since: float) -> str:
         steps, seconds, loss = int(last["step"]), float(last["seconds"]), float(last["loss"])
         total = TrainConfig.load(newest.parent / "config.yaml").max_steps
         left = f"about {seconds / steps * (total - steps) / 60:.1f} min left"
-    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, FtkitError):
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, csv.Error, FtkitError):
         return ""  # half a line, or a run that is just being made: the next look will see it whole
     reached, far = f"{newest.parent.name}: step {steps}", f"loss {loss:.3f}"
     if total <= 0:
