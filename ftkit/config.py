@@ -457,49 +457,12 @@ def _number_problem(name: str, value: Any, whole: bool, low: float, high: float,
 
 
 # Effort: what the run learns and how long it takes. Ranges: `TrainConfig`'s own typical ones.
-_EFFORTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "quick look": (
-        "does it learn at all? Twenty updates, a narrow adapter",
-        {
-            "lora_r": 8,
-            "lora_alpha": 16,
-            "max_steps": 20,
-            "num_train_epochs": 1.0,
-            "warmup_steps": 2,
-            "eval_steps": 10,
-            "save_steps": 10,
-            "max_eval_examples": 16,
-            "learning_rate": 2e-4,
-        },
-    ),
-    "balanced": (
-        "one pass over the data with the usual adapter",
-        {
-            "lora_r": 16,
-            "lora_alpha": 32,
-            "max_steps": -1,
-            "num_train_epochs": 1.0,
-            "warmup_steps": 10,
-            "eval_steps": 20,
-            "save_steps": 50,
-            "max_eval_examples": 100,
-            "learning_rate": 2e-4,
-        },
-    ),
-    "thorough": (
-        "three passes, a wide adapter, a gentler step size",
-        {
-            "lora_r": 32,
-            "lora_alpha": 64,
-            "max_steps": -1,
-            "num_train_epochs": 3.0,
-            "warmup_steps": 50,
-            "eval_steps": 50,
-            "save_steps": 100,
-            "max_eval_examples": 200,
-            "learning_rate": 1e-4,
-        },
-    ),
+_EFFORT = ["lora_r", "lora_alpha", "max_steps", "num_train_epochs", "warmup_steps", "eval_steps", "save_steps"]
+_EFFORT += ["max_eval_examples", "learning_rate"]
+_EFFORTS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "quick look": ("does it learn at all? Twenty updates, a narrow adapter", (8, 16, 20, 1.0, 2, 10, 10, 16, 2e-4)),
+    "balanced": ("one pass over the data with the usual adapter", (16, 32, -1, 1.0, 10, 20, 50, 100, 2e-4)),
+    "thorough": ("three passes, a wide adapter, a gentler step size", (32, 64, -1, 3.0, 50, 50, 100, 200, 1e-4)),
 }
 
 # Visible memory: what torch reports on the usual cloud machines, GiB.
@@ -510,26 +473,8 @@ MACHINES = {
 }
 
 # Memory against speed: what fits an 8B model in 4-bit there. Everything else is left as it is.
-_ROOM: dict[str, dict[str, Any]] = {
-    "T4": {
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 8,
-        "max_length": 1024,
-        "load_in_4bit": True,
-    },
-    "L4": {
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 4,
-        "max_length": 2048,
-        "load_in_4bit": True,
-    },
-    "A100": {
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        "max_length": 2048,
-        "load_in_4bit": False,
-    },
-}
+_ROOM = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "load_in_4bit")
+_ROOMS = {"T4": (1, 8, 1024, True), "L4": (2, 4, 2048, True), "A100": (8, 1, 2048, False)}
 
 EFFORTS = tuple(_EFFORTS)
 
@@ -558,10 +503,11 @@ def preset_settings(name: str) -> dict[str, Any]:
         ConfigError: no preset of that name.
     """
     if name in _EFFORTS:
-        return dict(_EFFORTS[name][1])
+        return dict(zip(_EFFORT, _EFFORTS[name][1], strict=True))
     machine = MACHINES[_known(name)]
     dtype = "bf16" if machine.bf16 else "fp16"
-    return {"dtype": dtype, "gradient_checkpointing": True, "optim": "adamw_8bit", **_ROOM[name]}
+    room = dict(zip(_ROOM, _ROOMS[name], strict=True))
+    return {"dtype": dtype, "gradient_checkpointing": True, "optim": "adamw_8bit", **room}
 
 
 def preset_variant(config: TrainConfig, name: str) -> TrainConfig:

@@ -1,6 +1,8 @@
 """The command line: what its messages advise can be given to it, and whatever is given ends in one message."""
 
 import json
+import re
+import shlex
 import warnings
 
 import pytest
@@ -11,7 +13,7 @@ from ftkit import models, training
 from ftkit.config import TrainConfig
 from ftkit.errors import FtkitWarning, TrainingError
 
-TURNS = [{"question": f"Where is key {i}?", "reply": f"On hook {i}, by the door."} for i in range(20)]
+TURNS = [{"the question": f"Where is key {i}?", "reply": f"On hook {i}, by the door."} for i in range(20)]
 
 
 @pytest.fixture
@@ -47,14 +49,13 @@ def answers_trained(tmp_path, monkeypatch):
 
 def test_a_mapping_is_given_as_the_message_advises(answers_trained, capsys):
     """Columns of other names: the message says the option, and with the option the rows are read."""
-    rows = [{"poser": row["question"], "solver": row["reply"]} for row in TURNS]
-    assert answers_trained(rows) == []
-    assert "On this command line: --mapping prompt=COLUMN,answer=COLUMN" in capsys.readouterr().err
-    assert answers_trained(rows, "--mapping", "prompt=poser,answer=solver") == sorted(row["reply"] for row in TURNS)
+    assert answers_trained(TURNS) == []
+    (option,) = re.findall(r"On this command line: (--mapping .*)", capsys.readouterr().err)
+    assert answers_trained(TURNS, *shlex.split(option)) == sorted(row["reply"] for row in TURNS)
 
 
 def test_bad_rows_are_left_out_as_the_message_advises(answers_trained, capsys):
-    rows = [{"prompt": row["question"], "completion": row["reply"]} for row in TURNS]
+    rows = [{"prompt": row["the question"], "completion": row["reply"]} for row in TURNS]
     rows.append({"prompt": 5, "completion": None})
     assert answers_trained(rows) == []
     assert "On this command line: --on-error skip" in capsys.readouterr().err
