@@ -74,10 +74,13 @@ def wanted() -> tuple[Wanted, ...]:
         ColabError: neither is there.
     """
     root = Path(__file__).parents[1]
-    if (root / "pyproject.toml").exists():  # a clone's metadata may be older than the clone
-        lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines()
-        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        lines += project["optional-dependencies"]["sweep"]
+    about, required = root / "pyproject.toml", root / "requirements.txt"
+    if about.exists() and required.exists():  # a clone's metadata may be older than the clone
+        try:
+            project = tomllib.loads(about.read_text(encoding="utf-8"))["project"]
+            lines = required.read_text(encoding="utf-8").splitlines() + project["optional-dependencies"]["sweep"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ColabError(f"{about} or {required.name} is damaged ({error}). Clone the repository anew.") from error
     else:
         try:
             lines = metadata.requires(KIT) or []

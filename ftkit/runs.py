@@ -119,7 +119,7 @@ class Run:
             return {}
         try:
             facts: Any = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5,000 digits
             raise DataError(
                 f"{path} is damaged ({error}). Delete it; the step that wrote it can be run again."
             ) from error
