@@ -288,7 +288,7 @@ def _converted(
     if not isinstance(row, Mapping):
         raise DataError(f"is {type(row).__name__} ({str(row)[:40]!r}), wanted an object with columns")
     used = used_columns(format or "messages", mapping)
-    own = {str(k): v for k, v in row.items() if k not in used}
+    own = {str(k): v for k, v in row.items() if k not in used} if row.keys() - used else {}
     messages = to_messages(row, format, mapping, merge_turns=merge_turns, left=left)
     for name, value in own.items():
         if isinstance(value, str):
