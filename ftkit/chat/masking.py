@@ -4,13 +4,13 @@ The mask is derived by rendering prefixes of the chat with its own template: no 
 and nothing of models or training is known.
 """
 
-import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ftkit.chat.templates import Messages, _parts, _render, render
 from ftkit.errors import DataError
+from ftkit.tables import escaped, visible
 
 IGNORED = -100
 
@@ -28,7 +28,7 @@ class Shown:
         return sum(self.trained) / len(self.trained)
 
     def __str__(self) -> str:
-        text = "".join(t if on else "·" for t, on in zip(self.tokens, self.trained, strict=True))
+        text = visible("".join(t if on else "·" for t, on in zip(self.tokens, self.trained, strict=True)))
         return f"{text}\n{self._legend()}"
 
     def _legend(self) -> str:
@@ -39,7 +39,7 @@ class Shown:
     def _repr_html_(self) -> str:
         spans = []
         for token, on in zip(self.tokens, self.trained, strict=True):
-            label = html.escape(token).replace("\n", "⏎<br>" if on else "⏎")
+            label = escaped(token).replace("\n", "⏎<br>" if on else "⏎")
             style = "background:#cfe8d5;color:#111;border-radius:3px;margin:1px" if on else "color:#999"
             spans.append(
                 f'<span style="{style}" title="{label if not on else "trained"}">{label if on else "·"}</span>'

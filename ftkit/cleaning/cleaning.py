@@ -89,7 +89,7 @@ class Drop:
 
     def __str__(self) -> str:
         twin = f"; {self.twin_place} stays" if self.twin_place else ""
-        return f"{self.place}: {self.rule}: {self.reason}{twin}"
+        return tables.visible(f"{self.place}: {self.rule}: {self.reason}{twin}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Each takes an `ax` and gives it back; what is counted comes from a report or fro
 from collections.abc import Sequence
 from typing import Any
 
-from ftkit.figures import BLUE, GREY, ORANGE, RED, axes, label
+from ftkit.figures import BLUE, GREY, ORANGE, RED, axes, label, plain
 
 
 def plot_lengths(tokens: Sequence[int], max_length: int, ax: Any = None) -> Any:
@@ -26,7 +26,7 @@ def plot_lengths(tokens: Sequence[int], max_length: int, ax: Any = None) -> Any:
 def plot_cleaned(report: Any, ax: Any = None) -> Any:
     """What went, and why? One bar a rule, with the rows that it dropped; `report` is a `CleanReport`."""
     ax = axes(ax)
-    counts = [(count.name, count.dropped, count.flagged + count.changed) for count in reversed(report.counts)]
+    counts = [(plain(count.name), count.dropped, count.flagged + count.changed) for count in reversed(report.counts)]
     names, dropped, marked = zip(*counts, strict=True)
     ax.barh(names, dropped, color=ORANGE, label="dropped")
     if any(marked):
@@ -67,5 +67,5 @@ def plot_before_after(before: Sequence[float], after: Sequence[float], unit: str
     ax.set_ylim(bottom=0.7)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     ax.legend(frameon=False)
-    label(ax, f"length of an example, {unit} (log)", "examples (log)", "What did cleaning change?")
+    label(ax, f"length of an example, {plain(unit)} (log)", "examples (log)", "What did cleaning change?")
     return ax

@@ -21,6 +21,7 @@ from ftkit.data import readers
 from ftkit.data.formats import chat_like, check_mapping, detect_format, to_messages, used_columns
 from ftkit.data.turns import as_text, blank, listed, plain, tools_text
 from ftkit.errors import DataError, FtkitWarning
+from ftkit.tables import visible
 
 _SAMPLES = ("invoices", "invoices_unseen", "messy", "messy_test", "general")
 _PEEKED = 1_000  # rows by whose columns the format is told
@@ -47,7 +48,7 @@ class Broken:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.reason}"
+        return visible(f"{self.place}: {self.reason}")
 
 
 @dataclass(frozen=True)

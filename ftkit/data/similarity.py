@@ -15,6 +15,7 @@ from typing import Any
 
 from ftkit.data.shingles import batches, flat_shingles, jaccard, shingled, word_shingles
 from ftkit.errors import ConfigError, MissingExtra
+from ftkit.tables import visible
 
 THRESHOLD = 0.8
 EXACT_TEXTS = 20_000
@@ -63,7 +64,7 @@ class Pairs:
 
     def __str__(self) -> str:
         how = f"{self.method}, threshold {self.threshold:g}"
-        return f"{len(self.pairs)} near-duplicate pairs among {self.texts} texts ({how})"
+        return visible(f"{len(self.pairs)} near-duplicate pairs among {self.texts} texts ({how})")
 
 
 def join(size: int, links: Iterable[tuple[int, int]]) -> list[int]:

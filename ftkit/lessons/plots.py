@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label
+from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label, plain
 from ftkit.lessons import lora, quantization
 from ftkit.lessons.backends import SideBySide
 from ftkit.lessons.measured import Measurement
@@ -109,7 +109,7 @@ def plot_rounding(errors: Mapping[str, Sequence[float]], ax: Any = None) -> Any:
         ax.bar(place, middle, color=BLUE, alpha=0.35, width=0.6)
         ax.plot(spread, values, color=BLUE, marker="o", linestyle="", markersize=3)
         ax.annotate(f"{middle:.1%}", (place, max(values)), (0, 4), textcoords="offset points", ha="center")
-    ax.set_xticks(range(len(errors)), list(errors))
+    ax.set_xticks(range(len(errors)), list(map(plain, errors)))
     _percent(ax)
     ax.margins(y=0.12)
     label(ax, "stored as, blocks of 64", "relative error of a layer", "What does rounding cost?")
@@ -172,7 +172,7 @@ def plot_backends(side: SideBySide) -> Any:
 
     layout = {"figsize": (10.5, 3.6), "layout": "constrained", "width_ratios": (1, 1, 1.3)}
     _, (speed, memory, loss) = pyplot.subplots(1, 3, **layout)
-    names = [run.name.replace(", ", ",\n") for run in side.runs]
+    names = [plain(run.name).replace(", ", ",\n") for run in side.runs]
     _bars(speed, names, [run.tokens_per_s for run in side.runs], "%.0f")
     _bars(memory, names, [run.peak_gib for run in side.runs], "%.2f")
     memory.set_yticks([])
@@ -220,7 +220,7 @@ def _lines(ax: Any, series: Mapping[str, Sequence[float]], size: float = 4, xs: 
     """Lines that differ in colour, dash and marker, over 1, 2, 3 … unless `xs` says otherwise, with a legend."""
     for (name, values), (colour, dash, marker) in zip(series.items(), itertools.cycle(_LOOKS), strict=False):
         places = xs or range(1, len(values) + 1)
-        ax.plot(places, values, color=colour, linestyle=dash, marker=marker, markersize=size, label=name)
+        ax.plot(places, values, color=colour, linestyle=dash, marker=marker, markersize=size, label=plain(name))
     if xs is None:
         ax.locator_params(axis="x", integer=True)
     ax.legend(frameon=False)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ftkit import chat
 from ftkit.hardware import release_memory
+from ftkit.tables import visible
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Answer:
     stopped: bool
 
     def __str__(self) -> str:
-        return self.text
+        return visible(self.text)
 
 
 def generate(

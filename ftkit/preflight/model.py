@@ -12,6 +12,7 @@ from ftkit.errors import FtkitError
 from ftkit.hardware import Hardware
 from ftkit.preflight.report import Finding
 from ftkit.preflight.rows import TokenisedPart, TokenisedRow
+from ftkit.tables import visible
 
 MODEL_CHECKS = {
     "target-modules-missing": "the model has the layers that get an adapter",
@@ -182,7 +183,7 @@ class Need:
 
     def __str__(self) -> str:
         if self.estimate is None:
-            return self.problem
+            return visible(self.problem)
         low, likely = self.estimate.low_gib, self.estimate.likely_gib
         surely = self.estimate.high_gib - self.estimate.elastic_gib  # without what is taken only where it is free
         return f"likely {likely:.1f} GiB ({low:.1f} to {surely:.1f})"

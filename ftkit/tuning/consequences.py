@@ -6,7 +6,6 @@ Loads no weights and knows no widgets.
 
 import contextlib
 import functools
-import html
 import itertools
 import math
 import statistics
@@ -23,6 +22,7 @@ from ftkit.hardware import Hardware
 from ftkit.memory import MemoryEstimate, ModelShape
 from ftkit.preflight import Finding
 from ftkit.runs import Run
+from ftkit.tables import escaped
 from ftkit.training import HistoryPoint, read_points
 
 UNMEASURED = "not measured yet"
@@ -294,7 +294,7 @@ def drawn(found: Consequences) -> str:
     if loose:
         parts += _heading("To look at")
     for finding in loose:
-        text = f"{element('b', html.escape(finding.title))} {html.escape(finding.fix)}"
+        text = f"{element('b', escaped(finding.title))} {escaped(finding.fix)}"
         parts += element("div", text, class_="ftkit-note")
     return element("div", parts, class_="ftkit-meaning")
 
@@ -305,7 +305,7 @@ def _tiles(found: Consequences) -> str:
         ("trainable", "batch", "updates", "time"), found.facts.items(), strict=True
     ):
         size = "ftkit-unknown" if value == UNMEASURED else ""
-        inside = element("span", title) + element("b", value, class_=size) + element("small", html.escape(small))
+        inside = element("span", title) + element("b", escaped(value), class_=size) + element("small", escaped(small))
         cells += element("div", inside, class_=f"ftkit-tile ftkit-{name}")
     return element("div", cells, class_="ftkit-tiles")
 
@@ -318,9 +318,9 @@ def _memory_bar(found: Consequences) -> str:
     """Line items of the estimate on a bar as long as the device's memory, with the range as a bracket."""
     machine, estimate = found.situation.hardware, found.memory
     name = machine.name if len(machine.name) <= 34 else machine.name[:33].rstrip() + "…"
-    head = _heading(html.escape(f"Memory on {name}, {machine.memory_gib:.1f} GiB"))
+    head = _heading(escaped(f"Memory on {name}, {machine.memory_gib:.1f} GiB"))
     if estimate is None:
-        return head + element("div", f"No estimate: {html.escape(found.memory_problem)}", class_="ftkit-help")
+        return head + element("div", f"No estimate: {escaped(found.memory_problem)}", class_="ftkit-help")
 
     per_gib = 100 / max(machine.memory_gib, estimate.high_gib)  # of the bar's width, in per cent
     items = sorted((item for item in estimate.parts if item.gib > 0), key=lambda item: -item.gib)
@@ -332,7 +332,7 @@ def _memory_bar(found: Consequences) -> str:
     for (name, gib, how), colour in zip(shown, _SEGMENTS, strict=False):
         size = f"{gib:.1f} GiB" if gib >= 1 else f"{1024 * gib:.0f} MiB"
         bar += element("i", style=f"left:{left:.2f}%;width:{gib * per_gib:.2f}%;background:{colour}")
-        keys += element("span", element("i", style=f"background:{colour}") + f"{html.escape(name)} {size}", title=how)
+        keys += element("span", element("i", style=f"background:{colour}") + f"{escaped(name)} {size}", title=how)
         left += gib * per_gib
     low, high, edge = (gib * per_gib for gib in (estimate.low_gib, estimate.high_gib, machine.memory_gib))
     bar += element("i", class_="ftkit-range", style=f"left:{low:.2f}%;width:{high - low:.2f}%")
@@ -374,8 +374,7 @@ def element(tag: str, inside: str = "", **attributes: Any) -> str:
     written = tag
     for name, value in attributes.items():
         if value != "":
-            escaped = html.escape(value) if isinstance(value, str) else value
-            written += f' {_as_attribute(name)}="{escaped}"'
+            written += f' {_as_attribute(name)}="{escaped(value)}"'
     return f"<{written}>{inside}</{tag}>"
 
 
@@ -439,7 +438,7 @@ def chart(
 
     def text(words: str, left: float, bottom: float, anchor: str = "start") -> str:
         place = f'x="{left:.1f}" y="{bottom:.1f}" text-anchor="{anchor}"'
-        return f'<text {place} opacity="0.75">{html.escape(words)}</text>'
+        return f'<text {place} opacity="0.75">{escaped(words)}</text>'
 
     def rule(level: float, opacity: float) -> str:
         return f'<path d="M{_LEFT} {level:.1f}H{edge}" stroke="currentColor" opacity="{opacity}"/>'
@@ -489,7 +488,7 @@ def _legend(lines: Sequence[Line], edge: float) -> str:
         if line.faint:
             look["opacity"] = 0.4
         parts.append(element("line", x1=edge - 22, x2=edge - 5, y1=8, y2=8, **look))
-        parts.append(element("text", html.escape(line.name), x=edge, y=12))
+        parts.append(element("text", escaped(line.name), x=edge, y=12))
         edge -= 34
     return "".join(parts)
 

@@ -4,7 +4,6 @@ Shows what it is given and passes on what a person does; decides, computes and t
 ipywidgets is loaded with the first panel.
 """
 
-import html
 import io
 import itertools
 import math
@@ -16,6 +15,7 @@ from typing import Any
 from ftkit import config, figures, training
 from ftkit.config import TrainConfig
 from ftkit.preflight import Finding
+from ftkit.tables import escaped, flat
 from ftkit.training import HistoryPoint, RunsTable
 from ftkit.tuning.consequences import Consequences, Line, as_text, chart, drawn, element
 
@@ -162,7 +162,7 @@ class Panel:
         reached = points[-1].step if points else 0
         bar = element("progress", value=reached, max=total) + " " if running and total > 0 else ""
         failure = " ftkit-failed" if failed else ""
-        self.status.value = element("div", bar + html.escape(message), class_=f"ftkit-status{failure}")
+        self.status.value = element("div", bar + escaped(message), class_=f"ftkit-status{failure}")
         trained = [(float(p.step), p.loss) for p in points if p.loss is not None]
         if not trained:
             self.live.value = ""
@@ -190,7 +190,7 @@ class Panel:
         if not table.rows:
             return
         text, layout = self._w.HTML, self._w.Layout
-        cells = [text(""), *(text(element("b", html.escape(name))) for name in table.columns)]
+        cells = [text(""), *(text(element("b", escaped(name))) for name in table.columns)]
         for row in table.rows:
             box = self._w.Checkbox(
                 value=row.name in self._laid_over,
@@ -199,7 +199,7 @@ class Panel:
                 layout=layout(width="24px"),
             )
             box.observe(lambda change, name=row.name: self._lay_over(table, name, change["new"]), names="value")
-            cells += [box, *(text(html.escape(cell)) for cell in table.cells(row))]
+            cells += [box, *(text(escaped(cell)) for cell in table.cells(row))]
         grid = self._w.GridBox(
             cells,
             layout=layout(
@@ -259,7 +259,9 @@ class KnobRow:
         default, facts, layout = self.spec.default, self.spec.metadata, widgets.Layout
         if isinstance(default, tuple):
             for option in options:
-                toggle = self.toggles[option] = widgets.ToggleButton(description=option, layout=layout(width="auto"))
+                toggle = self.toggles[option] = widgets.ToggleButton(
+                    description=flat(option), layout=layout(width="auto")
+                )
                 toggle.observe(self._moved, names="value")
             return [widgets.Box(list(self.toggles.values()), layout=layout(flex_flow="row wrap", flex="1 1 auto"))]
         if facts["choices"]:
@@ -312,7 +314,7 @@ class KnobRow:
         if self._written == (findings, refusal, positions):
             return
         self._written = (findings, refusal, positions)
-        help_text, typical = html.escape(self.spec.metadata["help"]), self.spec.metadata["typical"]
+        help_text, typical = escaped(self.spec.metadata["help"]), self.spec.metadata["typical"]
         if typical:
             help_text += element("b", f" · usual {as_text(typical[0])} to {as_text(typical[1])}")
         notes = [(f.severity, "✗" if f.severity == "error" else "!", f"{f.title} {f.fix}") for f in findings]
@@ -320,7 +322,7 @@ class KnobRow:
             notes.append(("error", "✗ not taken:", refusal))
         parts = [element("div", help_text, class_="ftkit-help")]
         for severity, sign, text in notes:
-            words = f"{element('b', sign)} {html.escape(text)}"
+            words = f"{element('b', sign)} {escaped(text)}"
             parts.append(element("div", words, class_="ftkit-note", style=f"color:{_COLOURS[severity]}"))
         if typical and positions:
             parts.append(self._usual_range([value for _, value in positions], *typical))

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label
+from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label, plain
 from ftkit.tuning.range_test import RateRange
 from ftkit.tuning.space import Axis, short
 from ftkit.tuning.study import SearchReport, Trial
@@ -76,7 +76,7 @@ def plot_schedules(rates: Mapping[str, Sequence[float]], peak: float, ax: Any = 
     """
     ax = axes(ax)
     for (name, values), (colour, dash) in zip(rates.items(), itertools.cycle(_LINES), strict=False):
-        ax.plot(range(len(values)), values, color=colour, linestyle=dash, linewidth=2, label=name)
+        ax.plot(range(len(values)), values, color=colour, linestyle=dash, linewidth=2, label=plain(name))
     ax.axhline(peak, color=GREY, linestyle=":", label=f"learning_rate {peak:g}")
     ax.set_ylim(0, 1.1 * peak)
     ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(rates) + 1)
@@ -102,7 +102,7 @@ def _panel(panel: Any, axis: Axis, report: SearchReport, top: float) -> None:
     )
     label(panel, axis.field + (" (log)" if axis.log else ""), "", "")
     if axis.choices:
-        panel.set_xticks(range(len(axis.choices)), [short(choice) for choice in axis.choices])
+        panel.set_xticks(range(len(axis.choices)), [plain(short(choice)) for choice in axis.choices])
         panel.set_xlim(-0.5, len(axis.choices) - 0.5)
         return
     middle = (axis.low + axis.high) / 2

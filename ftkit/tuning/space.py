@@ -7,6 +7,7 @@ from typing import Any
 
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError
+from ftkit.tables import visible
 
 Space = Mapping[str, Any]
 _SPECS = {spec.name: spec for spec in fields(TrainConfig)}
@@ -46,7 +47,7 @@ class Axis:
 
     def __str__(self) -> str:
         if self.choices:
-            return f"{self.field}: {', '.join(map(short, self.choices))}"
+            return visible(f"{self.field}: {', '.join(map(short, self.choices))}")
         return f"{self.field}: {short(self.low)} to {short(self.high)}" + (", logarithmic" if self.log else "")
 
 
