@@ -20,16 +20,7 @@ from ftkit.lessons.lora import (
     targets,
     truncated,
 )
-from ftkit.lessons.measured import (
-    COLUMNS,
-    Measurement,
-    fit_constants,
-    held_out,
-    mean_error,
-    measured_pairs,
-    measurements,
-    share_below_high,
-)
+from ftkit.lessons.measured import held_out, mean_error, measured_pairs, measurements, share_below_high
 from ftkit.lessons.planted import mark
 from ftkit.lessons.plots import (
     plot_adapter_weight,
@@ -58,9 +49,7 @@ from ftkit.lessons.short_runs import (
 )
 
 __all__ = [
-    "COLUMNS",
     "KINDS",
-    "Measurement",
     "Target",
     "adapter_parameters",
     "check",
@@ -70,7 +59,6 @@ __all__ = [
     "find_patches",
     "find_patches_on",
     "fit",
-    "fit_constants",
     "hardware_table",
     "held_out",
     "levels_of",
