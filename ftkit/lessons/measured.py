@@ -5,12 +5,10 @@ this kit. The constants of the estimate are fitted to them here, and held-out er
 memory: it asks the estimate.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 
-from ftkit import memory
+from ftkit import files, memory
 from ftkit.memory import Constants, ModelShape, TrainingSetup, estimate_setup, peak_gib
 
 _FINE = 1e-3
@@ -59,9 +57,7 @@ class LeftOut:
 
 def measurements() -> tuple[list[Measurement], list[LeftOut]]:
     """The measured points of quality A and B that come with the package, and the rows that had to be left out."""
-    text = resources.files("ftkit").joinpath("samples/memory_points.json").read_text(encoding="utf-8")
-    document = json.loads(text)
-    found = []
+    document, found = files.sample("memory_points"), []
     for point in document["points"]:
         modules = tuple(point["setup"]["target_modules"])
         point["setup"] = TrainingSetup(**{**point["setup"], "target_modules": modules})

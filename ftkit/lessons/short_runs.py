@@ -37,14 +37,8 @@ def fit(
     """Train what requires a gradient for `steps` updates of AdamW at a constant rate; the loss before each update.
 
     Every call sees the rows in the same order, from the first on and round again: variants differ in nothing else.
-
-    Args:
-        model: with an adapter, or with `full`.
-        rows: from `tokens`.
-        steps: weight updates.
-        learning_rate: constant.
-        full: a layer that is trained as it is, without an adapter, while the rest is frozen; it too is, afterwards.
-        batch_size: rows an update.
+    The model has an adapter, or `full` names a layer that is trained as it is while the rest is frozen; afterwards it
+    too is frozen.
     """
     import torch
 
@@ -105,10 +99,10 @@ class Variants:
     rows: tuple[Variant, ...]
 
     def __getitem__(self, name: str) -> Variant:
-        found = next((row for row in self.rows if row.name == name), None)
-        if found is None:
-            raise KeyError(f"There is no variant {name!r}, only {', '.join(row.name for row in self.rows) or 'none'}.")
-        return found
+        by_name = {row.name: row for row in self.rows}
+        if name not in by_name:
+            raise KeyError(f"There is no variant {name!r}, only {', '.join(by_name) or 'none'}.")
+        return by_name[name]
 
     def facts(self) -> list[dict[str, Any]]:
         """Plain values, for `run.json`."""
@@ -136,15 +130,8 @@ def compare_variants(
 ) -> tuple[dict[str, list[float]], Variants]:
     """Train each variant from the same base on the same rows; the training losses, and a table with held-out losses.
 
-    Args:
-        model: a base model without an adapter; it is left so.
-        variants: a name, and the arguments of PEFT's `LoraConfig` that make it; its own `lora_alpha` wins over `alpha`.
-        rows: training rows, from `tokens`.
-        held_out: rows that none of them sees.
-        steps: weight updates each.
-        learning_rate: the same for all.
-        alpha: `lora_alpha` of each that names none.
-        seed: of the adapters' random start.
+    `model` has no adapter, and is left so. Of `variants` each name comes with the arguments of PEFT's `LoraConfig` that
+    make it; a `lora_alpha` of its own wins over `alpha`.
     """
     import torch
     from peft import LoraConfig, get_peft_model
