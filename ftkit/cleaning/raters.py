@@ -53,24 +53,15 @@ def rate(
 ) -> ScoreFn:
     """Score each example from 1 to 5 by a model behind an OpenAI-compatible server, at temperature 0.
 
-    A reply without a rating counts as None, and stays so in the cache until `retry_failed`. Settings that are not named
-    here, and what is raised, are as in `models.Endpoint`.
-
-    Args:
-        base_url: of the server's API, such as `http://127.0.0.1:8000/v1`.
-        model: the name that the server knows it by.
-        api_key: sent to that URL alone.
-        rubric: what to judge by; must ask for a last line `Rating: N`.
-        cache: a JSONL file that keeps what the model said.
-        concurrency: requests at once.
-        timeout_s: of one request.
-        retry_failed: ask again where the cached reply held no rating.
+    The `rubric` says what to judge by and asks for a last line `Rating: N`. A reply without one counts as None, and stays
+    so in the cache until `retry_failed`. All other settings, and what is raised, are as in `models.Endpoint`.
     """
     endpoint = models.Endpoint(base_url, model, api_key, cache, concurrency, timeout_s)
-    usable = has_rating if retry_failed else None
+
+    def usable(reply: str) -> bool:
+        return rating(reply) is not None or not retry_failed
 
     def score(rows: Sequence[Messages]) -> list[float | None]:
-        """One score a row, in order."""
         questions = [_question(rubric, messages) if answer_of(messages) else "" for messages in rows]
         return [rating(reply) for reply in endpoint.ask(questions, noun="row", usable=usable)]
 
@@ -84,11 +75,6 @@ def rating(reply: str) -> int | None:
     if value is None or value[1] not in set("12345") or value[2] not in (None, "5"):
         return None
     return int(value[1])
-
-
-def has_rating(reply: str) -> bool:
-    """Whether a reply says a number from 1 to 5 where the rubric wants it."""
-    return rating(reply) is not None
 
 
 def _question(rubric: str, messages: Messages) -> str:
@@ -108,8 +94,15 @@ def reward_model(model: Any, tokenizer: Any, batch_size: int = 8) -> ScoreFn:
     _check_outputs(model.config, type(model).__name__)
 
     def score(rows: Sequence[Messages]) -> list[float | None]:
-        """One score a row, in order."""
-        ids = each(rows, lambda messages: _whole_chat(messages, tokenizer, models.context_tokens(model)))
+        context = models.context_tokens(model)
+
+        def whole_chat(messages: Messages) -> list[int] | None:
+            if not answer_of(messages):
+                return None
+            ids = list(tokenizer(chat.render(messages, tokenizer), add_special_tokens=False)["input_ids"])
+            return None if context and len(ids) > context else ids
+
+        ids = each(rows, whole_chat)
         kept = [(i, row) for i, row in enumerate(ids) if row]
         seen = set().union(*(row for _, row in kept))
         pad = tokenizer.pad_token_id
@@ -167,13 +160,6 @@ def load_reward_model(name: str | Path) -> tuple[Any, Any]:
             "Take a model that was trained as a reward model."
         )
     return model, tokenizer
-
-
-def _whole_chat(messages: Messages, tokenizer: Any, context: int | None) -> list[int] | None:
-    if not answer_of(messages):
-        return None
-    ids = list(tokenizer(chat.render(messages, tokenizer), add_special_tokens=False)["input_ids"])
-    return None if context and len(ids) > context else ids
 
 
 def _check_outputs(config: Any, name: str) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import math
 import random
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,11 +63,9 @@ def exact_duplicates() -> Rule:
     """Drop rows that say what an earlier row says, up to case, spaces, invisible characters and Unicode form."""
 
     def start() -> Judge:
-        """A judge with a memory of its own, for one pass."""
         first: dict[bytes, int] = {}
 
         def judge(at: int, row: Mapping[str, Any]) -> Ruling | None:
-            """Look at one row."""
             tools = str(row.get("tools") or "")
             turns = [f"{m['role']}\x01{data.normalise(text_of([m]))}" for m in row["messages"]]
             text = tools + "\x00".join(turns)
@@ -76,9 +75,8 @@ def exact_duplicates() -> Rule:
 
         return judge
 
-    return Rule(
-        "exact duplicates", "the same turns as an earlier row, up to case, spaces and invisible characters", row=start
-    )
+    about = "the same turns as an earlier row, up to case, spaces and invisible characters"
+    return Rule("exact duplicates", about, row=start)
 
 
 def near_duplicates(
@@ -101,13 +99,18 @@ def near_duplicates(
         raise ConfigError(f"threshold={threshold!r} is outside 0 to 1 (Jaccard similarity of word 5-grams).")
 
     def whole(examples: Any) -> Outcome:
-        """Look at all rows that are left."""
         texts = Texts(examples, on)
         found = close_pairs(texts) if method == "simhash" else data.near_pairs(texts, threshold, method=method)
         direct = {(p.first, p.second): p.similarity for p in found.pairs}
-        findings = {}
-        for cluster in _clusters(found):
-            stays = max(cluster, key=lambda i: _answer_size(examples[i])) if keep == "longest" else cluster[0]
+        labels, clusters, findings = found.clusters(), defaultdict(list), {}
+        for i in sorted(set(itertools.chain.from_iterable(direct))):  # rows without a twin are in none
+            clusters[labels[i]].append(i)
+
+        def size(i: int) -> int:
+            return len(text_of(examples[i]["messages"], "answer"))
+
+        for cluster in clusters.values():
+            stays = max(cluster, key=size) if keep == "longest" else cluster[0]
             for i in set(cluster) - {stays}:
                 alike = direct.get((min(i, stays), max(i, stays)))
                 how = ", linked through others" if alike is None else ""
@@ -117,24 +120,8 @@ def near_duplicates(
         notes: dict[str, Any] = {"method": found.method, "pairs compared": found.compared}
         return Outcome(findings, notes | ({"comparisons skipped": found.skipped} if found.skipped else {}))
 
-    return Rule(
-        "near-duplicates",
-        f"word 5-grams overlap with another row's by {threshold:.0%} or more (Jaccard; {_COMPARED[on]})",
-        whole=whole,
-    )
-
-
-def _clusters(found: Any) -> list[list[int]]:
-    """The rows of each cluster, in order; rows without a twin are in none."""
-    labels = found.clusters()
-    members: dict[int, list[int]] = {}
-    for i in sorted(set(itertools.chain.from_iterable(found.rows))):
-        members.setdefault(labels[i], []).append(i)
-    return list(members.values())
-
-
-def _answer_size(row: Mapping[str, Any]) -> int:
-    return len(text_of(row["messages"], "answer"))
+    about = f"word 5-grams overlap with another row's by {threshold:.0%} or more (Jaccard; {_COMPARED[on]})"
+    return Rule("near-duplicates", about, whole=whole)
 
 
 def length(
@@ -153,7 +140,6 @@ def length(
     unit = "words" if tokenizer is None else "tokens"
 
     def whole(examples: Any) -> Outcome:
-        """Look at all rows that are left."""
         import numpy as np
 
         sizes = np.array(_sizes(examples, tokenizer), dtype=np.float64)
@@ -211,12 +197,17 @@ def quality(
     if keep is not None and not 0 < keep <= 1:
         raise ConfigError(f"keep={keep!r} is outside 0 to 1 (share of the rows).")
     if score_fn is None and keep is None:
-        return _heuristic_quality(0.75 if minimum is None else minimum)
+        limit = 0.75 if minimum is None else minimum
+
+        def judge(at: int, row: Mapping[str, Any]) -> Ruling | None:
+            score = heuristics([row["messages"]])[0]
+            return Ruling("; ".join(explain(row["messages"])), score, limit) if score < limit else None
+
+        return Rule("quality", f"obvious defects of the answer (heuristic score below {limit:g})", row=lambda: judge)
     if (minimum is None) == (keep is None):
         raise ConfigError("quality wants either minimum=, a score, or keep=, a share of the rows.")
 
     def whole(examples: Any) -> Outcome:
-        """Look at all rows that are left."""
         scores: list[float | None] = []
         for start in range(0, len(examples), _SCORED_AT_ONCE):
             scores += scored(score_fn or heuristics, examples[start : start + _SCORED_AT_ONCE]["messages"])
@@ -228,20 +219,8 @@ def quality(
         bad = {i: Ruling(f"score {s:.2f}", s, limit) for i, s in enumerate(scores) if s is not None and s < limit}
         size = len(known) - len(bad)
         drawn = random.Random(seed).sample(known, size)
-        means = {
-            "mean score kept": sum(known[len(bad) :]) / max(size, 1),
-            "mean score of a random selection": sum(drawn) / max(size, 1),
-        }
-        return Outcome(bad, means | notes)
+        kept, by_chance = sum(known[len(bad) :]) / max(size, 1), sum(drawn) / max(size, 1)
+        return Outcome(bad, {"mean score kept": kept, "mean score of a random selection": by_chance} | notes)
 
     how = f"score below {minimum:g}" if minimum is not None else f"not among the best {keep:.0%} by score"
     return Rule("quality", how, whole=whole)
-
-
-def _heuristic_quality(minimum: float) -> Rule:
-    def judge(at: int, row: Mapping[str, Any]) -> Ruling | None:
-        """Look at one row."""
-        score = heuristics([row["messages"]])[0]
-        return Ruling("; ".join(explain(row["messages"])), score, minimum) if score < minimum else None
-
-    return Rule("quality", f"obvious defects of the answer (heuristic score below {minimum:g})", row=lambda: judge)

@@ -109,7 +109,10 @@ def flat_shingles(texts: Sequence[str]) -> tuple[Any, Any]:
         total = total * np.uint64(_MULTIPLIER) + padded[i : len(hashes) + i]
     total = total[starts]
     for short in np.flatnonzero((sizes > 0) & (sizes < WORDS)):  # what follows a short text belongs to the next one
-        total[offsets[short]] = _fold(hashes[begins[short] : begins[short] + sizes[short]].tolist())
+        folded = 0
+        for value in hashes[begins[short] : begins[short] + sizes[short]].tolist():
+            folded = (folded * _MULTIPLIER + value) % 2**64
+        total[offsets[short]] = folded
     return _spread(total), offsets.astype(np.uint64)
 
 
@@ -190,13 +193,6 @@ def _spread(values: Any) -> Any:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
-
-
-def _fold(hashes: Sequence[int]) -> int:
-    total = 0
-    for value in hashes:
-        total = (total * _MULTIPLIER + value) % 2**64
-    return total
 
 
 def jaccard(a: Any, b: Any) -> float:

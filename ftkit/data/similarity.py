@@ -144,9 +144,11 @@ def close_pairs(texts: Sequence[str]) -> Pairs:
 
     prints = [simhash(text) for text in texts]
     apart: dict[tuple[int, int], int] = {}
-    for bucket in _blocks(np.array(prints, dtype=np.uint64)):
-        for i, j in itertools.combinations(bucket, 2):
-            apart[i, j] = distance(prints[i], prints[j])
+    width, fingerprints = BITS // _BLOCKS, np.array(prints, dtype=np.uint64)
+    for block in range(_BLOCKS):
+        keys = (fingerprints >> np.uint64(block * width)) & np.uint64((1 << width) - 1)
+        for bucket in _equal_groups(keys):
+            apart |= {(i, j): distance(prints[i], prints[j]) for i, j in itertools.combinations(bucket, 2)}
     pairs = tuple(Pair(i, j, 1 - bits / BITS) for (i, j), bits in sorted(apart.items()) if bits <= DISTANCE)
     return Pairs(pairs, len(texts), 1 - DISTANCE / BITS, "simhash", len(apart), 0)
 
@@ -267,18 +269,15 @@ class _Search:
         if (a, b) in self.seen:
             return False  # compared before: linked then, or not alike
         self.seen.add((a, b))
-        similarity = _similarity(known[a], known[b], self.threshold)
+        short, long = sorted((len(known[a]), len(known[b])))
+        if short < self.threshold * long - 1e-9:
+            return False  # even if the shorter lay wholly inside the longer
+        similarity = jaccard(known[a], known[b])
         if similarity < self.threshold:
             return False
         self.roots.join(a, b)
         self.pairs.append(Pair(a, b, similarity))
         return True
-
-
-def _similarity(a: Any, b: Any, threshold: float) -> float:
-    if min(len(a), len(b)) < threshold * max(len(a), len(b)) - 1e-9:
-        return 0.0  # even if the shorter lay wholly inside the longer
-    return jaccard(a, b)
 
 
 class _Union:
@@ -357,11 +356,3 @@ def _equal_groups(keys: Any) -> Iterator[list[int]]:
     ends = np.append(starts[1:], len(keys))
     for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
         yield order[start:end].tolist()
-
-
-def _blocks(prints: Any) -> Iterator[list[int]]:
-    import numpy as np
-
-    width = BITS // _BLOCKS
-    for block in range(_BLOCKS):
-        yield from _equal_groups((prints >> np.uint64(block * width)) & np.uint64((1 << width) - 1))

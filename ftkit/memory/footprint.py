@@ -117,15 +117,24 @@ def moments(shape: ModelShape, setup: TrainingSetup, constants: Constants = FITT
 
     The parts of a moment add up to what it needs; what is gone by then is not in its list.
     """
-    passing = _activations(shape, setup, constants)
+    weights, passing = _weights(shape, setup), _activations(shape, setup, constants)
+    count, (follows, fixed) = trainable(shape, setup), OPTIMISER_BYTES[setup.optim]
     if setup.method != "full":
-        found = [[*_weights(shape, setup), *_adapter(shape, setup), *passing]]
+        width = setup.adapter_bytes
+        how = f"{count:,} parameters x {width} + {width} bytes"
+        adapter = MemoryPart("adapter and its gradients", 2 * width * count, how)
+        found = [[*weights, adapter, _counted("optimiser states", count, follows * width + fixed), *passing]]
     else:
-        always = [*_weights(shape, setup), *_full_states(shape, setup)]
-        gradients, temporary = _update(shape, setup)
+        width = 4 if setup.master_weights else setup.compute_bytes
+        master = [_counted("master weights", count, 4)] if setup.master_weights else []
+        always = [*weights, *master, _counted("optimiser states", count, follows * width + fixed)]
+        gradients = _counted("gradients", count, setup.compute_bytes)
+        # Adam's temporary is as large as the gradients; the other optimisers update in place
+        temporary = setup.compute_bytes if setup.optim == "adamw_torch" else 0
         # gradients of earlier micro-batches wait while the next is computed
         waiting = [gradients] if setup.accumulates else []
-        found = [[*always, gradients, temporary], [*always, *waiting, *passing]]
+        update = [*always, gradients, _counted("the update's temporary", count, temporary)]
+        found = [update, [*always, *waiting, *passing]]
     return [[part for part in moment if part.bytes > 0] for moment in found]
 
 
@@ -156,32 +165,6 @@ def _weights(shape: ModelShape, setup: TrainingSetup) -> list[MemoryPart]:
     ]
 
 
-def _adapter(shape: ModelShape, setup: TrainingSetup) -> list[MemoryPart]:
-    count, width = trainable(shape, setup), setup.adapter_bytes
-    follows, fixed = OPTIMISER_BYTES[setup.optim]
-    how = f"{count:,} parameters x {width} + {width} bytes"
-    return [
-        MemoryPart("adapter and its gradients", 2 * width * count, how),
-        _counted("optimiser states", count, follows * width + fixed),
-    ]
-
-
-def _full_states(shape: ModelShape, setup: TrainingSetup) -> list[MemoryPart]:
-    follows, fixed = OPTIMISER_BYTES[setup.optim]
-    width = 4 if setup.master_weights else setup.compute_bytes
-    master = [_counted("master weights", shape.parameters, 4)] if setup.master_weights else []
-    return [*master, _counted("optimiser states", shape.parameters, follows * width + fixed)]
-
-
-def _update(shape: ModelShape, setup: TrainingSetup) -> tuple[MemoryPart, MemoryPart]:
-    """The moment of the weight update: all gradients, and Adam's temporary of the same size."""
-    temporary = setup.compute_bytes if setup.optim == "adamw_torch" else 0  # the others update in place
-    return (
-        _counted("gradients", shape.parameters, setup.compute_bytes),
-        _counted("the update's temporary", shape.parameters, temporary),
-    )
-
-
 def _activations(shape: ModelShape, setup: TrainingSetup, constants: Constants) -> list[MemoryPart]:
     """With checkpointing every layer's input is kept and the dearest moment counts; without, all layers are kept."""
     layer, scores, logits = _layer(shape, setup), _scores(shape, setup, constants), _logits(shape, setup, constants)
@@ -194,12 +177,9 @@ def _activations(shape: ModelShape, setup: TrainingSetup, constants: Constants) 
             logits,
         ]
     resident = 2 if setup.offloaded else count
-    inputs = MemoryPart(
-        "inputs of layers",
-        resident * setup.tokens * shape.hidden_size * stream,
-        f"{resident} layers x {setup.tokens:,} tokens x {shape.hidden_size} x {stream} bytes",
-        grows=True,
-    )
+    size = resident * setup.tokens * shape.hidden_size * stream
+    how = f"{resident} layers x {setup.tokens:,} tokens x {shape.hidden_size} x {stream} bytes"
+    inputs = MemoryPart("inputs of layers", size, how, grows=True)
     one = [
         MemoryPart("one layer at work", layer, "recomputed for its backward pass", grows=True),
         MemoryPart("attention scores", scores, "written out in that layer", grows=True),
