@@ -186,8 +186,8 @@ def quality(
     """Drop the rows that a score calls worst: by default heuristics, which name the defect.
 
     Args:
-        score_fn: messages of many rows to one score each, higher is better, None where there is none: `ifd`, `rate`,
-            `reward_model` or one of your own.
+        score_fn: messages of many rows to one score each, higher is better, None where there is none: `ifd`, `rate` or
+            one of your own.
         minimum: drop scores below it; 0.75 for the heuristics, where one plain defect suffices.
         keep: instead, keep this share of the scored rows (more where scores tie; rows without a score stay). The notes
             show the mean score of a random selection of the same size: a filter is worth its cost only if training on

@@ -302,12 +302,7 @@ class _Union:
 def signatures(batches: Iterable[tuple[Any, Any]]) -> Any:
     """MinHash signatures by rensa, 128 hashes a set: an array of shape (sets, 128), dtype uint64.
 
-    Args:
-        batches: pairs of all hashes of many sets in one array, and the offsets at which each set begins and ends. An
-            empty set gets a signature of its own, so that it resembles nothing.
-
-    Raises:
-        MissingExtra: rensa is not installed.
+    `batches` are those of `shingled`. An empty set gets a signature of its own, so that it resembles nothing.
     """
     import numpy as np
 

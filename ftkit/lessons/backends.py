@@ -105,11 +105,7 @@ def measure_backends(
 ) -> SideBySide:
     """Train on the same invoices once for each of `configs`; for "transformers" in a process without Unsloth.
 
-    Args:
-        configs: a name for each run, and its settings; `max_steps` is at least 2, since the first step is not timed.
-        model: a base model's name, as `models.load` takes it.
-        rows: how many training rows there are to draw from.
-        late: import what Unsloth replaces first, and Unsloth last.
+    `late` imports what Unsloth replaces first, and Unsloth last. The first step of a run is not timed.
 
     Raises:
         ConfigError: fewer than two updates.

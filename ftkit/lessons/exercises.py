@@ -83,12 +83,8 @@ def you_should_see(what: str, value: float, low: float, high: float) -> bool:
 def explore(draw: Callable[..., Any], **choices: tuple[Sequence[Any], Any]) -> Any:
     """Draw a figure that follows sliders; without a person before the kernel, draw it once with the defaults.
 
-    Args:
-        draw: takes each name of `choices` as an argument.
-        choices: for each slider the values that it offers, and the one that it starts at.
-
-    Returns:
-        The sliders with their figure, which it has displayed, or what `draw` returned.
+    `draw` takes each name of `choices` as an argument; a slider has the values that it offers, and the one that it
+    starts at. Gives back the sliders with their figure, which it has displayed, or what `draw` returned.
     """
     if not front_end():
         return draw(**{name: default for name, (_, default) in choices.items()})

@@ -34,28 +34,16 @@ _PLAIN_ATTENTION_TOKENS = 256  # on a CPU shorter rows get plain attention, see 
 @tables.shown
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a run will need, in GiB. The parts add up to `likely_gib`; shows itself as a table.
+    """What a run will need, in GiB. The parts add up to `likely_gib`; shows itself as a table."""
 
-    Attributes:
-        low_gib: no public run of this kind needed less.
-        likely_gib: expected peak of the tensors (on a CPU: of the process).
-        high_gib: what should be free.
-        parts: the lines of the bill, in the order in which they come into being.
-        about: model and settings in one line.
-        device: "cuda" or "cpu".
-        trainable: parameters that learn.
-        elastic_gib: how much of `high_gib` is taken only where it is free (Unsloth's loss); it keeps no run from
-            fitting.
-    """
-
-    low_gib: float
-    likely_gib: float
-    high_gib: float
-    parts: tuple[MemoryPart, ...]
-    about: str
+    low_gib: float  # no public run of this kind needed less
+    likely_gib: float  # expected peak of the tensors (on a CPU: of the process)
+    high_gib: float  # what should be free
+    parts: tuple[MemoryPart, ...]  # the lines of the bill, in the order in which they come into being
+    about: str  # model and settings
     device: str = "cuda"
-    trainable: int = 0
-    elastic_gib: float = 0.0
+    trainable: int = 0  # parameters that learn
+    elastic_gib: float = 0.0  # of `high_gib`, taken only where it is free (Unsloth's loss): keeps no run from fitting
 
     @property
     def dominant(self) -> str:
@@ -218,11 +206,7 @@ class EstimateCheck:
 
 
 def beside(estimated: MemoryEstimate, measured: Any) -> EstimateCheck:
-    """Put an estimate beside a measurement.
-
-    Args:
-        estimated: the estimate for the same settings and device.
-        measured: GiB, a `History`, or a finished `Run` (its recorded peak).
+    """Put an estimate beside what was measured under the same settings: GiB, a `History`, or a finished `Run`.
 
     Raises:
         ConfigError: the measurement is no positive number.

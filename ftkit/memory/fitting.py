@@ -122,21 +122,13 @@ def fits(estimated: MemoryEstimate, gpus: Sequence[GPU] | None = None) -> Fits:
 
 @dataclass(frozen=True)
 class Saving:
-    """One change, made after those above it.
+    """One change, made after those above it."""
 
-    Attributes:
-        change: the setting, as one would write it.
-        gain_gib: what the likely peak falls by.
-        estimate: what the run needs after it.
-        cost: what it costs.
-        config: the settings with this change and those above it.
-    """
-
-    change: str
-    gain_gib: float
-    estimate: MemoryEstimate
+    change: str  # the setting, as one would write it
+    gain_gib: float  # what the likely peak falls by
+    estimate: MemoryEstimate  # what the run needs after it
     cost: str
-    config: TrainConfig
+    config: TrainConfig  # the settings with this change and those above it
 
 
 @tables.shown

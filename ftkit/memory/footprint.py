@@ -29,23 +29,14 @@ OPTIMISER_BYTES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Constants:
-    """What arithmetic alone does not say; written by `benchmarks/memory_fit.py`, which refits them.
+    """What arithmetic alone does not say; written by `benchmarks/memory_fit.py`, which refits them."""
 
-    Attributes:
-        logits: 4-byte copies of the logits alive at once, where the loss is computed on all of them.
-        logits_wide: the same where the head computes in 32-bit.
-        logits_fast: the same under a cross-entropy kernel that overwrites them.
-        scores: bytes an attention score, where the scores are written out ("eager").
-        scores_wide: the same where the stream is kept in 32-bit.
-        kept: what a layer keeps for the backward pass without checkpointing, over what it computes.
-    """
-
-    logits: float = 3.49
-    logits_wide: float = 4.01
-    logits_fast: float = 2.02
-    scores: float = 13.95
-    scores_wide: float = 17.75
-    kept: float = 1.02
+    logits: float = 3.49  # 4-byte copies of the logits alive at once, where the loss is computed on all of them
+    logits_wide: float = 4.01  # the same where the head computes in 32-bit
+    logits_fast: float = 2.02  # the same under a cross-entropy kernel that overwrites them
+    scores: float = 13.95  # bytes an attention score, where the scores are written out ("eager")
+    scores_wide: float = 17.75  # the same where the stream is kept in 32-bit
+    kept: float = 1.02  # what a layer keeps for the backward pass without checkpointing, over what it computes
 
 
 FITTED = Constants()

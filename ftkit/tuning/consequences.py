@@ -43,11 +43,7 @@ class StepTime:
 
     @classmethod
     def of_step(cls, seconds: float, config: TrainConfig) -> Self:
-        """From the seconds of one weight update under `config`.
-
-        Raises:
-            ConfigError: not a positive number of seconds.
-        """
+        """From the seconds of one weight update under `config`."""
         if not 0 < seconds < float("inf"):
             raise ConfigError(
                 f"seconds_per_step={seconds!r}: a step takes more than 0 seconds. Leave it out to measure one."

@@ -46,20 +46,13 @@ def config_form(
 ) -> "ConfigForm":
     """A panel whose `.value` is the `TrainConfig` that its sliders say.
 
-    Args:
-        config: where the sliders start; by default what suits the machine.
-        model: a base model's name, a loaded model, its config, or a `memory.ModelShape`; by default what suits
-            the machine.
-        examples: `data.Splits`, a dataset, or just the number of rows. Splits are wanted for the Train button.
-        tokenizer: with it, the lengths of the rows are known, and memory and minutes are those of these rows.
-        hardware: the machine to plan for; by default this one. Planning for another one turns off Train and
-            measured minutes.
-        run_root: where runs go and where earlier ones are looked for; as in `Run.create`.
-        seconds_per_step: of one weight update under `config`, where it is known; else an earlier run's, else measured.
-        train: what the Train button does instead of loading `model`: `train(config, run, stop, watch) -> History`.
-
-    Returns:
-        The form. Shown as the last line of a cell it is the panel; without a front end it is a table of the settings.
+    The sliders start at `config`, by default what suits the machine. `model` is a base model's name, a loaded model,
+    its config, or a `memory.ModelShape`; `examples` are `data.Splits` (wanted for the Train button), a dataset, or the
+    number of rows. With `tokenizer` memory and minutes are those of these rows. `hardware` is the machine to plan for;
+    for another one than this, Train and measured minutes are off. Runs go to `run_root`, as in `Run.create`, where
+    earlier ones are looked for. `seconds_per_step` is that of one weight update under `config`, where it is known; else
+    an earlier run's, else measured. `train(config, run, stop, watch) -> History` is what Train does instead of loading
+    `model`. The form as the last line of a cell is the panel; without a front end it is a table of the settings.
 
     Raises:
         ConfigError: `seconds_per_step` is no positive number, or the model is of a kind that is not described.

@@ -105,11 +105,7 @@ class SearchReport:
 
     @property
     def best_trial(self) -> Trial:
-        """The finished trial with the lowest validation loss.
-
-        Raises:
-            ConfigError: no trial finished; says how they ended.
-        """
+        """The finished trial with the lowest validation loss; where none is, a ConfigError says how they ended."""
         if self.trials and self.ranked[0].state == "finished":
             return self.ranked[0]
         ends = [f"trial {t.number} {t.state}" + (f" ({t.reason})" if t.reason else "") for t in self.trials]
@@ -173,18 +169,11 @@ def search(
     The first trial is `config` itself where it lies in the space. A trial is cut off when its validation loss is worse
     than the median of earlier ones at the same step, so `config.eval_steps` should fall several times into a run.
 
-    Args:
-        base_model: as for `models.load`.
-        splits: `splits.val` is what a trial is measured on; `splits.test` stays untouched.
-        config: the settings that do not vary. Its `max_steps` or epochs are the length of a trial.
-        space: `{field: (low, high)}` or `{field: [a, b, c]}`; log scale and whole numbers come from the field.
-        run: the folder of the search; each trial is a run below it.
-        trials: how many in all; raise it to go on with a finished search.
-        seed: of the draws; the config's where it is None. Runs are seeded by the config.
-        prune_after: finished trials before the first one may be cut off; None lets all run to their end.
-        resume: keep the trials that an interrupted search left; False starts afresh.
-        stop: when set by another thread, the running trial is left resumable and the report so far comes back.
-        progress: show a bar.
+    `splits.val` is what a trial is measured on; `splits.test` stays untouched. The space is `{field: (low, high)}` or
+    `{field: [a, b, c]}`; log scale and whole numbers come from the field. Each trial is a run below `run`; raise
+    `trials` to go on with a finished search, or start afresh with `resume=False`. `seed` is that of the draws, by
+    default the config's. `prune_after` trials must be finished before one may be cut off; None lets all run to their
+    end. When another thread sets `stop`, the running trial is left resumable and the report so far comes back.
 
     Raises:
         ConfigError: a bad space (all its problems at once), or a search with other settings in this folder.
@@ -240,11 +229,7 @@ def load_optuna() -> Any:
 
 
 def _begin(run: Run, setup: dict[str, Any], space: tuple[Axis, ...], queue: list[dict[str, Any]], resume: bool) -> Any:
-    """Take up the study that stands in the folder, or start one whose first trials have the settings in `queue`.
-
-    Raises:
-        ConfigError: another search stands there.
-    """
+    """Take up the study that stands in the folder, or start one whose first trials have the settings in `queue`."""
     if not resume:
         run.reopen("search")
         shutil.rmtree(run / "trials", ignore_errors=True)
@@ -273,11 +258,7 @@ def _begin(run: Run, setup: dict[str, Any], space: tuple[Axis, ...], queue: list
 
 
 def _study(run: Run) -> Any:
-    """The study of a run folder, made where there is none.
-
-    Raises:
-        DataError: its journal is damaged.
-    """
+    """The study of a run folder, made where there is none; a damaged journal is a DataError."""
     optuna = load_optuna()
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
