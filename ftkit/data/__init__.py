@@ -13,10 +13,10 @@ from ftkit.data.formats import (
     plain,
     to_messages,
 )
-from ftkit.data.leaks import LeakageReport, leakage
+from ftkit.data.leaks import leakage
 from ftkit.data.loading import Loaded, combined, load_examples, read_rows
 from ftkit.data.shingles import WORDS, Texts, jaccard, normalise, text_of, word_shingles, words
-from ftkit.data.similarity import BANDS, ROWS, THRESHOLD, close_pairs, distance, join, near_pairs, simhash
+from ftkit.data.similarity import BANDS, ROWS, THRESHOLD, close_pairs, distance, near_pairs, simhash
 from ftkit.data.splits import Splits, digest, load_splits, prompt, save, split
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "ROWS",
     "THRESHOLD",
     "WORDS",
-    "LeakageReport",
     "Loaded",
     "Splits",
     "Texts",
@@ -35,7 +34,6 @@ __all__ = [
     "distance",
     "from_messages",
     "jaccard",
-    "join",
     "leakage",
     "load_examples",
     "load_splits",

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -178,27 +178,22 @@ class Patches:
 
 
 def find_patches(
-    by: str = "unsloth", libraries: tuple[str, ...] = ("transformers", "trl", "peft", "bitsandbytes")
+    by: str = "unsloth",
+    libraries: tuple[str, ...] = ("transformers", "trl", "peft", "bitsandbytes"),
+    model: Any = None,
 ) -> Patches:
     """Functions, methods and whole classes in the loaded modules of `libraries` whose code was written by `by`.
 
-    Code that is generated at run time counts when its file lies in a folder such as `unsloth_compiled_cache`.
+    With `model`, instead the methods that were put on its own layers, or come with their class. Code that is generated
+    at run time counts when its file lies in a folder such as `unsloth_compiled_cache`.
     """
-    loaded = {name: module for name, module in sorted(sys.modules.items()) if name.split(".")[0] in libraries}
-    return _patches({name: _members(name, dict(vars(module))) for name, module in loaded.items() if module}, by)
-
-
-def find_patches_on(model: Any, by: str = "unsloth") -> Patches:
-    """Methods that were put on one model's own layers, or come with their class, and whose code was written by `by`."""
     members: dict[str, list[tuple[str, Any]]] = defaultdict(list)
-    for layer in model.modules():
+    for layer in model.modules() if model is not None else ():
         kind = type(layer)
         members[kind.__name__] += [("forward", vars(kind).get("forward")), *vars(layer).items()]
-    return _patches(members, by)
-
-
-def _patches(members: Mapping[str, Iterable[tuple[str, Any]]], by: str) -> Patches:
-    """Those of the members whose code is of `by`, each name once."""
+    for name, module in sorted(sys.modules.items()) if model is None else ():
+        if name.split(".")[0] in libraries and module:
+            members[name] += _members(name, dict(vars(module)))
     found = {}
     for place, inside in members.items():
         if names := [name for name, value in inside if _is_by(value, by)]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from ftkit import models, tables
 from ftkit.chat import IGNORED, render, tokenize
-from ftkit.evaluation import Score, difference_interval
 from ftkit.hardware import release_memory
 from ftkit.models import TokenRow, answer_nll, evaluating, padded
 
@@ -197,8 +196,3 @@ def plain_weight(layer: Any) -> Any:
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(weight.data, weight.quant_state).float().reshape(layer.out_features, layer.in_features)
-
-
-def loss_difference(before: Sequence[float], after: Sequence[float]) -> Score:
-    """Mean of after minus before over the same rows, with a 95 % bootstrap interval."""
-    return difference_interval([b - a for a, b in zip(before, after, strict=True)])
