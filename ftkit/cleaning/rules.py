@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import math
 import random
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,22 +78,13 @@ def exact_duplicates() -> Rule:
     return Rule("exact duplicates", about, row=start)
 
 
-def near_duplicates(
-    threshold: float = data.THRESHOLD, *, on: str = "all", method: str = "auto", keep: str = "first"
-) -> Rule:
+def near_duplicates(threshold: float = data.THRESHOLD, *, on: str = "all", method: str = "auto") -> Rule:
     """Drop rows that share most word 5-grams with a row that stays; see `data.near_pairs`.
 
-    Rows that are linked by near-duplicate pairs form a cluster, of which one row stays.
-
-    Args:
-        threshold: Jaccard similarity from which two rows are twins.
-        on: compare "all" turns, the "prompt" or the "answer".
-        method: as in `data.near_pairs`; or "simhash", for the lesson: fingerprints at most 3 bits apart, unverified,
-            whatever the threshold.
-        keep: of a cluster, the "first" row or the one with the "longest" answer.
+    Rows that are linked by near-duplicate pairs form a cluster, whose first row stays. `on` compares "all" turns, the
+    "prompt" or the "answer". The method is that of `data.near_pairs`; or "simhash", for the lesson: fingerprints at
+    most 3 bits apart, unverified, whatever the threshold.
     """
-    if keep not in ("first", "longest"):
-        raise ConfigError(f"keep={keep!r} is not 'first' or 'longest'.")
     if not 0 < threshold <= 1:
         raise ConfigError(f"threshold={threshold!r} is outside 0 to 1 (Jaccard similarity of word 5-grams).")
 
@@ -102,21 +92,15 @@ def near_duplicates(
         texts = Texts(examples, on)
         found = close_pairs(texts) if method == "simhash" else data.near_pairs(texts, threshold, method=method)
         direct = {(p.first, p.second): p.similarity for p in found.pairs}
-        labels, clusters, findings = found.clusters(), defaultdict(list), {}
-        for i in sorted(set(itertools.chain.from_iterable(direct))):  # rows without a twin are in none
-            clusters[labels[i]].append(i)
-
-        def size(i: int) -> int:
-            return len(text_of(examples[i]["messages"], "answer"))
-
-        for cluster in clusters.values():
-            stays = max(cluster, key=size) if keep == "longest" else cluster[0]
-            for i in set(cluster) - {stays}:
-                alike = direct.get((min(i, stays), max(i, stays)))
-                how = ", linked through others" if alike is None else ""
-                if alike is None:
-                    alike = jaccard(word_shingles(texts[i]), word_shingles(texts[stays]))
-                findings[i] = Ruling(f"{alike:.0%} alike{how}", alike, found.threshold, stays)
+        labels, findings = found.clusters(), {}
+        for i in sorted(set(itertools.chain.from_iterable(direct))):
+            stays = labels[i]
+            if i == stays:
+                continue
+            alike, how = direct.get((stays, i)), ""
+            if alike is None:
+                alike, how = jaccard(word_shingles(texts[i]), word_shingles(texts[stays])), ", linked through others"
+            findings[i] = Ruling(f"{alike:.0%} alike{how}", alike, found.threshold, stays)
         notes: dict[str, Any] = {"method": found.method, "pairs compared": found.compared}
         return Outcome(findings, notes | ({"comparisons skipped": found.skipped} if found.skipped else {}))
 
@@ -129,13 +113,11 @@ def length(
 ) -> Rule:
     """Drop rows that are too long to be trained whole, answers of a word, and lengths far from all others.
 
-    Args:
-        tokenizer: counts tokens under its chat template; without one, words are counted (a token is about 3/4 of one).
-        max_length: longer rows would lose the end of their answer, and with it the stop token.
-        min_answer_words: 1 keeps the one-word answers of a classification task.
-        outlier: modified z-score of the logarithm of the length above which a row is dropped if it is also over four
-            times the median; None keeps them. (Iglewicz and Hoaglin 1993 take 3.5 for normal data; the length of text
-            has longer tails.)
+    `tokenizer` counts tokens under its chat template; without one, words are counted (a token is about 3/4 of one).
+    Rows over `max_length` would lose the end of their answer, and with it the stop token; `min_answer_words=1` keeps
+    the one-word answers of a classification task. `outlier` is the modified z-score of the logarithm of the length
+    above which a row is dropped if it is also over four times the median; None keeps them. (Iglewicz and Hoaglin 1993
+    take 3.5 for normal data; the length of text has longer tails.)
     """
     unit = "words" if tokenizer is None else "tokens"
 
@@ -185,14 +167,11 @@ def quality(
 ) -> Rule:
     """Drop the rows that a score calls worst: by default heuristics, which name the defect.
 
-    Args:
-        score_fn: messages of many rows to one score each, higher is better, None where there is none: `ifd`, `rate` or
-            one of your own.
-        minimum: drop scores below it; 0.75 for the heuristics, where one plain defect suffices.
-        keep: instead, keep this share of the scored rows (more where scores tie; rows without a score stay). The notes
-            show the mean score of a random selection of the same size: a filter is worth its cost only if training on
-            its choice beats training on that (`cleaning.select`).
-        seed: of that random selection.
+    `score_fn` takes the messages of many rows and gives one score each, higher is better, None where there is none:
+    `ifd`, `rate` or one of your own; scores below `minimum` go, 0.75 for the heuristics, where one plain defect
+    suffices. Instead of it, `keep` is a share of the scored rows (more where scores tie; rows without a score stay).
+    The notes show the mean score of a random selection of the same size, drawn with `seed`: a filter is worth its cost
+    only if training on its choice beats training on that (`cleaning.select`).
     """
     if keep is not None and not 0 < keep <= 1:
         raise ConfigError(f"keep={keep!r} is outside 0 to 1 (share of the rows).")

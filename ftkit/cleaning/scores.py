@@ -173,9 +173,11 @@ def _faults(messages: Messages) -> list[tuple[float, str]]:
     body, words, asked = _CODE.sub(" ", answer), data.words(answer), data.words(prompt)
     short_is_fine = _ASKS_SHORT.search(prompt) and not _ASKS_LONG.search(prompt)
     lines = [line.strip() for line in body.splitlines() if len(line.split()) > 1]
+    # a long passage of the prompt, and most of it: a quotation that was asked for is shorter
+    copied = len(words) > 20 and 2 * len(words) > len(asked) and " ".join(words) in " ".join(asked)
     checks = (
         (0.5, len(words) < 3 and len(answer) < 25 and not short_is_fine, "hardly an answer"),
-        (0.5, len(asked) > 2 and (words[: len(asked)] == asked or _copied(words, asked)), "repeats the prompt"),
+        (0.5, len(asked) > 2 and (words[: len(asked)] == asked or copied), "repeats the prompt"),
         (0.4, _repeated(lines, 4) > _REPEATED, "repeated lines"),
         (0.4, _repeated(list(zip(words, words[1:], words[2:], strict=False)), 10) > _REPEATED, "repeated phrases"),
         (0.3, 2 * sum(map(len, words)) < len(answer) and _few_letters(body), "few letters"),
@@ -188,11 +190,6 @@ def _faults(messages: Messages) -> list[tuple[float, str]]:
         if hit is not None and not (asks and asks.search(prompt)):
             found.append((points, f"{name}: {hit[:40]!r}"))
     return found + [(points, name) for points, wrong, name in checks if wrong]
-
-
-def _copied(words: list[str], asked: list[str]) -> bool:
-    """Whether the answer is a long passage of the prompt and most of it; a quotation that was asked for is shorter."""
-    return len(words) > 20 and 2 * len(words) > len(asked) and " ".join(words) in " ".join(asked)
 
 
 def _repeated(items: Sequence[object], least: int) -> float:

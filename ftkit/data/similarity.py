@@ -84,13 +84,10 @@ def near_pairs(
 ) -> Pairs:
     """Find near-duplicates; every pair's Jaccard similarity is exact and at least `threshold`.
 
-    Args:
-        texts: read one at a time, some of them again; nothing of them is kept.
-        threshold: Jaccard similarity of word 5-grams, above 0 to 1.
-        method: "exact" misses nothing while `skipped` is 0; "minhash" (rensa) grows linearly and finds 95 % of the
-            pairs that lie at a threshold of 0.8, nearly all that lie above; "auto" is exact up to 20,000 texts.
-        across: compare only texts before this position with texts from it on, and list all their pairs.
-        apart: the opposite: never compare texts before this position with texts from it on.
+    Texts are read one at a time, some of them again; nothing of them is kept. The method "exact" misses nothing while
+    `skipped` is 0; "minhash" (rensa) grows linearly and finds 95 % of the pairs that lie at a threshold of 0.8, nearly
+    all that lie above; "auto" is exact up to 20,000 texts. With `across` only texts before this position are compared
+    with texts from it on, and all their pairs listed; with `apart` never.
 
     Raises:
         ConfigError: an unknown method, or a threshold outside 0 to 1.

@@ -6,8 +6,7 @@ that was freed goes back.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,7 +48,11 @@ def fit(
     # gradients below what fp16 can hold would vanish: a factor before the backward pass, undone after it, keeps them
     scaler = torch.amp.GradScaler(model.device.type, init_scale=2.0**10, enabled=model.dtype == torch.float16)
     losses = []
-    with _training(model, rows):
+    attention = model.config._attn_implementation
+    models.keep_trainable(model)
+    models.choose_attention(model, max(len(row["input_ids"]) for row in rows))
+    model.train()
+    try:
         for step in range(steps):
             picked = [rows[(step * batch_size + i) % len(rows)] for i in range(batch_size)]
             loss = answer_loss(model, picked)
@@ -59,23 +62,12 @@ def fit(
             scaler.update()
             losses.append(float(loss.detach()))
             release_memory()
-    if full is not None:
-        full.requires_grad_(False)
-    return losses
-
-
-@contextmanager
-def _training(model: Any, rows: Sequence[TokenRow]) -> Iterator[None]:
-    """The model in training mode, with the attention that suits `rows`; the attention that it had comes back."""
-    attention = model.config._attn_implementation
-    models.keep_trainable(model)
-    models.choose_attention(model, max(len(row["input_ids"]) for row in rows))
-    model.train()
-    try:
-        yield
     finally:
         if model.config._attn_implementation != attention:
             model.set_attn_implementation(attention)
+    if full is not None:
+        full.requires_grad_(False)
+    return losses
 
 
 @dataclass(frozen=True)

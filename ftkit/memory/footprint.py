@@ -158,7 +158,11 @@ def _weights(shape: ModelShape, setup: TrainingSetup) -> list[MemoryPart]:
 
 def _activations(shape: ModelShape, setup: TrainingSetup, constants: Constants) -> list[MemoryPart]:
     """With checkpointing every layer's input is kept and the dearest moment counts; without, all layers are kept."""
-    layer, scores, logits = _layer(shape, setup), _scores(shape, setup, constants), _logits(shape, setup, constants)
+    layer, logits, scores = _layer(shape, setup), _logits(shape, setup, constants), 0.0
+    if setup.eager:  # at work, or what the backward pass keeps: softmax in 32-bit and a cast
+        at_work = constants.scores_wide if setup.upcast else constants.scores
+        each = at_work if setup.checkpointing else 4.0 + setup.compute_bytes
+        scores = each * setup.micro_batch * shape.num_attention_heads * setup.length**2
     count, stream = shape.num_layers, 4 if setup.upcast else setup.compute_bytes
     if not setup.checkpointing:
         kept = constants.kept * count * layer
@@ -189,15 +193,6 @@ def _layer(shape: ModelShape, setup: TrainingSetup) -> float:
     # Unsloth, whose inputs are offloaded, casts inside its kernels
     casts = kept if setup.adapter_bytes > setup.compute_bytes and not setup.offloaded else 0
     return float(setup.tokens * (setup.compute_bytes * wide + casts * copied))
-
-
-def _scores(shape: ModelShape, setup: TrainingSetup, constants: Constants) -> float:
-    """Bytes of one layer's attention scores: at work, or what the backward pass keeps, softmax in 32-bit and a cast."""
-    if not setup.eager:
-        return 0.0
-    at_work = constants.scores_wide if setup.upcast else constants.scores
-    each = at_work if setup.checkpointing else 4.0 + setup.compute_bytes
-    return each * setup.micro_batch * shape.num_attention_heads * setup.length**2
 
 
 def _logits(shape: ModelShape, setup: TrainingSetup, constants: Constants) -> MemoryPart:

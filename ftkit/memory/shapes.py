@@ -225,7 +225,14 @@ def _built(text: str, who: str) -> ModelShape:
             model = AutoModelForCausalLM.from_config(config)
     except (KeyError, ValueError, TypeError, StrictDataclassError) as error:
         raise _not_described(who, "transformers builds no language model from its config") from error
-    matrices = _matrices(model)
+    # inputs and outputs of a layer's linear parts, by name; none where layers differ or use a name twice
+    counts: Counter[tuple[str, tuple[int, int]]] = Counter()
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings():
+            counts[path.rpartition(".")[2], (module.in_features, module.out_features)] += 1
+    matrices = dict(counts.keys())
+    if len(matrices) != len(counts) or set(counts.values()) != {config.num_hidden_layers}:
+        matrices = {}
     inside = config.num_hidden_layers * sum(inputs * outputs for inputs, outputs in matrices.values())
     counted = {
         "num_key_value_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
@@ -239,20 +246,6 @@ def _built(text: str, who: str) -> ModelShape:
     if found.feed_forwards not in (2, 3):
         raise _not_described(who, "its matrices do not add up to layers of attention and one feed-forward block")
     return found
-
-
-def _matrices(model: Any) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of a layer's linear parts by name; empty where layers differ or use a name twice."""
-    import torch
-
-    counts: Counter[tuple[str, tuple[int, int]]] = Counter()
-    head = model.get_output_embeddings()
-    for path, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and module is not head:
-            counts[path.rpartition(".")[2], (module.in_features, module.out_features)] += 1
-    matrices = dict(counts.keys())
-    alike = len(matrices) == len(counts) and set(counts.values()) == {model.config.num_hidden_layers}
-    return matrices if alike else {}
 
 
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size", "num_experts_per_tok")

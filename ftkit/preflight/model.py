@@ -148,22 +148,15 @@ def _check_devices(model: Any, hardware: Hardware) -> Iterator[Finding]:
     places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
     places = places or {parameter.device.type for parameter in model.parameters()}
     if len(places) > 1:
-        yield Finding(
-            id="model-split",
-            severity="warning",
-            title="The model lies on several devices: training is slow, "
-            "and 4-bit layers may raise wrong-device errors.",
-            evidence=f"on {', '.join(sorted(places))}",
-            fix="Load with device_map={'': 0} on a device that holds it whole: models.load does.",
-        )
+        title = "The model lies on several devices: training is slow, and 4-bit layers may raise wrong-device errors."
+        seen = f"on {', '.join(sorted(places))}"
+        fix = "Load with device_map={'': 0} on a device that holds it whole: models.load does."
     elif hardware.device == "cuda" and places == {"cpu"}:
-        yield Finding(
-            id="model-split",
-            severity="warning",
-            title="The model lies in the CPU's memory although there is a GPU.",
-            evidence=f"{hardware.name} is unused",
-            fix="Load with models.load, which puts it there.",
-        )
+        title = "The model lies in the CPU's memory although there is a GPU."
+        seen, fix = f"{hardware.name} is unused", "Load with models.load, which puts it there."
+    else:
+        return
+    yield Finding(id="model-split", severity="warning", title=title, evidence=seen, fix=fix)
 
 
 @dataclass(frozen=True)

@@ -345,11 +345,17 @@ class _Task:
             bar.set_postfix_str(f"trial {int(folder)}, step {step} of {total}")
 
         watcher, reason = _Watcher(trial, self.stop, tell), ""
+        settled, model = self.config.replace(**_settings(trial, self.space)), None
         try:
             if not place.finished("train"):
-                self._short_run(self.config.replace(**_settings(trial, self.space)), place, watcher)
+                model, tokenizer = models.load(self.base_model, settled)
+                train(model, tokenizer, self.splits, settled, place, stop=watcher.halt, watch=watcher)
         except (PreflightError, TrainingError) as error:
             watcher.state, reason = "failed", str(error).splitlines()[0]
+        finally:
+            model = None
+            gc.collect()  # a model and its hooks refer to each other
+            release_memory()
         if watcher.state == "stopped" or (watcher.state == "finished" and not place.finished("train")):
             return False
         history = _curve(place)
@@ -368,15 +374,6 @@ class _Task:
         shutil.rmtree(place / "checkpoints", ignore_errors=True)
         return True
 
-    def _short_run(self, config: TrainConfig, place: Run, watcher: "_Watcher") -> None:
-        try:
-            model, tokenizer = models.load(self.base_model, config)
-            train(model, tokenizer, self.splits, config, place, stop=watcher.halt, watch=watcher)
-        finally:
-            model = None
-            gc.collect()  # a model and its hooks refer to each other
-            release_memory()
-
 
 class _Watcher:
     """Looks at each point of a running trial, and halts it when Optuna, a number that is none, or a person says so."""
@@ -386,23 +383,22 @@ class _Watcher:
         self.halt, self.state, self._seen = threading.Event(), "finished", 0
 
     def __call__(self, points: Sequence[HistoryPoint], total: int) -> None:
-        for point in points[self._seen :]:
-            if self.state == "finished":
-                self._look(point, last=point.step >= total)
+        for point in points[self._seen :] if self.state == "finished" else ():
+            if not all(math.isfinite(value) for value in (point.loss, point.val_loss) if value is not None):
+                self.state = "diverged"
+                break
+            if point.val_loss is None:
+                continue
+            self.trial.report(point.val_loss, point.step)
+            if point.step < total and self.trial.should_prune():
+                self.state = "pruned"
+                break
         self._seen = len(points)
         self.tell(points[-1].step, total)
         if self.stop is not None and self.stop.is_set() and self.state == "finished":
             self.state = "stopped"
         if self.state != "finished":
             self.halt.set()
-
-    def _look(self, point: HistoryPoint, *, last: bool) -> None:
-        if not all(math.isfinite(value) for value in (point.loss, point.val_loss) if value is not None):
-            self.state = "diverged"
-        elif point.val_loss is not None:
-            self.trial.report(point.val_loss, point.step)
-            if not last and self.trial.should_prune():
-                self.state = "pruned"
 
 
 def _curve(place: Run) -> History:
