@@ -128,21 +128,32 @@ class CleanReport:
             shares[drop.rule] = shares.get(drop.rule, 0.0) + 1 / self.total
         return {"kept": len(self.kept) / self.total, **shares}
 
-    def worst(self, n: int = 5, rule: str | None = None) -> "DropTable":
+    def worst(self, n: int = 5, rule: str | None = None) -> Table:
         """The most doubtful drops, nearest to their rule's limit first: read them to judge a threshold by eye."""
         doubtful = [d for d in self.dropped if d.limit is not None and rule in (None, d.rule)]
         doubtful.sort(key=lambda d: abs((d.score or 0.0) - (d.limit or 0.0)) / (abs(d.limit or 0.0) or 1.0))
         return self.show(doubtful[:n])
 
-    def show(self, drops: Sequence[Drop]) -> "DropTable":
-        """These drops with the text around their first difference from their twin, or with their answer."""
-        place = {int(p): i for i, p in enumerate(self.positions)} if drops else {}
-        texts = []
+    def show(self, drops: Sequence[Drop]) -> Table:
+        """These drops with the text around their first difference from their twin, or with their answer.
+
+        Of a row and its twin, ‹words› that the other lacks are marked.
+        """
+        if not drops:
+            return Table((), (), caption="(no drops)")
+        place, lines = {int(p): i for i, p in enumerate(self.positions)}, []
+
+        def text(row: int | None, part: str) -> str:
+            at = None if row is None else place.get(row)
+            return "" if at is None else text_of(self.source[at]["messages"], part)
+
         for drop in drops:
             part = "answer" if drop.twin is None else "all"
-            rows = [place.get(row) if row is not None else None for row in (drop.row, drop.twin)]
-            texts.append(tuple("" if at is None else text_of(self.source[at]["messages"], part) for at in rows))
-        return DropTable(tuple(drops), tuple(texts))
+            own, twin = text(drop.row, part), text(drop.twin, part)
+            lines.append((drop.place, f"{drop.rule}: {drop.reason}", _excerpt(own, twin)))
+            if drop.twin is not None:
+                lines.append((str(drop.twin_place), "its twin that stays", _excerpt(twin, own)))
+        return Table(("row", "why", "its answer, or what surrounds the first difference"), lines, prose=True)
 
     def save(self, path: str | Path) -> Path:
         """Write the report, without the kept rows, as JSON: counts, ratios, and every drop with its reason."""
@@ -161,28 +172,6 @@ class CleanReport:
             lines.append((c.name, *counts, notes, c.about))
         kept = f"kept {len(self.kept)} of {self.total} rows ({len(self.kept) / self.total:.1%})"
         return [kept, Table(head, lines, prose=True)]
-
-
-@tables.shown
-@dataclass(frozen=True)
-class DropTable:
-    """Drops with their texts, for reading; of a row and its twin, ‹words› that the other lacks are marked."""
-
-    drops: tuple[Drop, ...]
-    texts: tuple[tuple[str, ...], ...]
-
-    def __len__(self) -> int:
-        return len(self.drops)
-
-    def _parts(self) -> list[Table | str]:
-        if not self.drops:
-            return ["(no drops)"]
-        lines = []
-        for drop, (own, twin) in zip(self.drops, self.texts, strict=True):
-            lines.append((drop.place, f"{drop.rule}: {drop.reason}", _excerpt(own, twin)))
-            if drop.twin is not None:
-                lines.append((str(drop.twin_place), "its twin that stays", _excerpt(twin, own)))
-        return [Table(("row", "why", "its answer, or what surrounds the first difference"), lines, prose=True)]
 
 
 def _excerpt(text: str, twin: str) -> str:

@@ -1,12 +1,6 @@
 """Only for lessons: exercises that answer back, short runs, LoRA and 4 bits by hand, claims beside measurements."""
 
-from ftkit.lessons.backends import (
-    find_patches,
-    load_record,
-    measure_backends,
-    patches_written,
-    supported_families,
-)
+from ftkit.lessons.backends import find_patches, load_record, measure_backends, patches_written, supported_families
 from ftkit.lessons.claims import hardware_table, memory_claims, settings_table
 from ftkit.lessons.exercises import check, explore, predict, you_should_see
 from ftkit.lessons.lora import (

@@ -178,9 +178,7 @@ class Patches:
 
 
 def find_patches(
-    by: str = "unsloth",
-    libraries: tuple[str, ...] = ("transformers", "trl", "peft", "bitsandbytes"),
-    model: Any = None,
+    by: str = "unsloth", libraries: tuple[str, ...] = ("transformers", "trl", "peft", "bitsandbytes"), model: Any = None
 ) -> Patches:
     """Functions, methods and whole classes in the loaded modules of `libraries` whose code was written by `by`.
 

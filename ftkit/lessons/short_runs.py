@@ -24,13 +24,7 @@ def tokens(examples: Any, tokenizer: Any) -> list[TokenRow]:
 
 
 def fit(
-    model: Any,
-    rows: Sequence[TokenRow],
-    *,
-    steps: int,
-    learning_rate: float,
-    full: Any = None,
-    batch_size: int = 2,
+    model: Any, rows: Sequence[TokenRow], *, steps: int, learning_rate: float, full: Any = None, batch_size: int = 2
 ) -> list[float]:
     """Train what requires a gradient for `steps` updates of AdamW at a constant rate; the loss before each update.
 

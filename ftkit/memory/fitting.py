@@ -87,11 +87,6 @@ class Fits:
     estimate: MemoryEstimate
     rows: tuple[Fit, ...]
 
-    @property
-    def smallest(self) -> GPU | None:
-        """The smallest card on which it surely fits, or None."""
-        return next((row.gpu for row in self.rows if row.verdict == YES), None)
-
     def __getitem__(self, name: str) -> str:
         """The verdict for one card, by its name."""
         return next(row.verdict for row in self.rows if row.gpu == gpu(name))

@@ -96,9 +96,7 @@ class StepTime:
 
     def other_than(self, config: TrainConfig) -> tuple[str, ...]:
         """The settings in which `config` differs from the measured ones so that a step costs something else."""
-        if self.config is None:
-            return ()
-        return tuple(name for name in _DECISIVE if getattr(config, name) != getattr(self.config, name))
+        return tuple(name for name in _DECISIVE if getattr(config, name) != getattr(self.config or config, name))
 
     def seconds(self, examples: float, evaluations: float, tokens_per_example: float | None = None) -> float:
         """Seconds for so many examples and validations; scaled by length where both lengths are known."""

@@ -43,11 +43,6 @@ class RateRange:
         return tuple(statistics.fmean(finite[max(0, i - half) : i + half + 1]) for i in range(len(finite)))
 
     @property
-    def lowest(self) -> float:
-        """The rate at which the smoothed loss is lowest."""
-        return self.rates[self._bottom()]
-
-    @property
     def steepest(self) -> float | None:
         """The rate at which the smoothed loss falls fastest per decade; None where it never fell to speak of."""
         smoothed, end = self.smoothed, self._bottom()
@@ -71,7 +66,7 @@ class RateRange:
         """Rates worth trying: from a third of the suggestion to a tenth of the blow-up, or else to the lowest loss."""
         if self.suggestion is None:
             return None
-        upper = self.lowest if self.blew_up is None else self.blew_up / 10
+        upper = self.rates[self._bottom()] if self.blew_up is None else self.blew_up / 10
         return self.suggestion / 3, max(self.suggestion, upper)
 
     def verdict(self) -> str:
