@@ -7,7 +7,6 @@ rendering of the whole chat by marks in its text.
 
 import html
 import itertools
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -216,9 +215,9 @@ def _with_marks(turn: dict[str, Any], first: int) -> dict[str, Any]:
 
 
 def _shared(text: str, other: str) -> str:
-    """What both begin with; where they part inside of a tag, without its beginning."""
+    """What both begin with; where they part inside of a tag or of a think block, without its beginning."""
     shared = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False)))
-    return shared if shared == other else re.sub(r"[<\[][^<>\[\]\s]*\Z", "", shared)
+    return shared if shared == other else re.sub(r"(?:<think>|[<\[][^<>\[\]\s]*)\Z", "", shared)
 
 
 def show_example(
