@@ -51,7 +51,10 @@ class DatatroveReader:
             loaded = data.read_rows(path, mapping=self.mapping)
             if self.broken is None:
                 loaded.refuse_broken("broken='a folder'")
-            notes += [f"{path.name} {row.place} {' '.join(row.reason.split())}\n" for row in loaded.broken]
+            notes += [
+                f"{path.name} {row.place} {' '.join(row.reason.split())}\n"
+                for row in (*loaded.broken, *loaded.unwanted)
+            ]
             for i, row in enumerate(loaded.examples):
                 turns = [data.plain(message) for message in row["messages"]]
                 place = f"{path.name} {loaded.place(i)}"

@@ -229,6 +229,7 @@ class _Work:
     def broken(self, seconds: float) -> None:
         """Count the rows that could not be read as drops."""
         self.drops += [Drop(b.row, b.place, "well-formed", b.reason) for b in self.loaded.broken]
+        self.drops += [Drop(b.row, b.place, "unwanted", b.reason) for b in self.loaded.unwanted]
         about = "rows that cannot be read as a chat with an answer"
         self.counts.append(RuleCount("well-formed", about, self.loaded.total, len(self.drops), 0, 0, seconds))
 

@@ -19,9 +19,10 @@ from typing import Any
 
 from ftkit import files, tables
 from ftkit.data import similarity
-from ftkit.data.formats import Messages, from_messages, plain
+from ftkit.data.formats import from_messages
 from ftkit.data.loading import load_examples
 from ftkit.data.shingles import Texts
+from ftkit.data.turns import Messages, plain
 from ftkit.errors import DataError, FtkitWarning
 from ftkit.runs import Run
 
