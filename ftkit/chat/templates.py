@@ -85,8 +85,11 @@ def _render(chat: _Chat, tools: _Chat, tokenizer: Any, add_generation_prompt: bo
             joined = True
         if joined:
             text = _applied(_arguments_as_text(chat), tools, tokenizer, add_generation_prompt)
-    except DataError:  # it did not end
-        raise
+    except TimeoutError as error:
+        raise DataError(
+            f"The chat template did not end within {_SECONDS} seconds: it is broken. "
+            "Take the template that the model's authors publish."
+        ) from error
     except _template_errors() as error:
         roles = " → ".join(m["role"] for m in chat) or "a chat that begins with an answer"
         fold = "write tools into the text with fold_tools, " if _has_tools(chat, tools) else ""
@@ -130,16 +133,13 @@ def _template_errors() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Raise DataError in a template that loops without end; only the main thread can be stopped, and not on Windows."""
+    """Raise TimeoutError in a template that loops without end: in the main thread, and where there are signals."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
     def stop(*_: Any) -> None:
-        raise DataError(
-            f"The chat template did not end within {_SECONDS} seconds: it is broken. "
-            "Take the template that the model's authors publish."
-        )
+        raise TimeoutError
 
     handler, timer = signal.signal(signal.SIGALRM, stop), signal.setitimer(signal.ITIMER_REAL, _SECONDS)
     try:
