@@ -106,20 +106,18 @@ def answer_spans(
         says = turn["content"].strip() or reasoning or "tool_calls" in turn
         if turn["role"] != "assistant" or not says or given[index].get("train") is False:
             continue
-        before = _render(chat[:index], tools, tokenizer, True)
-        upto = text if index == len(chat) - 1 else _render(chat[: index + 1], tools, tokenizer)
-        grows = before and text.startswith(upto) and upto.startswith(before)
-        if grows and not (reasoning and train_on == "answers"):
-            start, end = len(before), len(upto)
-            if (
-                turn["content"]
-                and text[start : start + 1] in "<["
-                and before == _render(chat[:index], tools, tokenizer)
-            ):
-                start = max(start, text.find(turn["content"].strip(), start, end))  # behind a header nobody asks with
-        else:
-            marked = marked or _Marked(chat, tools, tokenizer, text)
-            start, end = marked.span(index, with_reasoning=train_on != "answers")
+        if marked is None and not (reasoning and train_on == "answers"):
+            before = _render(chat[:index], tools, tokenizer, True)
+            upto = text if index == len(chat) - 1 else _render(chat[: index + 1], tools, tokenizer)
+            if before and text.startswith(upto) and upto.startswith(before):
+                start, end = len(before), len(upto)
+                if turn["content"] and text.startswith(("<", "["), start):  # perhaps a header that nobody asks with
+                    ignored = before == _render(chat[:index], tools, tokenizer)
+                    start = max(start, text.find(turn["content"].strip(), start, end)) if ignored else start
+                spans.append((start, _stopped(text, start, end, turn, tokenizer)))
+                continue
+        marked = marked or _Marked(chat, tools, tokenizer, text)
+        start, end = marked.span(index, with_reasoning=train_on != "answers")
         spans.append((start, _stopped(text, start, end, turn, tokenizer)))
     return spans
 

@@ -237,7 +237,7 @@ def _cut_off(answer: str) -> bool:
 
 def _with_and_without(messages: Messages, tokenizer: Any, context: int | None) -> tuple[TokenRow, TokenRow] | None:
     """The row with only its last answer labelled, and the same answer behind nothing but the template's opening."""
-    if not answer_of(messages):
+    if not answer_of(messages) or messages[-1].get("train") is False:
         return None
     row = chat.tokenize(messages, tokenizer)
     ids, trained = row["input_ids"], [label != IGNORED for label in row["labels"]]

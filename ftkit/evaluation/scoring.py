@@ -167,7 +167,7 @@ def evaluate(
     if len(examples) == 0:
         raise DataError("There are no examples to evaluate on.")
     prompts = [prompt(row) for row in examples]
-    expected = [_references(number, row) for number, row in enumerate(examples, 1)]
+    expected = [_references(number, row, tokenizer) for number, row in enumerate(examples, 1)]
     answers = generate(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
     )
@@ -192,15 +192,21 @@ def evaluate(
     )
 
 
-def _references(number: int, row: Mapping[str, Any]) -> list[str]:
-    """What is right for a row: what it accepts, or its answer with any calls in the Hermes convention."""
+def _references(number: int, row: Mapping[str, Any], tokenizer: Any) -> list[str]:
+    """What is right for a row: what it accepts, or its answer; a call in the Hermes convention and the template's."""
     if accepted := row.get("accept"):
         return [accepted] if isinstance(accepted, str) else list(map(str, accepted))
     turns = row["messages"]
     last = len(prompt(turns))
     if last == len(turns):
-        raise DataError(f"Row {number} has no answer to compare with. perplexity measures documents and prompts alone.")
-    return [answered(chat.fold_tools([turns[last]])[0]["content"])]
+        raise DataError(f"Row {number} has no answer to compare with; perplexity can measure a document.")
+    said = [answered(chat.fold_tools([turns[last]])[0]["content"])]
+    if turns[last].get("tool_calls"):
+        asked = [{**turn, "train": False} for turn in turns[:last]]
+        tokens = chat.tokenize({"messages": [*asked, turns[last]], "tools": row.get("tools")}, tokenizer)
+        written = [label for label in tokens["labels"] if label != chat.IGNORED]
+        said.append(answered(tokenizer.decode(written, skip_special_tokens=True)))
+    return said
 
 
 def compare(before: EvalReport, after: EvalReport) -> Comparison:

@@ -448,7 +448,8 @@ def _check_markers(part: TokenisedPart, markers: Sequence[str], tokenizer: Any) 
     openings = {token[0] for token in known}
     asked: dict[int, str] = {}
     answered: dict[int, str] = {}
-    for row in (*part.chats, *part.refused):
+    rows: list[TokenisedRow | RefusedRow] = [*part.chats, *part.refused]
+    for row in rows:
         for turn in map(data.plain, row.example["messages"]):
             text = "\n".join(str(turn[key]) for key in ("content", "reasoning_content", "tool_calls") if turn.get(key))
             if not openings.isdisjoint(text) and (found := [token for token in known if token in text]):
