@@ -381,7 +381,7 @@ def _check_told(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
             twice = any(f'"{name}"' in system and text.count(name) > said.count(name) for name in schemas)
             if twice or (tagged and text.count("<tool_response>") > said.count("<tool_response>")):
                 told.append(row.number)
-            if re.search(r"<think>\s*(?:</think>\s*)?<think>", text):
+            if re.search(r"</?think>\s*<think>", text):
                 thought.append(row.number)
     if told:
         yield Finding(
@@ -448,18 +448,22 @@ def _check_markers(part: TokenisedPart, markers: Sequence[str], tokenizer: Any) 
     openings = {token[0] for token in known}
     asked: dict[int, str] = {}
     answered: dict[int, str] = {}
+    formatted: list[int] = []
     rows: list[TokenisedRow | RefusedRow] = [*part.chats, *part.refused]
     for row in rows:
+        held: set[str] = set()
         for turn in map(data.plain, row.example["messages"]):
             text = "\n".join(str(turn[key]) for key in ("content", "reasoning_content", "tool_calls") if turn.get(key))
             if not openings.isdisjoint(text) and (found := [token for token in known if token in text]):
+                held.update(found)
                 trained = turn["role"] == "assistant" and turn.get("train") is not False
                 severe = [token for token in found if token in markers or token in _named(tokenizer)]
                 if trained and severe:
                     answered.setdefault(row.number, severe[0])
                 else:
                     asked.setdefault(row.number, found[0])
-    formatted = [number for number, token in (asked | answered).items() if token in markers]
+        if len(held.intersection(markers)) > 1:
+            formatted.append(row.number)
     if len(formatted) > part.seen / 2:
         yield Finding(
             id="double-template",

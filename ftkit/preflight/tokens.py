@@ -223,7 +223,7 @@ def _check_stop(part: TokenisedPart, tokenizer: Any, stops: set[int]) -> Iterato
         return
     severity, which = "warning", f"The answers of {len(endless)} {part.name} rows do not end"
     fix = "Look at one of these rows with chat.show_example."
-    if len(endless) == sum(map(bool, ends.values())):
+    if not any(stops.intersection(answers[-1]) for answers in ends.values() if answers):
         severity, which = "error", "No answer ends"
         fix = "Set tokenizer.eos_token to the token with which the template ends an answer."
     names = ", ".join(tokenizer.decode([i]) for i in sorted(stops)) or "none"

@@ -297,9 +297,10 @@ def test_tools_told_twice(look, good, system, result, rows):
     assert [found.rows for found in report.findings if found.id == "tools-told-twice"] == ([rows] if rows else [])
 
 
-def test_double_reasoning(look):
+@pytest.mark.parametrize("opened", ["<think>\n</think>", "<think>\n", "<think>\nA plan.\n</think>\n"])
+def test_double_reasoning(look, opened):
     opens = CHATML.replace(
-        "{{ m['content'] }}", "{% if m.role == 'assistant' %}<think>\n</think>{% endif %}{{ m['content'] }}"
+        "{{ m['content'] }}", f"{{% if m.role == 'assistant' %}}{opened}{{% endif %}}{{{{ m['content'] }}}}"
     )
     thought = [order_chat(0)[0], {"role": "assistant", "content": "<think>Hm.</think>Six."}]
     chats = [order_chat(1), thought, *map(order_chat, range(2, 20))]
@@ -360,3 +361,8 @@ def test_a_template_that_does_not_end_is_tried_once(good, tokenizer, config, mon
     tokenizer.chat_template = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
     with pytest.raises(DataError, match="did not end"):
         preflight.tokenize_splits(good, tokenizer, config)
+
+
+def test_a_marker_in_a_single_prompt_is_no_chat_format(look):
+    asked = [{"role": "user", "content": "What is <|im_end|> for?"}, order_chat(0)[1]]
+    assert finding(look(chats=[asked]), "double-template").severity == "warning"
