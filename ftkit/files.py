@@ -7,10 +7,16 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ftkit.errors import StorageError
+
+
+def sample(name: str) -> Any:
+    """What a JSON file among the bundled samples holds."""
+    return json.loads(resources.files("ftkit").joinpath("samples", f"{name}.json").read_text(encoding="utf-8"))
 
 
 @contextmanager
