@@ -12,19 +12,30 @@ FtkitError
 ├── StorageError     (OSError)            a disk that is full, a folder that cannot be written
 ├── MissingArtifact  (FileNotFoundError)  a run folder lacks what an earlier step writes
 ├── MissingExtra     (ImportError)        a package that is not installed
-└── NotebookError    (RuntimeError)       a notebook that stopped at a cell
+└── NotebookError    (RuntimeError)       a notebook that is damaged or stopped at a cell
 ```
+
+Messages quote rows, settings and file names of other people: none of their characters moves a terminal's cursor, and a
+value of a million characters is cut.
 
 `colab.ColabError` stands outside: `colab` runs before anything but the standard library is there.
 """
+
+from ftkit.tables import message
 
 
 class FtkitWarning(UserWarning):
     """Something that a run survives and a reader should know."""
 
+    def __str__(self) -> str:
+        return message(super().__str__())
+
 
 class FtkitError(Exception):
     """Base of all deliberate errors: the message names the value, the reason and the next step."""
+
+    def __str__(self) -> str:
+        return message(super().__str__())
 
 
 class ConfigError(FtkitError, ValueError):
@@ -60,4 +71,4 @@ class MissingExtra(FtkitError, ImportError):
 
 
 class NotebookError(FtkitError, RuntimeError):
-    """A notebook's cell raised; names the cell and its error."""
+    """A notebook cannot be read, or its cell raised; names the cell and its error."""

@@ -7,10 +7,16 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ftkit.errors import StorageError
+
+
+def sample(name: str) -> Any:
+    """What a JSON file among the bundled samples holds."""
+    return json.loads(resources.files("ftkit").joinpath("samples", f"{name}.json").read_text(encoding="utf-8"))
 
 
 @contextmanager
@@ -31,10 +37,18 @@ def disk_errors_explained(path: Path) -> Iterator[None]:
             errno.EPERM: "this user may not write there. Choose another folder, such as run_root='runs'",
             errno.ENOTDIR: "a file stands where a folder is wanted. Choose another folder",
             errno.EEXIST: "a file stands where a folder is wanted. Choose another folder",
+            errno.EISDIR: "a folder stands where a file is wanted. Choose another name",
+            errno.ENAMETOOLONG: "the name is longer than this system allows. Choose a shorter one",
+            errno.EINVAL: "this file system does not take such a name. Choose another one",
+            errno.ELOOP: "a link there leads back to itself. Choose another folder",
         }
         if error.errno not in reasons:
             raise
         raise StorageError(f"Cannot write {path}: {reasons[error.errno]}.") from error
+    except ValueError as error:
+        if "null byte" not in str(error):
+            raise
+        raise StorageError(f"Cannot write {path}: the name holds a NUL. Choose another one.") from error
 
 
 # What torch and safetensors say, in classes of their own, when a file does not fit.

@@ -119,7 +119,7 @@ class Run:
             return {}
         try:
             facts: Any = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5,000 digits
             raise DataError(
                 f"{path} is damaged ({error}). Delete it; the step that wrote it can be run again."
             ) from error
@@ -173,8 +173,8 @@ class Run:
         return flat
 
     def __str__(self) -> str:
-        done = ", ".join(self.facts.get("finished", [])) or "nothing finished yet"
-        return f"{self.path} ({done})"
+        done = ", ".join(map(str, self.facts.get("finished", []))) or "nothing finished yet"
+        return tables.visible(f"{self.path} ({done})")
 
     def _repr_html_(self) -> str:
         own = [path for path in sorted(self.path.rglob("*")) if path.is_file() and not path.name.startswith(".")]

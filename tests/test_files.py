@@ -82,3 +82,12 @@ def test_weights_that_do_not_fit_are_a_storage_error_and_leave_nothing(tmp_path)
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "adapter")], capture_output=True, text=True)
     assert "the disk is full or refuses a file of this size" in done.stdout, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "loop/x", "folder"], ids=["long", "nul", "loop", "folder"])
+def test_a_name_that_cannot_be_written_is_explained(tmp_path, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match=r"Cannot write .* Choose (another|a shorter)"):
+        files.write_text(tmp_path / name, "text")
+    assert {path.name for path in tmp_path.iterdir()} == {"loop", "folder"}

@@ -5,7 +5,6 @@ models or training is known. Where a template writes a turn differently once oth
 rendering of the whole chat by marks in its text.
 """
 
-import html
 import itertools
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 from ftkit.chat.templates import _THINK, Messages, _Chat, _parts, _render, render
 from ftkit.errors import DataError
+from ftkit.tables import escaped, visible
 
 IGNORED = -100
 TRAIN_ON = "answers+reasoning"
@@ -34,7 +34,7 @@ class Shown:
         return sum(self.trained) / len(self.trained)
 
     def __str__(self) -> str:
-        text = "".join(t if on else "·" for t, on in zip(self.tokens, self.trained, strict=True))
+        text = visible("".join(t if on else "·" for t, on in zip(self.tokens, self.trained, strict=True)))
         return f"{text}\n{self._legend()}"
 
     def _legend(self) -> str:
@@ -45,7 +45,7 @@ class Shown:
     def _repr_html_(self) -> str:
         spans = []
         for token, on in zip(self.tokens, self.trained, strict=True):
-            label = html.escape(token).replace("\n", "⏎<br>" if on else "⏎")
+            label = escaped(token).replace("\n", "⏎<br>" if on else "⏎")
             style = "background:#cfe8d5;color:#111;border-radius:3px;margin:1px" if on else "color:#999"
             spans.append(
                 f'<span style="{style}" title="{label if not on else "trained"}">{label if on else "·"}</span>'

@@ -5,10 +5,10 @@ folder; `near_pairs` and `leakage` find texts that are nearly the same. Past thi
 """
 
 from ftkit.data.formats import from_messages, to_messages
-from ftkit.data.leaks import LeakageReport, leakage
+from ftkit.data.leaks import leakage
 from ftkit.data.loading import Loaded, combined, load_examples, read_rows
 from ftkit.data.shingles import WORDS, Texts, jaccard, normalise, text_of, word_shingles, words
-from ftkit.data.similarity import BANDS, ROWS, THRESHOLD, close_pairs, distance, join, near_pairs, simhash
+from ftkit.data.similarity import BANDS, ROWS, THRESHOLD, close_pairs, distance, near_pairs, simhash
 from ftkit.data.splits import Splits, digest, load_splits, prompt, save, split
 from ftkit.data.turns import as_json, merge_turns, order_problem, parse_calls, parse_tools, plain
 
@@ -17,7 +17,6 @@ __all__ = [
     "ROWS",
     "THRESHOLD",
     "WORDS",
-    "LeakageReport",
     "Loaded",
     "Splits",
     "Texts",
@@ -28,7 +27,6 @@ __all__ = [
     "distance",
     "from_messages",
     "jaccard",
-    "join",
     "leakage",
     "load_examples",
     "load_splits",

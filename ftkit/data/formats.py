@@ -36,6 +36,8 @@ _TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialo
 _SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 _REASONING_COLUMNS = ("reasoning_content", "reasoning", "thinking", "thought")
 _MARK_COLUMNS = ("label", "kto_tag")
+_MEDIA = frozenset(MEDIA)
+_BESIDE = frozenset((*_SYSTEM_COLUMNS, *_REASONING_COLUMNS, *_MARK_COLUMNS, *MEDIA))
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 _CHATML_TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
@@ -149,19 +151,22 @@ def to_messages(
     if (lacking := _COLUMNS[name] - row.keys()) and name != "messages":
         raise DataError(f"lacks {', '.join(sorted(lacking))}, which {name} rows have")
     left = set() if left is None else left
-    if seen := [column for column in MEDIA if not blank(row.get(column))]:
+    beside = _BESIDE & row.keys()  # a set, since this runs once a row
+    if seen := sorted(column for column in beside & _MEDIA if not blank(row[column])):
         raise DataError(f"has {seen[0]}, and ftkit trains text alone: take the column out where the text is enough")
     if name == "text":
         refuse_media(as_text(row["text"], "a text"), "a text")
         return []
     messages = [*_earlier(row.get("history"), left), *_CONVERTERS[name](row, left)]
-    messages = _with_system(row, [m for m in messages if m["role"] != "system" or m["content"].strip()])
+    if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
+        del messages[0]
+    messages = _with_system(row, messages) if beside else messages
     messages = turns.merge_turns(messages) if merge_turns else messages
     if problem := order_problem(messages):
         raise DataError(problem)
-    _reason(row, messages)
-    if not _is_wanted(row):
-        messages = untrained(messages)
+    if beside:
+        _reason(row, messages)
+        messages = messages if _is_wanted(row) else untrained(messages)
     return messages
 
 

@@ -21,6 +21,7 @@ from ftkit.data import readers
 from ftkit.data.formats import chat_like, check_mapping, detect_format, to_messages, used_columns
 from ftkit.data.turns import as_text, blank, listed, plain, tools_text
 from ftkit.errors import DataError, FtkitWarning
+from ftkit.tables import visible
 
 _SAMPLES = ("invoices", "invoices_unseen", "messy", "messy_test", "general")
 _PEEKED = 1_000  # rows by whose columns the format is told
@@ -47,7 +48,7 @@ class Broken:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.reason}"
+        return visible(f"{self.place}: {self.reason}")
 
 
 @dataclass(frozen=True)
@@ -288,7 +289,7 @@ def _converted(
     if not isinstance(row, Mapping):
         raise DataError(f"is {type(row).__name__} ({str(row)[:40]!r}), wanted an object with columns")
     used = used_columns(format or "messages", mapping)
-    own = {str(k): v for k, v in row.items() if k not in used}
+    own = {str(k): v for k, v in row.items() if k not in used} if row.keys() - used else {}
     messages = to_messages(row, format, mapping, merge_turns=merge_turns, left=left)
     for name, value in own.items():
         if isinstance(value, str):

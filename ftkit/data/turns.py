@@ -298,6 +298,8 @@ def _as_python(text: str) -> Any:
 
 def _halves(turn: Any, number: int) -> list[Any]:
     """A turn, or the two of a pair of question and answer; plain text by turns is the user's and the assistant's."""
+    if isinstance(turn, dict) and "role" in turn:
+        return [turn]
     if isinstance(turn, str):
         return [{"role": ("assistant", "user")[number % 2], "content": turn}]
     if isinstance(turn, Mapping) and {"input", "output"} <= turn.keys() and not set(_ROLE_KEYS) & turn.keys():
@@ -312,6 +314,11 @@ def _message(turn: Any, where: str, left: set[str]) -> tuple[str, dict[str, Any]
     """The role as the file says it ("call" for a turn of calls alone) and the message of one turn."""
     if not isinstance(turn, Mapping):
         raise DataError(f"has a {where} without role and content: {str(turn)[:60]}")
+    if (
+        len(turn) == 2 and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
+    ):  # most turns of most files
+        refuse_media(as_text(turn["content"], where), where)
+        return turn["role"], dict(turn)
     role_key, content_key = _first(turn, _ROLE_KEYS), _first(turn, _CONTENT_KEYS)
     calls, thought = turn.get("tool_calls") or turn.get("function_call"), _thought(turn, where)
     if role_key is None or (content_key is None and not calls and not thought):

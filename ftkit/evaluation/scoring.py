@@ -105,7 +105,7 @@ class Examples:
             f"{self.after_name.upper()} {_tick(a)}\n{a['answer']}"
             for b, a in self.pairs
         ]
-        return "\n\n".join(blocks)
+        return tables.visible("\n\n".join(blocks))
 
     def _repr_html_(self) -> str:
         head = ("prompt", "wanted", self.before_name, self.after_name)

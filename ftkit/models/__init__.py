@@ -2,7 +2,7 @@
 
 from ftkit.models.endpoint import Endpoint
 from ftkit.models.generation import generate
-from ftkit.models.likelihood import TokenRow, answer_nll, batches, context_tokens, evaluating, padded
+from ftkit.models.likelihood import TokenRow, answer_nll, context_tokens, evaluating, padded
 from ftkit.models.loading import (
     add_lora,
     backend_of,
@@ -29,7 +29,6 @@ __all__ = [
     "answer_nll",
     "backend_of",
     "backends",
-    "batches",
     "bundled_folder",
     "bundled_location",
     "choose_attention",

@@ -7,6 +7,7 @@ from typing import Any
 from ftkit import chat
 from ftkit.chat import Messages
 from ftkit.hardware import release_memory
+from ftkit.tables import visible
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Answer:
     stopped: bool
 
     def __str__(self) -> str:
-        return self.text
+        return visible(self.text)
 
 
 def generate(

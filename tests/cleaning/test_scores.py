@@ -284,8 +284,8 @@ def test_table_shows_chosen_beside_random():
     table, without = selection._parts()
     chosen, drawn = table.rows
     assert table.head[1:] == ("rows", "mean score", "mean answer words", "distinct-2", "without a score")
-    assert chosen == ("chosen", "3", "3.000", "2.3", "0.500", "0")
-    assert drawn[:2] == ("random", "3")
+    assert chosen == ("chosen", 3, "3.000", "2.3", "0.500", 0)
+    assert drawn[:2] == ("random", 3)
     assert without.startswith("1 of 4 rows have no score") and without in selection._repr_html_()
 
 

@@ -10,18 +10,19 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from toys import make_model
 
 from ftkit import chat, data, models, training
-from ftkit.errors import ConfigError, DataError, FtkitWarning, MissingExtra, PreflightError, StorageError
+from ftkit.errors import ConfigError, DataError, FtkitWarning, MissingExtra, PreflightError, StorageError, TrainingError
 from ftkit.runs import Run
 from ftkit.training import History, train
 from ftkit.training.checkpoints import newest
 from ftkit.training.history import COLUMNS
-from ftkit.training.loop import locked
+from ftkit.training.loop import _complete, locked
 
 
 @pytest.fixture
@@ -261,6 +262,16 @@ def test_a_finished_run_is_not_overwritten_by_mistake(model, tokenizer, splits, 
         train(adapted, tokenizer, splits, toy_config, run)
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_a_run_whose_every_update_was_skipped_is_an_error(toy_config, run, dtype):
+    """The scaler of fp16 skips what overflows: after too few steps the adapter is what it was."""
+    recorder = SimpleNamespace(run=run, config=toy_config.replace(dtype=dtype), applied=0)
+    loop = SimpleNamespace(state=SimpleNamespace(global_step=4))
+    with pytest.raises(TrainingError, match=f"None of 4 weight updates was applied: in {dtype}"):
+        _complete(loop, recorder)
+    assert not (run / "adapter").exists()
+
+
 def test_rows_that_lose_part_of_their_answer_are_numbered(model, tokenizer, splits, toy_config, run):
     """Someone who never called preflight hears it from `train`."""
     longest = max(len(chat.tokenize(m, tokenizer)["input_ids"]) for m in splits.train["messages"])
@@ -408,7 +419,7 @@ def test_a_mirror_that_vanishes_does_not_stop_the_training(tokenizer, splits, to
 HOLDER = """
 import sys, time
 from pathlib import Path
-from ftkit.training.loop import locked
+from ftkit.training.loop import _complete, locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
