@@ -13,7 +13,7 @@ from typing import Any
 
 from ftkit import data
 from ftkit.chat import render
-from ftkit.cleaning.scores import ScoreFn, explain, heuristics, scored
+from ftkit.cleaning.scores import ScoreFn, explain, heuristics, messages_of, scored
 from ftkit.data import Texts, close_pairs, jaccard, text_of, word_shingles
 from ftkit.errors import ConfigError, DataError
 
@@ -189,7 +189,8 @@ def quality(
     def whole(examples: Any) -> Outcome:
         scores: list[float | None] = []
         for start in range(0, len(examples), _SCORED_AT_ONCE):
-            scores += scored(score_fn or heuristics, examples[start : start + _SCORED_AT_ONCE]["messages"])
+            part = examples.select(range(start, min(start + _SCORED_AT_ONCE, len(examples))))
+            scores += scored(score_fn or heuristics, messages_of(part))
         notes: dict[str, float] = {"rows without a score": scores.count(None)}
         known = sorted(s for s in scores if s is not None)
         if not known:

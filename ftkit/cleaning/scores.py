@@ -144,7 +144,7 @@ def select(examples: Any, score_fn: ScoreFn, share: float, *, seed: int = 0) -> 
     n = len(examples)
     if not 0 < share <= 1:
         raise DataError(f"share={share} is outside 0 to 1: it says how much of the {n} rows to keep, such as 0.25.")
-    scores = tuple(scored(score_fn, list(examples["messages"])))
+    scores = tuple(scored(score_fn, messages_of(examples)))
     draw = random.Random(seed)
     ranked = [(score, i) for i in draw.sample(range(n), n) if (score := scores[i]) is not None]
     if not ranked:
@@ -216,7 +216,7 @@ def _cut_off(answer: str) -> bool:
 
 def _with_and_without(messages: Messages, tokenizer: Any, context: int | None) -> tuple[TokenRow, TokenRow] | None:
     """The row with only its last answer labelled, and the same answer behind nothing but the template's opening."""
-    if not answer_of(messages):
+    if not answer_of(messages) or messages[-1].get("train") is False:
         return None
     row = chat.tokenize(messages, tokenizer)
     ids, trained = row["input_ids"], [label != IGNORED for label in row["labels"]]
@@ -239,6 +239,13 @@ def _opening(prompt: Messages, tokenizer: Any, ids: list[int]) -> list[int]:
     header = tokenizer(asked[len(bare) :] if asked.startswith(bare) else "", add_special_tokens=False)["input_ids"]
     start = [tokenizer.bos_token_id] if ids[:1] == [tokenizer.bos_token_id] else []
     return list(header if header[:1] == start else [*start, *header])
+
+
+def messages_of(examples: Any) -> list[Messages]:
+    """The messages of all rows; where a row has schemas, these and its calls are written into the text."""
+    schemas = examples["tools"] if "tools" in examples.column_names else itertools.repeat(None)
+    pairs = zip(examples["messages"], schemas, strict=False)
+    return [chat.fold_tools(messages, tools) if tools else messages for messages, tools in pairs]
 
 
 def answer_of(messages: Messages) -> str:

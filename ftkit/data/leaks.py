@@ -83,7 +83,8 @@ def leakage(train: Any, test: Any, *, threshold: float | None = similarity.THRES
     5-grams of at least `threshold`, 0 to 1; None looks for exact overlaps alone, in a fraction of the time. A pair is
     listed once, on the larger part that agrees.
     """
-    both, cut = combined([part.select_columns(["messages"]) for part in (train, test)]), len(train)
+    read = [name for name in ("messages", "text") if name in train.column_names and name in test.column_names]
+    both, cut = combined([part.select_columns(read) for part in (train, test)]), len(train)
     skipped = 0
     exact: dict[tuple[int, int], Overlap] = {}
     near: dict[tuple[int, int], Overlap] = {}

@@ -43,13 +43,19 @@ class Texts(Sequence[str]):
         if isinstance(i, slice):
             return [self[place] for place in range(*i.indices(len(self)))]
         part, row = divmod(range(len(self))[i], len(self._examples))
-        return text_of(self._examples[row]["messages"], self._parts[part])
+        example = self._examples[row]
+        return _text(example["messages"], example.get("text"), self._parts[part])
 
     def __iter__(self) -> Iterator[str]:
         for part in self._parts:
             for start in range(0, len(self._examples), _TEXTS_BATCH):
                 rows = self._examples[start : start + _TEXTS_BATCH]
-                yield from (text_of(messages, part) for messages in rows["messages"])
+                documents = rows.get("text", [None] * len(rows["messages"]))
+                yield from (_text(*row, part) for row in zip(rows["messages"], documents, strict=True))
+
+
+def _text(messages: Sequence[Mapping[str, Any]], document: str | None, part: str) -> str:
+    return text_of(messages, part) if messages else document or ""
 
 
 def text_of(messages: Sequence[Mapping[str, Any]], part: str = "all") -> str:

@@ -226,3 +226,17 @@ def test_the_bundled_model_rates_behind_a_real_server(served, tmp_path):
 def test_a_real_server_without_the_model_is_explained(served):
     with pytest.raises(ModelError, match=rf"(?s)Row 1 .*{served.url}.*'nobody/nothing'"):
         cleaning.rate(served.url, "nobody/nothing")(ROWS[:1])
+
+
+def test_a_judge_reads_the_schemas_of_a_row(judge):
+    call = [{"type": "function", "function": {"name": "tide", "arguments": {"port": "Brest"}}}]
+    tools = [{"type": "function", "function": {"name": "tide", "description": "High water", "parameters": {}}}]
+    tool_turns = [{"role": "user", "content": "High water?"}, {"role": "assistant", "content": "", "tool_calls": call}]
+    examples = data.load_examples([{"messages": tool_turns, "tools": tools}, {"messages": turns("Add 1 and 1.", "2.")}])
+    judge.reply = lambda body: (200, "Rating: 4")
+    chosen = cleaning.select(examples, cleaning.rate(judge.url, "tiny"), 1.0)
+    assert chosen.scores == (4, 4)
+    first, second = map(sent, judge.asked)
+    assert "High water" in first.partition("[user]")[0].partition("<example>")[2]
+    assert '"port": "Brest"' in first
+    assert "<tools>" not in second

@@ -256,6 +256,7 @@ def test_rows_without_a_score_are_counted_and_never_chosen():
 )
 def test_no_row_left_behind_scores_better_than_a_chosen_one(scores, share, seed):
     class Rows(list):  # the few methods of a Dataset that select needs, so that a thousand draws stay fast
+        column_names = ("messages",)
         select = lambda self, picked: [self[i] for i in picked]  # noqa: E731
         __getitem__ = lambda self, key: list(self) if key == "messages" else list.__getitem__(self, key)  # noqa: E731
 
