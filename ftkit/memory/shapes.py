@@ -244,8 +244,8 @@ def _built(text: str, who: str) -> ModelShape:
     try:
         config = CONFIG_MAPPING[facts["model_type"]].from_dict(kept)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (KeyError, ValueError, TypeError, StrictDataclassError) as error:
+            model = models.pretrained(AutoModelForCausalLM, config)
+    except (KeyError, ValueError, TypeError, StrictDataclassError, ModelError) as error:
         raise _not_described(who, "transformers builds no language model from its config") from error
     matrices = _matrices(model)
     inside = config.num_hidden_layers * sum(inputs * outputs for inputs, outputs in matrices.values())
