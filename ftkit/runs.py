@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import tempfile
 import time
 import unicodedata
@@ -191,7 +192,8 @@ class Run:
         known = self.facts
         done = [name for name in known.get("finished", []) if name != step] + [step]
         merged = known | {"format": FORMAT, "finished": done, "versions": versions(), step: facts}
-        self._refuse_unmarked()
+        if (self / "run.json").exists():
+            self._refuse_unmarked()
         self._write(merged)
 
     def reopen(self, step: str) -> None:
@@ -246,6 +248,12 @@ class Run:
         listed = [path.relative_to(self.path) for path in own if "checkpoints" not in path.parts]
         rows = [(path, _size(self.path / path)) for path in listed]
         return tables.Table(("file", "size"), rows, caption=f"Run {self.path}")._repr_html_()
+
+
+def remove(path: Path) -> None:
+    """Delete a run folder; one without ftkit's mark, or a link to one, stays."""
+    if (path / MARK).is_file() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _no_name(name: Any, root: Path) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 from ftkit import files
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, FtkitWarning, StorageError
-from ftkit.files import problem
+from ftkit.files import problem as problem
 from ftkit.runs import Run
 
 # What a mirror holds beside checkpoints; run.json comes last, since it says what is finished.
@@ -28,7 +28,7 @@ _FACTS = {
     "base_model": "another base_model",
     "backend": "another backend",
     "base_weights": "other weights of the base model, under the same name",
-    "token_digest": "other tokens or labels: another chat template, another tokenizer, or other rows of a changed version",
+    "token_digest": "other tokens or labels, of another chat template or tokenizer",
 }
 
 

@@ -292,7 +292,7 @@ def _take_best(loop: Any, recorder: Recorder) -> None:
     place, best, last = recorder.run / "checkpoints" / "best", recorder.best_step, loop.state.global_step
     if best == last:
         return
-    if (why := checkpoints.problem(place)) is None and checkpoints.mark(place)["step"] == best:
+    if (why := files.problem(place)) is None and checkpoints.mark(place)["step"] == best:
         trainer.put_back(loop.model, place)
         return
     warnings.warn(

@@ -136,7 +136,7 @@ def test_the_settings_in_the_mark_count_and_not_a_file_edited_since(tmp_path):
         ("base_model", r"another base_model \(m then, x now\)"),
         ("backend", r"another backend \(transformers then, x now\)"),
         ("base_weights", r"other weights of the base model, under the same name \(w then, x now\)"),
-        ("token_digest", "other tokens or labels: another chat template"),
+        ("token_digest", "other tokens or labels, of another chat template"),
     ],
 )
 def test_every_fact_that_differs_is_named(tmp_path, fact, said):

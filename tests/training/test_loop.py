@@ -571,7 +571,7 @@ def test_the_last_good_checkpoint_stays_when_the_weights_are_spoiled_later(token
             with torch.no_grad():
                 model.lm_head.weight[0, 0] = float("inf")
 
-    with pytest.raises(TrainingError, match="The last good checkpoint is .*checkpoint-2"):
+    with pytest.raises(TrainingError, match=r"The last good checkpoint is .*checkpoint-2\. Start"):
         train(model, tokenizer, splits, toy_config.replace(eval_steps=0), run, watch=spoil)
     assert newest(run / "checkpoints").name == "checkpoint-2"
 
