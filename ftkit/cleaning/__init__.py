@@ -10,7 +10,7 @@ from ftkit.cleaning.balancing import balance, diversity, mix
 from ftkit.cleaning.cleaning import clean, default_rules
 from ftkit.cleaning.plots import plot_before_after, plot_cleaned
 from ftkit.cleaning.privacy import personal_data
-from ftkit.cleaning.raters import rate
+from ftkit.cleaning.raters import load_reward_model, rate, reward_model
 from ftkit.cleaning.rules import Rule, Ruling, exact_duplicates, length, near_duplicates, quality
 from ftkit.cleaning.scores import ifd, select
 
@@ -27,6 +27,7 @@ __all__ = [
     "exact_duplicates",
     "ifd",
     "length",
+    "load_reward_model",
     "mix",
     "near_duplicates",
     "personal_data",
@@ -34,5 +35,6 @@ __all__ = [
     "plot_cleaned",
     "quality",
     "rate",
+    "reward_model",
     "select",
 ]

@@ -1,17 +1,22 @@
-"""Scores from a model that judges: an LLM asked with a rubric from 1 to 5.
+"""Scores from models that judge: an LLM asked with a rubric from 1 to 5, and a reward model.
 
-A score function for `select` and `quality`: rows in, one score a row out. How a server is asked, and how replies are
-kept, is `models.Endpoint`'s business.
+Both are score functions for `select` and `quality`: rows in, one score a row out. How a server is asked, and how
+replies are kept, is `models.Endpoint`'s business.
 """
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from ftkit import models
+from ftkit import chat, models
 from ftkit.chat import Messages
-from ftkit.cleaning.scores import ScoreFn, answer_of
+from ftkit.cleaning.scores import ScoreFn, answer_of, each
 from ftkit.data import text_of
+from ftkit.errors import ModelError
+from ftkit.hardware import detect
 
 RUBRIC = """You grade examples that a language model may be trained on. Judge only the last answer, by four questions:
 1. Does it follow the instruction, with every format and limit that was asked for?
@@ -48,15 +53,24 @@ def rate(
 ) -> ScoreFn:
     """Score each example from 1 to 5 by a model behind an OpenAI-compatible server, at temperature 0.
 
-    The `rubric` says what to judge by and asks for a last line `Rating: N`. A reply without one counts as None, and
-    stays so in the cache until `retry_failed`. All other settings, and what is raised, are as in `models.Endpoint`.
+    A reply without a rating counts as None, and stays so in the cache until `retry_failed`. Settings that are not named
+    here, and what is raised, are as in `models.Endpoint`.
+
+    Args:
+        base_url: of the server's API, such as `http://127.0.0.1:8000/v1`.
+        model: the name that the server knows it by.
+        api_key: sent to that URL alone.
+        rubric: what to judge by; must ask for a last line `Rating: N`.
+        cache: a JSONL file that keeps what the model said.
+        concurrency: requests at once.
+        timeout_s: of one request.
+        retry_failed: ask again where the cached reply held no rating.
     """
     endpoint = models.Endpoint(base_url, model, api_key, cache, concurrency, timeout_s)
-
-    def usable(reply: str) -> bool:
-        return rating(reply) is not None or not retry_failed
+    usable = has_rating if retry_failed else None
 
     def score(rows: Sequence[Messages]) -> list[float | None]:
+        """One score a row, in order."""
         questions = [_question(rubric, messages) if answer_of(messages) else "" for messages in rows]
         return [rating(reply) for reply in endpoint.ask(questions, noun="row", usable=usable)]
 
@@ -72,7 +86,100 @@ def rating(reply: str) -> int | None:
     return int(value[1])
 
 
+def has_rating(reply: str) -> bool:
+    """Whether a reply says a number from 1 to 5 where the rubric wants it."""
+    return rating(reply) is not None
+
+
 def _question(rubric: str, messages: Messages) -> str:
     turns = "\n".join(f"[{m['role']}]\n{text_of([m])}" for m in messages)
     ending = "Now grade the last answer. End with the line Rating: N, where N is 1, 2, 3, 4 or 5.\n"
     return f"{rubric}\n\n<example>\n{turns}\n</example>\n\n{ending}"
+
+
+def reward_model(model: Any, tokenizer: Any, batch_size: int = 8) -> ScoreFn:
+    """Score by a reward model with one output; the chat is rendered with its own template, and rewards have no bounds.
+
+    None are rows that do not end with an answer, exceed the model's context, or are refused by the template.
+
+    Raises:
+        ModelError: a model with several outputs.
+    """
+    _check_outputs(model.config, type(model).__name__)
+
+    def score(rows: Sequence[Messages]) -> list[float | None]:
+        """One score a row, in order."""
+        ids = each(rows, lambda messages: _whole_chat(messages, tokenizer, models.context_tokens(model)))
+        kept = [(i, row) for i, row in enumerate(ids) if row]
+        seen = set().union(*(row for _, row in kept))
+        pad = tokenizer.pad_token_id
+        if pad is None or pad in seen:  # the head reads the last token that is no padding: take one that no row holds
+            pad = next(i for i in range(len(seen) + 1) if i not in seen)
+        scores: list[float | None] = [None] * len(rows)
+        with models.evaluating(model), _padding_with(model, pad):
+            for picked in models.batches([len(row) for _, row in kept], batch_size):
+                tokens, mask = models.padded([kept[k][1] for k in picked], pad, model.device)
+                rewards = model(input_ids=tokens, attention_mask=mask).logits[:, 0].float().tolist()
+                for k, reward in zip(picked, rewards, strict=True):
+                    scores[kept[k][0]] = reward if math.isfinite(reward) else None
+        return scores
+
+    return score
+
+
+def load_reward_model(name: str | Path) -> tuple[Any, Any]:
+    """Load a reward model and its tokenizer, in 16-bit where this machine computes in it.
+
+    Weights come from safetensors alone, and no code from a model's repository is ever run.
+
+    Raises:
+        ModelError: unknown, gated, out of reach, without safetensors; with several outputs, or one never trained.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    source, hardware = models.resolve(str(name)), detect()
+    on_gpu = hardware.device == "cuda"
+    half = torch.float16 if on_gpu else torch.float32
+    with models.quietly(enabled=Path(source).is_dir()):
+        _check_outputs(models.pretrained(AutoConfig, source), str(name))
+        model, info = models.pretrained(
+            AutoModelForSequenceClassification,
+            source,
+            dtype=torch.bfloat16 if hardware.bf16 else half,
+            output_loading_info=True,
+            device_map={"": 0} if on_gpu else "cpu",
+        )
+        tokenizer = models.pretrained(AutoTokenizer, source)
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{str(name)!r} has no weights for {', '.join(missing[:3])}, so its rewards would be random. "
+            "Take a model that was trained as a reward model."
+        )
+    return model, tokenizer
+
+
+def _whole_chat(messages: Messages, tokenizer: Any, context: int | None) -> list[int] | None:
+    if not answer_of(messages):
+        return None
+    ids = list(tokenizer(chat.render(messages, tokenizer), add_special_tokens=False)["input_ids"])
+    return None if context and len(ids) > context else ids
+
+
+def _check_outputs(config: Any, name: str) -> None:
+    if config.num_labels != 1:
+        raise ModelError(
+            f"{name} has {config.num_labels} outputs; a reward model has one (num_labels=1). A classifier's labels are "
+            "no ranking: take a reward model, or write a score function that reads the label you want."
+        )
+
+
+@contextmanager
+def _padding_with(model: Any, pad: int) -> Iterator[None]:
+    """Let the model's config name `pad` as padding inside the block."""
+    config = model.config.get_text_config()
+    before, config.pad_token_id = config.pad_token_id, pad
+    try:
+        yield
+    finally:
+        config.pad_token_id = before

@@ -13,7 +13,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ftkit import chat, data, tables
 from ftkit.chat import IGNORED, Messages
@@ -21,6 +21,7 @@ from ftkit.errors import DataError, FtkitWarning
 from ftkit.models import TokenRow, answer_nll, context_tokens
 from ftkit.tables import Table
 
+_T = TypeVar("_T")
 ScoreFn = Callable[[Sequence[Messages]], Sequence[float | None]]
 _REPEATED = 0.3  # share of repeated lines at which Gopher drops a document (Rae et al. 2021, arXiv:2112.11446, A1)
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
@@ -85,19 +86,7 @@ def ifd(model: Any, tokenizer: Any, batch_size: int = 8, *, limit: float = 1.0) 
     """
 
     def score(rows: Sequence[Messages]) -> list[float | None]:
-        pairs: list[tuple[TokenRow, TokenRow] | None] = []
-        refused: list[DataError] = []
-        for messages in rows:
-            try:
-                pairs.append(_with_and_without(messages, tokenizer, context_tokens(model)))
-            except DataError as error:  # the template refuses this row
-                pairs.append(None)
-                refused.append(error)
-        if refused and len(refused) == len(rows):
-            raise refused[0]
-        if refused:
-            said = f"{len(refused)} of {len(rows)} rows get no score. The first: {refused[0]}"
-            warnings.warn(said, FtkitWarning, stacklevel=3)
+        pairs = each(rows, lambda messages: _with_and_without(messages, tokenizer, context_tokens(model)))
         sums = iter(answer_nll(model, list(itertools.chain.from_iterable(filter(None, pairs))), batch_size=batch_size))
         ratios = [next(sums)[0] / (next(sums)[0] or math.nan) if pair else math.nan for pair in pairs]
         return [ratio if ratio <= limit else None for ratio in ratios]
@@ -239,6 +228,24 @@ def _opening(prompt: Messages, tokenizer: Any, ids: list[int]) -> list[int]:
     header = tokenizer(asked[len(bare) :] if asked.startswith(bare) else "", add_special_tokens=False)["input_ids"]
     start = [tokenizer.bos_token_id] if ids[:1] == [tokenizer.bos_token_id] else []
     return list(header if header[:1] == start else [*start, *header])
+
+
+def each(rows: Sequence[Messages], make: Callable[[Messages], _T | None]) -> list[_T | None]:
+    """Apply `make` to each row, None where the template refuses it; warns, and raises when it refuses all."""
+    made: list[_T | None] = []
+    refused: list[DataError] = []
+    for messages in rows:
+        try:
+            made.append(make(messages))
+        except DataError as error:
+            made.append(None)
+            refused.append(error)
+    if refused and len(refused) == len(rows):
+        raise refused[0]
+    if refused:
+        said = f"{len(refused)} of {len(rows)} rows get no score. The first: {refused[0]}"
+        warnings.warn(said, FtkitWarning, stacklevel=4)
+    return made
 
 
 def messages_of(examples: Any) -> list[Messages]:

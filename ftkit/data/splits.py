@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import random
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -193,26 +192,23 @@ def _shorter(examples: Any, characters: int) -> list[int]:
 def save(splits: Splits, run: Run) -> Path:
     """Write `data/train.jsonl`, `val.jsonl` and `test.jsonl` into the run folder, with all their columns.
 
-    Tool calls and schemas are written as objects. Each file appears whole or not at all.
+    Tool calls and schemas are written as objects. The three appear together or not at all.
 
     Raises:
         DataError: a part without rows, or rows that are no chats; numbers the first.
-        StorageError: the disk is full or the folder cannot be written.
+        StorageError: `data` holds files that were not saved by this function, or were edited since; the disk is full
+            or the folder cannot be written.
     """
-    for name in NAMES:
-        path = run / f"data/{name}.jsonl"
-        part = getattr(splits, name)
-        if len(part) == 0:
-            raise DataError(f"{name} has no rows.")
-        with files.disk_errors_explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-                working = Path(folder) / path.name
-                with working.open("w", encoding="utf-8", newline="\n") as file:
-                    file.writelines(_lines(name, part))
-                    file.flush()
-                    os.fsync(file.fileno())
-                working.replace(path)
+    files.refuse_foreign(run / "data", edited=True)
+    with files.folder(run / "data") as working:
+        for name in NAMES:
+            part = getattr(splits, name)
+            if len(part) == 0:
+                raise DataError(f"{name} has no rows.")
+            with (working / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(_lines(name, part))
+                file.flush()
+                os.fsync(file.fileno())
     return run / "data"
 
 

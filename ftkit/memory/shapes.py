@@ -222,8 +222,8 @@ def _built(text: str, who: str) -> ModelShape:
     try:
         config = CONFIG_MAPPING[facts["model_type"]].from_dict(kept)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (KeyError, ValueError, TypeError, StrictDataclassError) as error:
+            model = models.pretrained(AutoModelForCausalLM, config)
+    except (KeyError, ValueError, TypeError, StrictDataclassError, ModelError) as error:
         raise _not_described(who, "transformers builds no language model from its config") from error
     # inputs and outputs of a layer's linear parts, by name; none where layers differ or use a name twice
     counts: Counter[tuple[str, tuple[int, int]]] = Counter()

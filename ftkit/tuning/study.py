@@ -10,21 +10,21 @@ import gc
 import json
 import math
 import random
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ftkit import data, models, tables
+from ftkit import data, models, runs, tables
 from ftkit.config import TrainConfig
 from ftkit.data import Splits
 from ftkit.errors import ConfigError, DataError, MissingExtra, PreflightError, TrainingError
 from ftkit.hardware import release_memory
 from ftkit.runs import Run
 from ftkit.tables import Table
-from ftkit.training import History, HistoryPoint, train
+from ftkit.training import History, HistoryPoint, all_in, train
+from ftkit.training import remove as remove_checkpoint
 from ftkit.tuning.space import Axis, Space, axes, combinations, short
 
 STATES = ("finished", "pruned", "diverged", "failed")
@@ -232,7 +232,8 @@ def _begin(run: Run, setup: dict[str, Any], space: tuple[Axis, ...], queue: list
     """Take up the study that stands in the folder, or start one whose first trials have the settings in `queue`."""
     if not resume:
         run.reopen("search")
-        shutil.rmtree(run / "trials", ignore_errors=True)
+        for place in (run / "trials").glob("*"):
+            runs.remove(place)
         (run / _JOURNAL).unlink(missing_ok=True)
     study = _study(run)
     before = study.user_attrs.get("setup", setup)
@@ -371,7 +372,8 @@ class _Task:
             study.tell(trial, value)
         else:  # one that diverged counts as cut off, so that the sampler keeps away
             study.tell(trial, state=states.FAIL if watcher.state == "failed" else states.PRUNED)
-        shutil.rmtree(place / "checkpoints", ignore_errors=True)
+        for checkpoint in all_in(place / "checkpoints"):
+            remove_checkpoint(checkpoint)
         return True
 
 

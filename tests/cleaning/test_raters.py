@@ -1,4 +1,4 @@
-"""A model that judges, behind a real HTTP server on loopback."""
+"""Models that judge: an LLM behind a real HTTP server on loopback, and a reward model with two layers."""
 
 import http.client
 import json
@@ -11,11 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from toys import chat, chat_server
 
-from ftkit import cleaning, models
+from ftkit import cleaning, data, models
 from ftkit.cleaning.raters import RUBRIC, rating
 from ftkit.errors import ModelError
 
@@ -149,6 +150,113 @@ def test_a_row_without_an_answer_is_not_asked(judge):
     assert len(judge.asked) == 1
 
 
+def toy_reward(tokenizer, **settings):
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    return LlamaForSequenceClassification(
+        LlamaConfig(
+            **{
+                "vocab_size": len(tokenizer),
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 256,
+                "num_labels": 1,
+                "pad_token_id": 0,
+                **settings,
+            }
+        )
+    ).eval()
+
+
+def rewards_by_hand(model, tokenizer, rows):
+    """One row at a time, read at its last token: no padding is involved."""
+    rewards = []
+    for row in rows:
+        ids = torch.tensor(
+            [tokenizer(tokenizer.apply_chat_template(row, tokenize=False), add_special_tokens=False)["input_ids"]]
+        )
+        with torch.no_grad():
+            rewards.append(float(model.score(model.model(input_ids=ids).last_hidden_state[0, -1])))
+    return rewards
+
+
+@pytest.mark.parametrize("pad", ["<|endoftext|>", "<|im_end|>", "\u010a", None])
+def test_rewards_equal_single_ones_whatever_pads(tokenizer, pad):
+    """Also where the pad token is the stop token, or the newline that ends each chat: the head would read too early."""
+    model = toy_reward(tokenizer)
+    rows = [turns("?" * n, "answer " * (1 + n % 3)) for n in (20, 1, 9, 33, 4)]
+    expected = rewards_by_hand(model, tokenizer, rows)
+    tokenizer.pad_token, model.config.pad_token_id = pad, None
+    assert cleaning.reward_model(model, tokenizer, batch_size=3)(rows) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert model.config.pad_token_id is None
+
+
+def test_rows_that_no_reward_can_be_had_for_are_none(tokenizer):
+    rows = [ROWS[0][:1], turns("x", "y" * 300), ROWS[1], turns("x", "")]
+    assert [s is not None for s in cleaning.reward_model(toy_reward(tokenizer), tokenizer)(rows)] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_a_saved_reward_model_scores_the_same_and_selects(tokenizer, tmp_path):
+
+    model = toy_reward(tokenizer)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
+    loaded = cleaning.load_reward_model(tmp_path)
+    assert cleaning.reward_model(*loaded)(ROWS) == pytest.approx(
+        rewards_by_hand(model, tokenizer, ROWS), rel=0.1, abs=0.02
+    )  # 16-bit
+    selection = cleaning.select(
+        data.load_examples([{"messages": row} for row in ROWS]), cleaning.reward_model(*loaded), 0.5
+    )
+    assert len(selection.chosen) == 2
+
+
+def test_several_outputs_are_refused(tokenizer, tmp_path):
+    model = toy_reward(tokenizer, num_labels=3)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"has 3 outputs; a reward model has one"):
+        cleaning.reward_model(model, tokenizer)
+    with pytest.raises(ModelError, match=r"has 3 outputs; a reward model has one"):
+        cleaning.load_reward_model(tmp_path)
+
+
+def test_a_chat_model_is_no_reward_model(model, tokenizer, tmp_path):
+    """Transformers would put a random head on it and say so in a log line."""
+    model.config.num_labels = 1
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"no weights for score.weight, so its rewards would be random"):
+        cleaning.load_reward_model(tmp_path)
+
+
+def test_pickled_weights_and_remote_code_are_refused(tokenizer, tmp_path):
+    model = toy_reward(tokenizer)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.Own", "AutoModelForSequenceClassification": "own.Own"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ModelError, match="code from a repository is never run"):
+        cleaning.load_reward_model(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="Pickled weights are not loaded"):
+        cleaning.load_reward_model(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """`transformers serve` with the bundled model on a free port of loopback: URL, model and a count of requests."""
@@ -226,17 +334,3 @@ def test_the_bundled_model_rates_behind_a_real_server(served, tmp_path):
 def test_a_real_server_without_the_model_is_explained(served):
     with pytest.raises(ModelError, match=rf"(?s)Row 1 .*{served.url}.*'nobody/nothing'"):
         cleaning.rate(served.url, "nobody/nothing")(ROWS[:1])
-
-
-def test_a_judge_reads_the_schemas_of_a_row(judge):
-    call = [{"type": "function", "function": {"name": "tide", "arguments": {"port": "Brest"}}}]
-    tools = [{"type": "function", "function": {"name": "tide", "description": "High water", "parameters": {}}}]
-    tool_turns = [{"role": "user", "content": "High water?"}, {"role": "assistant", "content": "", "tool_calls": call}]
-    examples = data.load_examples([{"messages": tool_turns, "tools": tools}, {"messages": turns("Add 1 and 1.", "2.")}])
-    judge.reply = lambda body: (200, "Rating: 4")
-    chosen = cleaning.select(examples, cleaning.rate(judge.url, "tiny"), 1.0)
-    assert chosen.scores == (4, 4)
-    first, second = map(sent, judge.asked)
-    assert "High water" in first.partition("[user]")[0].partition("<example>")[2]
-    assert '"port": "Brest"' in first
-    assert "<tools>" not in second

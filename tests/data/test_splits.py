@@ -186,7 +186,7 @@ def test_an_older_file_stays_whole_when_writing_fails(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="disk is full"):
         data.save(data.Splits(part.select([0]), part, part), run)
     assert (run / "data/train.jsonl").read_bytes() == before
-    assert sorted(path.name for path in (run / "data").iterdir()) == ["test.jsonl", "train.jsonl", "val.jsonl"]
+    assert sorted(path.name for path in (run / "data").glob("[!.]*")) == ["test.jsonl", "train.jsonl", "val.jsonl"]
 
 
 def test_a_part_that_cannot_be_written_is_named(tmp_path):
