@@ -154,6 +154,12 @@ class TrainConfig:
     group_by_length: bool = knob(
         False, "batches of examples of like length: less padding, the same order every epoch", group="length"
     )
+    train_on: str = knob(
+        "answers+reasoning",
+        "what of an assistant turn is trained: its reasoning too, or the answer alone",
+        group="length",
+        choices=("answers+reasoning", "answers"),
+    )
     packing: bool = knob(
         False, "several short examples in one row; needs a backend that keeps them apart", group="length"
     )

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import Any, overload
+from typing import Any
 
 from ftkit.errors import ConfigError
 
@@ -39,21 +39,23 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._examples) * len(self._parts)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
+    def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return [self[place] for place in range(*i.indices(len(self)))]
         part, row = divmod(range(len(self))[i], len(self._examples))
-        return text_of(self._examples[row]["messages"], self._parts[part])
+        example = self._examples[row]
+        return _text(example["messages"], example.get("text"), self._parts[part])
 
     def __iter__(self) -> Iterator[str]:
         for part in self._parts:
             for start in range(0, len(self._examples), _TEXTS_BATCH):
                 rows = self._examples[start : start + _TEXTS_BATCH]
-                yield from (text_of(messages, part) for messages in rows["messages"])
+                documents = rows.get("text", [None] * len(rows["messages"]))
+                yield from (_text(*row, part) for row in zip(rows["messages"], documents, strict=True))
+
+
+def _text(messages: Sequence[Mapping[str, Any]], document: str | None, part: str) -> str:
+    return text_of(messages, part) if messages else document or ""
 
 
 def text_of(messages: Sequence[Mapping[str, Any]], part: str = "all") -> str:
@@ -79,11 +81,9 @@ def words(text: str) -> list[str]:
 
 
 def word_shingles(text: str) -> Any:
-    """Sorted distinct 64-bit hashes of all word 5-grams; a shorter text is one shingle, an empty one has none.
+    """Sorted distinct 64-bit hashes (uint64) of all word 5-grams; a shorter text is one shingle, an empty one has none.
 
-    Returns:
-        An array of shape (distinct shingles,), dtype uint64. Two unequal shingles among a million share a hash about
-        once in 10^7 runs.
+    Two unequal shingles among a million share a hash about once in 10^7 runs.
     """
     import numpy as np
 
@@ -91,11 +91,7 @@ def word_shingles(text: str) -> Any:
 
 
 def flat_shingles(texts: Sequence[str]) -> tuple[Any, Any]:
-    """The shingles of many texts in one array, unsorted, with repetitions; text i has those from `offsets[i]` on.
-
-    Returns:
-        Arrays of shape (shingles of all texts,) and (texts + 1,), dtype uint64.
-    """
+    """The shingles of many texts in one array, unsorted, with repetitions, and the `offsets` at which text i begins."""
     import numpy as np
 
     hashes, sizes = _word_hashes(texts)
@@ -109,7 +105,10 @@ def flat_shingles(texts: Sequence[str]) -> tuple[Any, Any]:
         total = total * np.uint64(_MULTIPLIER) + padded[i : len(hashes) + i]
     total = total[starts]
     for short in np.flatnonzero((sizes > 0) & (sizes < WORDS)):  # what follows a short text belongs to the next one
-        total[offsets[short]] = _fold(hashes[begins[short] : begins[short] + sizes[short]].tolist())
+        folded = 0
+        for value in hashes[begins[short] : begins[short] + sizes[short]].tolist():
+            folded = (folded * _MULTIPLIER + value) % 2**64
+        total[offsets[short]] = folded
     return _spread(total), offsets.astype(np.uint64)
 
 
@@ -190,13 +189,6 @@ def _spread(values: Any) -> Any:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
-
-
-def _fold(hashes: Sequence[int]) -> int:
-    total = 0
-    for value in hashes:
-        total = (total * _MULTIPLIER + value) % 2**64
-    return total
 
 
 def jaccard(a: Any, b: Any) -> float:

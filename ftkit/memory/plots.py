@@ -27,11 +27,7 @@ def plot_parts(
 ) -> Any:
     """What takes the memory? One stacked bar a run, its range as a thin line, and the memory of cards as dashed lines.
 
-    Args:
-        estimates: by the name that the bar gets.
-        gpus: cards whose usable memory is drawn in.
-        room_gib: memory of this machine, drawn in as well.
-        ax: where to draw.
+    `estimates` come by the name that the bar gets; `room_gib` is the memory of this machine.
     """
     ax = axes(ax)
     bottom_up = list(estimates.values())[::-1]
@@ -69,15 +65,7 @@ def plot_over_length(
     gpus: Sequence[GPU] = (),
     ax: Any = None,
 ) -> Any:
-    """How does it grow with length? One line a set of settings; the band goes from low to high.
-
-    Args:
-        shape: the model.
-        configs: settings by the name that the line gets; their `max_length` is replaced.
-        lengths: tokens of the longest example.
-        gpus: cards whose usable memory is drawn in.
-        ax: where to draw.
-    """
+    """How does it grow with length? One line a set of settings, by its name; the band goes from low to high."""
     ax = axes(ax)
     colours = (BLUE, ORANGE, GREEN, _PINK, GREY)
     for (name, config), colour, mark in zip(configs.items(), colours, "osD^v", strict=False):
