@@ -434,7 +434,7 @@ def test_a_packed_file_that_fills_memory_is_refused(tmp_path, name, monkeypatch)
 
 
 def test_an_archive_with_a_password_is_refused(tmp_path):
-    path = tmp_path / "x.zip"
+    path = tmp_path / "x.jsonl.zip"
     packed(path, b"{}")
     content = bytearray(path.read_bytes())
     for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
