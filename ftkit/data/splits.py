@@ -21,11 +21,12 @@ from ftkit import files, tables
 from ftkit.data import readers, similarity
 from ftkit.data.formats import Messages, from_messages, plain
 from ftkit.data.loading import load_examples
-from ftkit.data.shingles import Texts
+from ftkit.data.shingles import Texts, chats
 from ftkit.errors import DataError, FtkitWarning
 from ftkit.runs import Run
 
 NAMES = ("train", "val", "test")
+_SORTED = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
 
 @tables.shown
@@ -113,7 +114,7 @@ def split(
     if not (all(0 < share < 1 for share in shares.values()) and sum(shares.values()) < 1):
         raise DataError(f"val={val}, test={test}: each wants a share between 0 and 1, together below 1.")
     whole = parts.get("train", examples)
-    keys = [_key(prompt(messages)) for messages in whole["messages"]]
+    keys = [_key(prompt(messages)) for messages in chats(whole)]
     together, repeats = _same_prompts(keys), None
     if near is not None:
         together, repeats = _twins(whole, together, near)
@@ -238,7 +239,7 @@ def _rooms(kinds: Counter[Any], wanted: int) -> Counter[Any]:
 
 
 def _shorter(examples: Any, characters: int) -> list[int]:
-    sizes = (sum(len(turn["content"] or "") for turn in messages) for messages in examples["messages"])
+    sizes = (sum(len(turn["content"] or "") for turn in messages) for messages in chats(examples))
     return [row for row, size in enumerate(sizes) if size < characters]
 
 
@@ -306,12 +307,11 @@ def digest(*parts: Any) -> str:
     """Twelve hex digits that change when any message of these datasets, or their order, changes."""
     running = hashlib.sha256()
     for part in parts:
-        for messages in part["messages"]:
-            running.update(json.dumps([plain(m) for m in messages], sort_keys=True, ensure_ascii=False).encode())
+        for messages in chats(part):
+            running.update(_SORTED([plain(m) for m in messages]).encode())
         running.update(b"\x00")
     return running.hexdigest()[:12]
 
 
 def _key(messages: Messages) -> str:
-    text = json.dumps(messages, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
+    return hashlib.blake2b(_SORTED(messages).encode("utf-8", "replace"), digest_size=12).hexdigest()
