@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import chat, chat_server
 
-from ftkit import cleaning, models
+from ftkit import cleaning, data, models
 from ftkit.cleaning.raters import RUBRIC, rating
 from ftkit.errors import ModelError
 
