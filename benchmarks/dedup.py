@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from ftkit import data
+from ftkit.data.similarity import join
 
 
 def corpus(rows: int, words: int, seed: int = 1) -> tuple[list[str], list[tuple[int, int]]]:
@@ -62,7 +63,7 @@ def with_datasketch(texts: list[str], bands: bool) -> tuple[float, list[int], li
         sketch.update_batch([" ".join(words[j : j + 5]).encode() for j in range(len(words) - 4)])
         pairs += [(int(j), i) for j in lsh.query(sketch)]
         lsh.insert(str(i), sketch)
-    return time.perf_counter() - began, data.join(len(texts), pairs), pairs
+    return time.perf_counter() - began, join(len(texts), pairs), pairs
 
 
 def alike(a: str, b: str) -> bool:

@@ -21,7 +21,8 @@ def main() -> None:
         models.BUNDLED, TrainConfig.for_hardware(machine, load_in_4bit=False, backend="transformers")
     )
     model.generation_config.min_new_tokens = 32
-    prompts = [data.prompt(m) for m in data.load_examples("invoices", split="test")["messages"][: options.prompts]]
+    examples = data.load_examples("invoices", split="test")
+    prompts = [data.prompt(examples[i]) for i in range(options.prompts)]
     generate(model, tokenizer, prompts[:2], max_new_tokens=32)
     print(f"{machine}\n{'batch':>5}  {'tokens/s':>8}  {'seconds':>7}")
     base = 0.0

@@ -1,28 +1,26 @@
 """Errors of the memory estimate on public measurements, beside what others say for the same runs.
 
-    python benchmarks/memory.py [--points FILE.csv] [--write]
+    python benchmarks/memory.py [--points FILE.csv]
 
 Each point is estimated with constants that were fitted without its model. `--points` takes any CSV with the columns of
-`ftkit.lessons.COLUMNS`; the constants are then those in use. `--write` renews the points that come with the package.
+`memory_points.COLUMNS`; the constants are then those in use.
 """
 
 import argparse
-import csv
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 
-from memory_fit import POINTS
+from memory_points import POINTS, read_points
 
-from ftkit import files
 from ftkit.hardware import GIB
-from ftkit.lessons import COLUMNS, Measurement, held_out, measurements
+from ftkit.lessons import held_out
+from ftkit.lessons.measured import Measurement
 from ftkit.memory import estimate_setup
 
 SAMPLES = Path(__file__).parents[1] / "ftkit/samples"
-PACKAGED = SAMPLES / "memory_points.json"
 OFTEN_REPEATED = json.loads((SAMPLES / "often_repeated.json").read_text())["hardware"]
 
 # https://github.com/hiyouga/LLaMA-Factory, README, hardware requirement (estimated).
@@ -106,28 +104,12 @@ def table(measured: Sequence[Measurement], guesses: Sequence[float]) -> list[Row
     return rows
 
 
-def write_packaged() -> None:
-    """Write the A and B points, with their sources listed once."""
-    with POINTS.open(encoding="utf-8", newline="") as file:
-        kept = [row for row in csv.DictReader(file) if row["quality"] in "AB"]
-    sources = list(dict.fromkeys(row["source"] for row in kept))
-    lines = [
-        json.dumps([str(sources.index(row["source"])) if name == "source" else row[name] for name in COLUMNS])
-        for row in kept
-    ]
-    head = f'{{\n "columns": {json.dumps(list(COLUMNS))},\n "sources": {json.dumps(sources, indent=2)},\n "rows": [\n'
-    files.write_text(PACKAGED, head + ",\n".join(f"  {line}" for line in lines) + "\n ]\n}\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=Path, default=POINTS)
-    parser.add_argument("--write", action="store_true")
     parser.add_argument("--each", action="store_true", help="also print every point")
     chosen = parser.parse_args()
-    if chosen.write:
-        write_packaged()
-    measured, left_out = measurements(chosen.points)
+    measured, left_out = read_points(chosen.points)
     if chosen.points == POINTS:
         pairs = held_out(measured)
         measured, guesses = [point for point, _ in pairs], [guess for _, guess in pairs]

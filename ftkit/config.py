@@ -4,10 +4,12 @@ Knows nothing of models, data or widgets. Names are TRL's for training and PEFT'
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
+import re
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,22 +18,7 @@ from ftkit.files import write_text
 from ftkit.hardware import Hardware
 from ftkit.tables import Table
 
-_ALIASES = {
-    "lr": "learning_rate",
-    "r": "lora_r",
-    "rank": "lora_r",
-    "alpha": "lora_alpha",
-    "dropout": "lora_dropout",
-    "epochs": "num_train_epochs",
-    "num_epochs": "num_train_epochs",
-    "steps": "max_steps",
-    "optimizer": "optim",
-    "batch_size": "per_device_train_batch_size",
-    "micro_batch_size": "per_device_train_batch_size",
-    "max_seq_length": "max_length",
-    "sequence_len": "max_length",
-    "lr_scheduler": "lr_scheduler_type",
-}
+_MOST_BYTES, _DEEPEST = 64 * 2**10, 10  # a config that `save` writes has four kilobytes, and lists alone
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -167,6 +154,12 @@ class TrainConfig:
     group_by_length: bool = knob(
         False, "batches of examples of like length: less padding, the same order every epoch", group="length"
     )
+    train_on: str = knob(
+        "answers+reasoning",
+        "what of an assistant turn is trained: its reasoning too, or the answer alone",
+        group="length",
+        choices=("answers+reasoning", "answers"),
+    )
     packing: bool = knob(
         False, "several short examples in one row; needs a backend that keeps them apart", group="length"
     )
@@ -207,8 +200,11 @@ class TrainConfig:
             object.__setattr__(self, "target_modules", tuple(targets))
         for spec in fields(self):  # weight_decay=0 and 0.0 are one setting, with one digest
             value: Any = getattr(self, spec.name)
-            if isinstance(spec.default, float) and isinstance(value, int | float) and not _problem(spec, value):
-                object.__setattr__(self, spec.name, float(value))  # NumPy's floats too, which YAML cannot write
+            kind: Any = str.__str__ if isinstance(value, str) else type(spec.default)
+            if isinstance(value, int | float | str) and not _problem(spec, value):
+                object.__setattr__(
+                    self, spec.name, kind(value)
+                )  # NumPy's floats and texts too, which YAML cannot write
         if problems := [problem for spec in fields(self) if (problem := _problem(spec, getattr(self, spec.name)))]:
             raise ConfigError("\n".join(problems))
         if self.max_steps == 0:
@@ -281,15 +277,18 @@ class TrainConfig:
 
         path = Path(path)
         try:
-            root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-            settings = _settings_with_lines(path, root)
+            with path.open("rb") as file:
+                text = file.read(_MOST_BYTES + 1)
         except FileNotFoundError as error:
             raise MissingArtifact(
                 f"{path} does not exist. TrainConfig().save({str(path)!r}) writes one to edit."
             ) from error
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be read ({error.strerror}). Give the path of a YAML file.") from error
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            why = getattr(error, "strerror", None) or error
+            raise ConfigError(f"{path} cannot be read ({why}). Give the path of a YAML file.") from error
+        try:
+            settings = _settings_with_lines(path, text)
+        except (yaml.YAMLError, UnicodeError, RecursionError) as error:
             raise ConfigError(f"{path} is not YAML: {error}") from error
         return cls(**settings)
 
@@ -302,27 +301,62 @@ class TrainConfig:
         return Table(("setting", "value", "what it does"), rows)._repr_html_()
 
 
-def _settings_with_lines(path: Path, root: Any) -> dict[str, Any]:
+def typed_value(text: str) -> Any:
+    """A value as YAML reads it: 60 is a number, auto is text, [a, b] a list.
+
+    Raises:
+        ConfigError: it does not parse, or is a date, a mapping, or anything else that is no plain value.
+    """
     import yaml
 
+    try:
+        root = _composed("The value", text.encode("utf-8", "surrogatepass"))
+        return None if root is None else _value(root)
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        way = """Text wants quotes of its own, such as '"a: b"'."""
+        raise ConfigError(f"{_short(text)} cannot be read as a value: {error}. {way}") from error
+
+
+def _composed(name: Any, text: bytes) -> Any:
+    """The root of YAML that is little work: not long, not deep, and nothing in it stands for something else."""
+    import yaml
+
+    if len(text) > _MOST_BYTES:
+        raise ConfigError(f"{name} is no config: it holds more than {_MOST_BYTES:,} bytes. Give YAML of a few lines.")
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST or isinstance(event, yaml.AliasEvent):
+            where = f"{name} is not YAML of settings: line {event.start_mark.line + 1}"  # type: ignore[union-attr]
+            raise ConfigError(f"{where} has values in values, or *names for them. Write plain `name: value` lines.")
+    return yaml.compose(text, Loader=yaml.SafeLoader)
+
+
+def _settings_with_lines(path: Path, text: bytes) -> dict[str, Any]:
+    import yaml
+
+    root = _composed(path, text)
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{path} line 1: wanted `name: value` lines, found a {root.id}.")
+        found = _short(root.value) if isinstance(root, yaml.ScalarNode) else "a list"
+        raise ConfigError(f"{path} line 1: wanted `name: value` lines, found {found}.")
     known, settings, problems = {spec.name: spec for spec in fields(TrainConfig)}, {}, []
-    loader = yaml.SafeLoader("")
     for key, node in root.value:
-        name, where = str(key.value), f"{path} line {key.start_mark.line + 1}: "
-        try:
-            value = loader.construct_object(node, deep=True)
-        except (ValueError, AttributeError):  # 2001-99-99, !!int abc, a number of thousands of digits
-            problems.append(f"{where}{name}={_short(node.value)} cannot be read as a value.")
+        where = f"{path} line {key.start_mark.line + 1}: "
+        if not isinstance(key, yaml.ScalarNode):
+            problems.append(f"{where}a list or mapping stands where a setting's name is wanted.")
             continue
-        if isinstance(value, str) and isinstance(getattr(known.get(name), "default", None), float):
-            value = _number(value)  # YAML reads 2e-4 as text: it wants 2.0e-4
+        name = key.value
         if name not in known:
             problems.append(where + _unknown(name))
-        elif name in settings:
+            continue
+        try:
+            value = _value(node)
+        except (TypeError, ValueError) as error:
+            problems.append(f"{where}{name}={error} cannot be read as a value.")
+            continue
+        if name in settings:
             problems.append(f"{where}{name} is set twice.")
         elif problem := _problem(known[name], value):
             problems.append(where + problem)
@@ -332,26 +366,72 @@ def _settings_with_lines(path: Path, root: Any) -> dict[str, Any]:
     return settings
 
 
-def _short(value: Any) -> str:
+def _value(node: Any) -> Any:
+    """None, a yes or no, a number, text, or a list of them; whatever else stands there, an error's text shows it."""
+    import yaml
+
+    if isinstance(node, yaml.SequenceNode) and node.tag.endswith("yaml.org,2002:seq"):
+        return [_value(item) for item in node.value]
+    if not isinstance(node, yaml.ScalarNode):
+        raise TypeError("{…}")
     try:
-        text = repr(value)
-    except ValueError:  # Python refuses to write whole numbers of more than 4,300 digits
-        return "a number of thousands of digits"
+        value = yaml.SafeLoader("").construct_object(node)
+    except (yaml.YAMLError, ValueError, AttributeError, LookupError, ArithmeticError) as error:  # !!bool x, 2001-99-99
+        raise ValueError(_short(node.value)) from error
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise TypeError(_short(node.value))
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)  # YAML reads 2e-4 as text: it wants 2.0e-4
+    return value
+
+
+def _short(value: Any, *, quoted: bool = True) -> str:
+    """A value as Python writes it, or without quotes as it is, with its end cut off where it is long."""
+    try:
+        text = repr(value) if quoted else str(value)
+    except (ValueError, RecursionError):  # whole numbers of more than 4,300 digits, lists within thousands of lists
+        return "a value of thousands of digits or brackets"
     return text if len(text) <= 60 else f"{text[:40]}… ({len(text):,} characters)"
 
 
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+@cache
+def _elsewhere() -> dict[str, Any]:
+    file = resources.files("ftkit").joinpath("samples/setting_names.json")
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _unknown(name: str) -> str:
-    names = [spec.name for spec in fields(TrainConfig)]
-    close = [_ALIASES[name]] if name in _ALIASES else difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"Did you mean {close[0]}?" if close else "help(TrainConfig) lists the settings."
-    return f"{name} is no setting. {hint}"
+    """What to say of a name that is no setting: what another tool's name is called here, or how it is spelt."""
+    elsewhere = _elsewhere()
+    plain = re.sub(r"[\W_]+", "_", name[:100].lower()).strip("_")  # --Lora-Rank as lora_rank
+    hints = [f"Did you mean {ours}?" for ours, theirs in elsewhere["same"].items() if plain in theirs]
+    hints += [sentence for sentence, theirs in elsewhere["instead"].items() if plain in theirs]
+    hints += [f"Did you mean {spec.name}?" for spec in fields(TrainConfig) if _is_misspelt(plain, spec.name)]
+    return f"{_short(name, quoted=False)} is no setting. {[*hints, 'help(TrainConfig) lists the settings.'][0]}"
+
+
+def _is_misspelt(typed: str, name: str) -> bool:
+    """Whether one or two letters of a name are wrong; another digit or short word is another name: load_in_8bit."""
+    if typed.replace("_", "") == name.replace("_", ""):
+        return True
+    if typed.count("_") != name.count("_") or re.findall(r"\d", typed) != re.findall(r"\d", name):
+        return False
+    pairs = zip(typed.split("_"), name.split("_"), strict=True)
+    edits = [(_edits(mine, right), len(right)) for mine, right in pairs if mine != right]
+    return sum(count for count, _ in edits) <= 2 and all(count <= size // 4 for count, size in edits)
+
+
+def _edits(a: str, b: str) -> int:
+    """Letters to leave out, add, replace or swap with a neighbour (optimal string alignment) until `a` is `b`."""
+    rows = [list(range(len(b) + 1))]
+    for i, mine in enumerate(a, 1):
+        rows.append([i])
+        for j, theirs in enumerate(b, 1):
+            best = min(rows[i - 1][j] + 1, rows[i][j - 1] + 1, rows[i - 1][j - 1] + (mine != theirs))
+            if i > 1 and j > 1 and (mine, a[i - 2]) == (b[j - 2], theirs):
+                best = min(best, rows[i - 2][j - 2] + 1)
+            rows[i].append(best)
+    return rows[-1][-1]
 
 
 def _problem(spec: "dataclasses.Field[Any]", value: Any) -> str | None:
@@ -360,22 +440,22 @@ def _problem(spec: "dataclasses.Field[Any]", value: Any) -> str | None:
     assert default is not MISSING
     if isinstance(value, list):  # YAML and JSON have no tuples
         value = tuple(value)
-    tail = f"({facts['help']}). The default is {default}."
+    tail, said = f"({facts['help']}). The default is {default}.", f"{spec.name}={_short(value)}"
     if facts["choices"]:
         known = isinstance(value, str) and value in facts["choices"]
-        return None if known else f"{spec.name}={value!r} is not one of {', '.join(facts['choices'])} {tail}"
+        return None if known else f"{said} is not one of {', '.join(facts['choices'])} {tail}"
     if isinstance(default, tuple):
         if isinstance(value, tuple) and value and all(isinstance(name, str) and name for name in value):
             return None
-        return f"{spec.name}={value!r} wants a list of names {tail}"
+        return f"{said} wants a list of names, such as {list(default[:2])} {tail}"
     if isinstance(default, bool):
-        return None if isinstance(value, bool) else f"{spec.name}={value!r} wants true or false {tail}"
+        return None if isinstance(value, bool) else f"{said} wants true or false {tail}"
     return _number_problem(spec.name, value, isinstance(default, int), facts["low"], facts["high"], tail)
 
 
 def _number_problem(name: str, value: Any, whole: bool, low: float, high: float, tail: str) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        return f"{name}={value!r} wants a {'whole ' if whole else ''}number {tail}"
+        return f"{name}={_short(value)} wants a {'whole ' if whole else ''}number {tail}"
     # NaN differs from itself; a whole number may be too large for a float
     if value != value or not low <= value <= high:
         return f"{name}={_short(value)} is outside {low:g} to {high:g} {tail}"
@@ -383,49 +463,12 @@ def _number_problem(name: str, value: Any, whole: bool, low: float, high: float,
 
 
 # Effort: what the run learns and how long it takes. Ranges: `TrainConfig`'s own typical ones.
-_EFFORTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "quick look": (
-        "does it learn at all? Twenty updates, a narrow adapter",
-        {
-            "lora_r": 8,
-            "lora_alpha": 16,
-            "max_steps": 20,
-            "num_train_epochs": 1.0,
-            "warmup_steps": 2,
-            "eval_steps": 10,
-            "save_steps": 10,
-            "max_eval_examples": 16,
-            "learning_rate": 2e-4,
-        },
-    ),
-    "balanced": (
-        "one pass over the data with the usual adapter",
-        {
-            "lora_r": 16,
-            "lora_alpha": 32,
-            "max_steps": -1,
-            "num_train_epochs": 1.0,
-            "warmup_steps": 10,
-            "eval_steps": 20,
-            "save_steps": 50,
-            "max_eval_examples": 100,
-            "learning_rate": 2e-4,
-        },
-    ),
-    "thorough": (
-        "three passes, a wide adapter, a gentler step size",
-        {
-            "lora_r": 32,
-            "lora_alpha": 64,
-            "max_steps": -1,
-            "num_train_epochs": 3.0,
-            "warmup_steps": 50,
-            "eval_steps": 50,
-            "save_steps": 100,
-            "max_eval_examples": 200,
-            "learning_rate": 1e-4,
-        },
-    ),
+_EFFORT = ["lora_r", "lora_alpha", "max_steps", "num_train_epochs", "warmup_steps", "eval_steps", "save_steps"]
+_EFFORT += ["max_eval_examples", "learning_rate"]
+_EFFORTS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "quick look": ("does it learn at all? Twenty updates, a narrow adapter", (8, 16, 20, 1.0, 2, 10, 10, 16, 2e-4)),
+    "balanced": ("one pass over the data with the usual adapter", (16, 32, -1, 1.0, 10, 20, 50, 100, 2e-4)),
+    "thorough": ("three passes, a wide adapter, a gentler step size", (32, 64, -1, 3.0, 50, 50, 100, 200, 1e-4)),
 }
 
 # Visible memory: what torch reports on the usual cloud machines, GiB.
@@ -436,26 +479,8 @@ MACHINES = {
 }
 
 # Memory against speed: what fits an 8B model in 4-bit there. Everything else is left as it is.
-_ROOM: dict[str, dict[str, Any]] = {
-    "T4": {
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 8,
-        "max_length": 1024,
-        "load_in_4bit": True,
-    },
-    "L4": {
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 4,
-        "max_length": 2048,
-        "load_in_4bit": True,
-    },
-    "A100": {
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        "max_length": 2048,
-        "load_in_4bit": False,
-    },
-}
+_ROOM = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "load_in_4bit")
+_ROOMS = {"T4": (1, 8, 1024, True), "L4": (2, 4, 2048, True), "A100": (8, 1, 2048, False)}
 
 EFFORTS = tuple(_EFFORTS)
 
@@ -484,10 +509,11 @@ def preset_settings(name: str) -> dict[str, Any]:
         ConfigError: no preset of that name.
     """
     if name in _EFFORTS:
-        return dict(_EFFORTS[name][1])
+        return dict(zip(_EFFORT, _EFFORTS[name][1], strict=True))
     machine = MACHINES[_known(name)]
     dtype = "bf16" if machine.bf16 else "fp16"
-    return {"dtype": dtype, "gradient_checkpointing": True, "optim": "adamw_8bit", **_ROOM[name]}
+    room = dict(zip(_ROOM, _ROOMS[name], strict=True))
+    return {"dtype": dtype, "gradient_checkpointing": True, "optim": "adamw_8bit", **room}
 
 
 def preset_variant(config: TrainConfig, name: str) -> TrainConfig:

@@ -8,23 +8,59 @@ FtkitError
 ├── DataError        (ValueError)         rows, files, formats, templates
 ├── ModelError       (OSError)            a base model or adapter that cannot be had
 ├── PreflightError   (RuntimeError)       a run that cannot work
-├── TrainingError    (RuntimeError)       a run that ended and trained nothing
+├── TrainingError    (RuntimeError)       a run that trained nothing, or no numbers
 ├── StorageError     (OSError)            a disk that is full, a folder that cannot be written
 ├── MissingArtifact  (FileNotFoundError)  a run folder lacks what an earlier step writes
 ├── MissingExtra     (ImportError)        a package that is not installed
-└── NotebookError    (RuntimeError)       a notebook that stopped at a cell
+└── NotebookError    (RuntimeError)       a notebook that is damaged or stopped at a cell
 ```
+
+Messages quote rows, settings and file names of other people: none of their characters moves a terminal's cursor, and a
+value of a million characters is cut.
 
 `colab.ColabError` stands outside: `colab` runs before anything but the standard library is there.
 """
+
+import re
+
+from ftkit.tables import message
+
+# Tokens of the Hub and of servers by their shape, the credentials in a URL, and values of what is called a secret.
+_SECRETS = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{10,}|(?:sk-|xox[abp]-|gh[oprsu]_|github_pat_|glpat-|AIza|AKIA)[\w-]{10,})"
+    r"|(?<=://)[^\s/@'\"]+(?=@)"
+    r"|(?i:(?P<name>(?:\w*api_?key|(?:hf|access|auth)_token|\btoken|passw(?:or)?d|\w*secret)(?:\"\s*:|=)\s*['\"]?"
+    r"|\bbearer\s+(?=\S{8}))(?!None\b|null\b|True\b|False\b)[^\s&,;'\")\]}]+)"
+)
+
+
+def without_secrets(text: str) -> str:
+    """The text with keys, tokens and passwords blotted out; no message, log or run.json repeats one."""
+    return _SECRETS.sub(lambda found: (found["name"] or "") + "…", text)
+
+
+def _hidden(arguments: tuple[object, ...]) -> list[object]:
+    return [without_secrets(given) if isinstance(given, str) else given for given in arguments]
 
 
 class FtkitWarning(UserWarning):
     """Something that a run survives and a reader should know."""
 
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*_hidden(arguments))
+
+    def __str__(self) -> str:
+        return message(super().__str__())
+
 
 class FtkitError(Exception):
-    """Base of all deliberate errors: the message names the value, the reason and the next step."""
+    """Base of all deliberate errors: the message names the value, the reason and the next step, and no secret."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*_hidden(arguments))
+
+    def __str__(self) -> str:
+        return message(super().__str__())
 
 
 class ConfigError(FtkitError, ValueError):
@@ -44,7 +80,7 @@ class PreflightError(FtkitError, RuntimeError):
 
 
 class TrainingError(FtkitError, RuntimeError):
-    """A run that went to its end and changed no weight."""
+    """A run that changed no weight, or whose weights are no numbers any more."""
 
 
 class StorageError(FtkitError, OSError):
@@ -60,4 +96,4 @@ class MissingExtra(FtkitError, ImportError):
 
 
 class NotebookError(FtkitError, RuntimeError):
-    """A notebook's cell raised; names the cell and its error."""
+    """A notebook cannot be read, or its cell raised; names the cell and its error."""

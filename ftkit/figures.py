@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit import files
+from ftkit.tables import flat
 
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#8c8c8c", "#D55E00"
 
@@ -59,6 +60,13 @@ def label(ax: Any, x: str, y: str, title: str) -> None:
     ax.set_ylabel(y)
     ax.set_title(title, loc="left")
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def plain(name: Any, longest: int = 40) -> str:
+    """Somebody's name as a label: a dollar sign begins no formula, a leading underscore does not hide it."""
+    text = flat(name)
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
+    return (" " + text if text.startswith("_") else text).replace("$", r"\$")
 
 
 def in_notebook() -> bool:

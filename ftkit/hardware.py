@@ -5,8 +5,12 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftkit.tables import escaped, visible
+
 GIB = 1024**3
 
+_CPU = Path("/proc/cpuinfo")
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # containers see the host's RAM, but may use only this much
 _BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -28,10 +32,10 @@ class Hardware:
     def __str__(self) -> str:
         capability = "" if self.compute_capability is None else f" · sm_{''.join(map(str, self.compute_capability))}"
         formats = "bf16" if self.bf16 else "no bf16"
-        return f"{self.name} · {self.memory_gib:.1f} GiB{capability} · {formats} · {self.cores} CPU cores"
+        return visible(f"{self.name} · {self.memory_gib:.1f} GiB{capability} · {formats} · {self.cores} CPU cores")
 
     def _repr_html_(self) -> str:
-        return f"<b>{self.device.upper()}</b> {self}"
+        return f"<b>{escaped(self.device.upper())}</b> {escaped(self)}"
 
 
 def detect() -> Hardware:
@@ -70,13 +74,13 @@ def free_gpu_memory_gib() -> float:
     return float(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()) / GIB
 
 
-_SLACK_GIB = 2.0
+_SLACK_GIB = 1.5
 
 _after_release = {"gib": 0.0}
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system once two GiB have gathered; does nothing where glibc is absent.
+    """Give freed memory back to the system once one and a half GiB have gathered; does nothing where glibc is absent.
 
     glibc would keep it, and a process that sees tensors of ever new sizes would only grow. Released at every step the
     pages would be fetched anew at every step, which costs more than the rest of the bookkeeping.
@@ -114,26 +118,28 @@ def _ram_gib() -> float:
     import psutil
 
     total = float(psutil.virtual_memory().total)
-    limit = Path("/sys/fs/cgroup/memory.max")  # containers see the host's RAM, but may use only this much
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+    if (text := _text(_MEMORY_LIMIT).strip()).isdecimal():
         total = min(total, float(text))
     return total / GIB
 
 
-def _cpu_info() -> str:
-    info = Path("/proc/cpuinfo")
-    return info.read_text(errors="replace") if info.exists() else ""
+def _text(path: Path) -> str:
+    """What the system says in a file, or nothing: containers hide some of them."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _cpu_name() -> str:
-    for line in _cpu_info().splitlines():
+    for line in _text(_CPU).splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
 
 
 def _cpu_has_bf16() -> bool:
-    for line in _cpu_info().splitlines():
+    for line in _text(_CPU).splitlines():
         if line.lower().startswith(("flags", "features")):
             return bool(_BF16_CPU_FLAGS & set(line.split()))
     return False

@@ -4,6 +4,7 @@ What a person would see grow on the page, the steps of a training, is told on th
 folder, so every notebook that trains is followed, and none has to know of it.
 """
 
+import csv
 import logging
 import os
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 from ftkit import files, runs
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, FtkitError, MissingArtifact, NotebookError
+from ftkit.tables import visible
 
 _LOOK_S = 5.0
 
@@ -37,7 +39,7 @@ def find(name: str) -> Path:
     Raises:
         MissingArtifact: none of that name (lists those that exist), or a package installed without its repository.
     """
-    if name.endswith(".ipynb") and Path(name).exists():
+    if name.endswith(".ipynb") and os.path.isfile(name):  # noqa: PTH113 - pathlib raises for a name that is too long
         return Path(name)
     roots = (Path.cwd(), Path.cwd().parent, Path(__file__).resolve().parent.parent)
     known = next((found for root in roots if (found := sorted(root.glob("notebooks/[0-9]*.ipynb")))), [])
@@ -56,9 +58,11 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> Executed:
 
     Raises:
         ConfigError: a parameter that the notebook does not declare (papermill alone would only warn).
-        NotebookError: a cell failed; the executed notebook up to there is kept.
+        NotebookError: it is damaged, or a cell failed; the executed notebook up to there is kept.
     """
     import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
 
     declared = declared_parameters(path)
     if unknown := set(parameters) - set(declared):
@@ -67,8 +71,10 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> Executed:
         output.mkdir(parents=True, exist_ok=True)
     notebook = output / path.name
     folder = path.resolve().parent
+    if notebook.resolve() == path.resolve():
+        raise ConfigError(f"{notebook} is the notebook itself. Choose another folder for its executed copy.")
     cwd = folder.parent if folder.name == "notebooks" else folder
-    named = parameters.get("run_root", "auto")
+    named = str(parameters.get("run_root", "auto"))
     root = runs.default_root() if named == "auto" else Path(named)
     os.environ["FTKIT_HEADLESS"] = "1"  # widgets show their defaults instead of waiting for a person
     logging.getLogger("papermill").setLevel(logging.ERROR)
@@ -86,14 +92,30 @@ def execute(path: Path, output: Path, parameters: dict[str, Any]) -> Executed:
         raise NotebookError(
             f"{path.name} cell {error.exec_count}: {error.ename}: {error.evalue}\nAs far as it came: {notebook}"
         ) from error
+    except (DeadKernelError, NoSuchKernel) as error:
+        raise NotebookError(
+            f"{path.name}: the Python that ran it ended ({error}). Memory may have run out: close other programs, or "
+            f"choose a smaller model. Where no kernel is found: pip install ipykernel.\nAs far as it came: {notebook}"
+        ) from error
     return Executed(notebook, _page(notebook))
 
 
 def declared_parameters(path: Path) -> tuple[str, ...]:
-    """Names in the cell tagged `parameters`."""
-    import papermill
+    """Names in the cell tagged `parameters`.
 
-    return tuple(papermill.inspect_notebook(str(path)))
+    Raises:
+        NotebookError: the file is no notebook, or a damaged one.
+    """
+    import papermill
+    from nbformat import ValidationError
+
+    try:
+        return tuple(papermill.inspect_notebook(str(path)))
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError, ValidationError) as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise NotebookError(
+            f"{path} is no notebook that can be read ({said}). Fetch it again, or mend its JSON."
+        ) from error
 
 
 def _page(notebook: Path) -> Path:
@@ -132,7 +154,7 @@ def _progress(root: Path) -> Iterator[None]:
         while not ended.wait(_LOOK_S):
             line = latest_step(root, began)
             if line and line != told:
-                sys.stderr.write(f"\n{line}")
+                sys.stderr.write(f"\n{visible(line)}")
                 sys.stderr.flush()
                 told = line
 
@@ -157,15 +179,14 @@ def latest_step(root: Path, since: float) -> str:
         newest = max(written, key=written.__getitem__, default=None)
         if newest is None or written[newest] < since:
             return ""
-        head, *lines = newest.read_text(encoding="utf-8").splitlines()
-        points = [dict(zip(head.split(","), line.split(","), strict=True)) for line in lines]
-        trained = [point for point in points if point["loss"]]
-        steps, seconds = int(trained[-1]["step"]), float(trained[-1]["seconds"])
+        with newest.open(encoding="utf-8", newline="") as file:
+            last = [point for point in csv.DictReader(file) if point["loss"]][-1]
+        steps, seconds, loss = int(last["step"]), float(last["seconds"]), float(last["loss"])
         total = TrainConfig.load(newest.parent / "config.yaml").max_steps
-    except (OSError, ValueError, LookupError, FtkitError):
+        left = f"about {seconds / steps * (total - steps) / 60:.1f} min left"
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, csv.Error, FtkitError):
         return ""  # half a line, or a run that is just being made: the next look will see it whole
-    reached = f"{newest.parent.name}: step {steps}"
+    reached, far = f"{newest.parent.name}: step {steps}", f"loss {loss:.3f}"
     if total <= 0:
-        return f"{reached} · loss {float(trained[-1]['loss']):.3f} · {seconds / 60:.1f} min so far"
-    left = seconds / steps * (total - steps)
-    return f"{reached} of {total} · loss {float(trained[-1]['loss']):.3f} · about {left / 60:.1f} min left"
+        return f"{reached} · {far} · {seconds / 60:.1f} min so far"
+    return f"{reached} of {total} · {far} · {left}"

@@ -1,23 +1,36 @@
 """The folder that notebooks share: whatever a later step needs is a file in it.
 
 A run survives being killed at any moment: files are written under temporary names and renamed, and `run.json`,
-which lists the finished steps, is written after everything that a step leaves behind.
+which lists the finished steps, is written after everything that a step leaves behind. A run folder carries a mark from
+its birth: in a folder without it nothing is overwritten or removed.
 """
 
 import json
 import os
 import platform
+import re
+import shutil
+import tempfile
 import time
+import unicodedata
+import warnings
 from dataclasses import dataclass
 from importlib import metadata, resources
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Self
 
 from ftkit import files, tables
 from ftkit.config import TrainConfig
-from ftkit.errors import DataError, MissingArtifact
+from ftkit.errors import ConfigError, DataError, FtkitWarning, MissingArtifact, StorageError, without_secrets
 
 FORMAT = 1
+
+MARK = ".ftkit-run"
+
+# What steps write into a run folder: none of it may be a link to a place outside.
+_OWN = ("checkpoints", "data", "adapter", "eval", "figures", "tensorboard", "config.yaml", "history.csv", "run.json")
+
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # a drive may belong to Windows
 
 _WRITTEN_BY = {
     "config.yaml": "training.train",
@@ -42,22 +55,32 @@ class Run:
 
     @classmethod
     def create(cls, name: str | None = None, root: str | Path | None = None) -> Self:
-        """Make `root/name`; an existing folder of that name is continued, not emptied.
+        """Make `root/name`; an existing run of that name is continued, not emptied.
 
+        A name is that of one folder; before it may stand folders that are there already, as in `"study/first"`.
         Without a name the folder is called after the moment. Without a root: `$FTKIT_RUN_ROOT`, Google Drive when it
         is mounted on Colab, else `runs`.
 
         Raises:
-            StorageError: the root cannot be written.
+            ConfigError: the name is not that of one folder.
+            StorageError: the root cannot be written, or a folder that ftkit did not make stands there.
         """
         root = Path(root) if root is not None else default_root()
-        path = root / (name or time.strftime("%Y%m%d-%H%M%S"))
-        with files.disk_errors_explained(path):
-            path.mkdir(parents=True, exist_ok=True)
-            probe = path / ".writable"
-            probe.touch()
-            probe.unlink(missing_ok=True)  # another process may have looked at the same moment
-        return cls(path)
+        name = time.strftime("%Y%m%d-%H%M%S") if name is None else name
+        if why := _no_name(name, root):
+            raise ConfigError(
+                f"{str(name)[:60]!r} is no name of a run: {why}. A run is one folder below its root, such as "
+                f"'invoices-2'; root={str(root)!r} says where."
+            )
+        run = cls(root / name)
+        with files.disk_errors_explained(run.path):
+            run.path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=run.path).close()  # can it be written?
+            if any(run.path.iterdir()):
+                run._refuse_unmarked()
+            else:
+                (run / MARK).touch()
+        return run
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -93,6 +116,32 @@ class Run:
         """A small finished run that comes with the package, read-only by custom: a start without training."""
         return cls(Path(str(resources.files("ftkit").joinpath("samples/run"))))
 
+    def refuse_foreign(self) -> None:
+        """Stand before every step that replaces or removes what is in the folder.
+
+        Raises:
+            StorageError: ftkit did not make the folder, or something in it is a link to another place.
+        """
+        self._refuse_unmarked()
+        if links := [name for name in (*_OWN, ".lock", ".soft-lock") if (self / name).is_symlink()]:
+            raise StorageError(
+                f"{self / links[0]} is a link. A run keeps to its own folder: remove the link, and choose the root of "
+                "the run where there is room."
+            )
+
+    def _refuse_unmarked(self) -> None:
+        if (self / MARK).is_file():
+            return
+        try:
+            if "ftkit" in self.facts.get("versions", {}):  # earlier versions set no mark
+                return
+        except (DataError, TypeError, OSError):
+            pass
+        raise StorageError(
+            f"{self.path} holds files, and ftkit did not make it: they might be overwritten. Choose another run name, "
+            "or move them away."
+        )
+
     def __truediv__(self, name: str) -> Path:
         """The path of a file in the run, whether or not it is there yet."""
         return self.path / name
@@ -119,7 +168,7 @@ class Run:
             return {}
         try:
             facts: Any = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5,000 digits
             raise DataError(
                 f"{path} is damaged ({error}). Delete it; the step that wrote it can be run again."
             ) from error
@@ -143,7 +192,9 @@ class Run:
         known = self.facts
         done = [name for name in known.get("finished", []) if name != step] + [step]
         merged = known | {"format": FORMAT, "finished": done, "versions": versions(), step: facts}
-        files.write_json(self.path / "run.json", merged)
+        if (self / "run.json").exists():
+            self._refuse_unmarked()
+        self._write(merged)
 
     def reopen(self, step: str) -> None:
         """Take back the mark of a step that is about to run again."""
@@ -151,7 +202,11 @@ class Run:
         if step in known.get("finished", []):
             known["finished"].remove(step)
             known.pop(step, None)
-            files.write_json(self.path / "run.json", known)
+            self._write(known)
+
+    def _write(self, facts: dict[str, Any]) -> None:
+        text = json.dumps(facts, indent=2, ensure_ascii=False)
+        files.write_text(self.path / "run.json", without_secrets(text) + "\n")
 
     def finished(self, step: str) -> bool:
         """Whether a step has been marked as done."""
@@ -159,7 +214,19 @@ class Run:
 
     @staticmethod
     def compare(a: "Run", b: "Run") -> dict[str, tuple[Any, Any]]:
-        """Settings and facts in which two runs differ, as `{name: (in a, in b)}`; versions are among them."""
+        """Settings and facts in which two runs differ, as `{name: (in a, in b)}`; versions are among them.
+
+        Runs of other versions are told in a warning: what differs may be the library, and not the settings.
+        """
+        old, new = (run.facts.get("versions", {}) for run in (a, b))
+        if old and new and (other := [name for name in _PACKAGES if old.get(name) != new.get(name)]):
+            listed = ", ".join(f"{name} {old.get(name, 'absent')} and {new.get(name, 'absent')}" for name in other)
+            warnings.warn(
+                f"{a.path.name} and {b.path.name} were made with other versions ({listed}): what differs between them "
+                "may come from there.",
+                FtkitWarning,
+                stacklevel=2,
+            )
         left, right = a._flat(), b._flat()
         return {k: (left.get(k), right.get(k)) for k in sorted(left | right) if left.get(k) != right.get(k)}
 
@@ -173,14 +240,41 @@ class Run:
         return flat
 
     def __str__(self) -> str:
-        done = ", ".join(self.facts.get("finished", [])) or "nothing finished yet"
-        return f"{self.path} ({done})"
+        done = ", ".join(map(str, self.facts.get("finished", []))) or "nothing finished yet"
+        return tables.visible(f"{self.path} ({done})")
 
     def _repr_html_(self) -> str:
         own = [path for path in sorted(self.path.rglob("*")) if path.is_file() and not path.name.startswith(".")]
         listed = [path.relative_to(self.path) for path in own if "checkpoints" not in path.parts]
         rows = [(path, _size(self.path / path)) for path in listed]
         return tables.Table(("file", "size"), rows, caption=f"Run {self.path}")._repr_html_()
+
+
+def remove(path: Path) -> None:
+    """Delete a run folder; one without ftkit's mark, or a link to one, stays."""
+    if (path / MARK).is_file() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _no_name(name: Any, root: Path) -> str | None:
+    """Why this cannot be the name of a run's folder, on this system or on the drive of another one."""
+    if not isinstance(name, str) or not name.strip():
+        return "it is empty" if isinstance(name, str) else "it is no text"
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+        return "it has control characters"
+    *above, last = name.split("/")
+    if PureWindowsPath(last).name != last or any(part in ("", ".", "..") for part in (*above, last)):
+        return "it leads to another folder"
+    if len(name.encode()) > 150:
+        return "it is longer than 150 bytes"
+    if last[0] in ". -" or last[-1] in ". ":
+        return "it begins with a dot, a space or a dash, or ends with a dot or a space"
+    if _RESERVED.fullmatch(last):
+        return "Windows reserves it for a device"
+    folder = root.joinpath(*above).resolve()
+    if above and not (folder.is_dir() and folder.is_relative_to(root.resolve())):
+        return f"there is no folder {'/'.join(above)} in its root"
+    return None
 
 
 def default_root() -> Path:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 Report = TypeVar("Report")
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # what a terminal obeys, and what nobody sees
+_LONG_LINE, _MANY_LINES = 1_500, 120
 _PROSE = "text-align:left;white-space:pre-wrap;vertical-align:top;max-width:28em"
 
 
@@ -82,7 +84,7 @@ def escaped(cell: Any) -> str:
 
 
 def visible(text: str) -> str:
-    """Text whose control characters, but for line breaks and tabs, are spelt out: `\\x1b` for a terminal's escape."""
+    """Text whose control and unseen characters are spelt out, as `\\x1b`; line breaks and tabs stay."""
     if text.isprintable():
         return text
     return "".join(_spelt(character) for character in text)
@@ -93,8 +95,16 @@ def flat(cell: Any) -> str:
     return visible(str(cell)).replace("\n", "⏎")
 
 
+def message(text: str) -> str:
+    """What a person is told: visible, and without the middle of a line or list that somebody's value made endless."""
+    lines = visible(text).split("\n")
+    if len(lines) > _MANY_LINES:
+        lines[_MANY_LINES - 20 : -20] = [f"… and {len(lines) - _MANY_LINES:,} more lines …"]
+    return "\n".join(line if len(line) <= _LONG_LINE else f"{line[:1000]} … {line[-400:]}" for line in lines)
+
+
 def _spelt(character: str) -> str:
-    if character in "\n\t" or unicodedata.category(character) not in {"Cc", "Cs", "Co", "Cf"}:
+    if character in "\n\t" or unicodedata.category(character) not in _HIDDEN:
         return character
     if character in "\u200d\ufe0f":  # joiners inside emoji and some scripts
         return character

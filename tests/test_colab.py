@@ -140,6 +140,22 @@ class TestConstraints:
         found = [want.name + want.spec for want in colab.wanted.__wrapped__()]
         assert found[:3] == ["trl>=1.14.2,<1.15", "optuna>=5,<6", "triton>=3.0"]
 
+    @pytest.mark.parametrize("text", ["project = [", "[project]\n", "project = 3\n", "\x00"])
+    def test_a_damaged_repository_is_named(self, tmp_path, monkeypatch, text):
+        """Half a clone: the message says which file."""
+        monkeypatch.setattr(colab, "__file__", str(tmp_path / "ftkit/colab.py"))
+        (tmp_path / "requirements.txt").write_text("trl>=1\n")
+        (tmp_path / "pyproject.toml").write_text(text)
+        with pytest.raises(colab.ColabError, match="Clone the repository anew"):
+            colab.wanted.__wrapped__()
+
+    def test_somebody_elses_pyproject_is_not_read(self, tmp_path, monkeypatch):
+        """A package may leave its own beside the installed kit."""
+        monkeypatch.setattr(colab, "__file__", str(tmp_path / "ftkit/colab.py"))
+        (tmp_path / "pyproject.toml").write_text("[project]\n")
+        monkeypatch.setattr(colab.metadata, "requires", lambda _: ["trl>=1"])
+        assert colab.wanted.__wrapped__()[0].name == "trl"
+
 
 class TestVersions:
     """The table of installed and wanted versions."""

@@ -2,13 +2,18 @@
 
 import copy
 import dataclasses
+import itertools
+import json
 import pickle
+import re
+import time
+from importlib import resources
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftkit.config import TrainConfig
+from ftkit.config import TrainConfig, typed_value
 from ftkit.errors import ConfigError, MissingArtifact
 from ftkit.hardware import Hardware
 
@@ -42,6 +47,95 @@ def test_all_problems_are_listed_at_once():
 def test_misspelt_name_gets_a_suggestion(wrong, right):
     with pytest.raises(ConfigError, match=f"{wrong} is no setting. Did you mean {right}"):
         TrainConfig(**{wrong: 1})
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("cutoff_len", "max_length"),
+        ("max_seq_len", "max_length"),
+        ("sequence_len", "max_length"),
+        ("lora_rank", "lora_r"),
+        ("r", "lora_r"),
+        ("lora_target", "target_modules"),
+        ("lora_target_linear", "target_modules"),
+        ("lora_target_modules", "target_modules"),
+        ("num_epochs", "num_train_epochs"),
+        ("micro_batch_size", "per_device_train_batch_size"),
+        ("warmup_ratio", "warmup_steps"),
+        ("bf16", "dtype: bf16"),
+        ("finetuning_type", "load_in_4bit"),
+        ("sample_packing", "packing"),
+        ("peft_use_dora", "use_dora"),
+        ("val_set_size", "data.split"),
+        ("template", "chat template"),
+        ("model_name_or_path", "--model"),
+        ("dataset", "--data"),
+        ("output_dir", "--run"),
+        ("rl", "supervised fine-tuning alone"),
+        ("wandb_project", "report_to"),
+        ("image_max_pixels", "text alone"),
+        ("--Max-Seq-Length", "max_length"),
+        ("Learning-Rate", "learning_rate"),
+        ("learningRate", "learning_rate"),
+    ],
+)
+def test_a_name_of_another_tool_leads_to_ours(theirs, ours):
+    """Of TRL, PEFT, Axolotl and LLaMA-Factory, however it is written."""
+    with pytest.raises(ConfigError, match=f"{theirs} is no setting") as caught:
+        TrainConfig(**{theirs: 1})
+    assert ours in str(caught.value)
+
+
+def settings_elsewhere():
+    names = json.loads((resources.files("ftkit") / "samples/setting_names.json").read_text(encoding="utf-8"))
+    return {ours: set(theirs) for ours, theirs in (names["same"] | names["instead"]).items()}
+
+
+def test_the_table_of_names_leads_to_settings_and_hides_none():
+    ours = {spec.name for spec in dataclasses.fields(TrainConfig)}
+    table = settings_elsewhere()
+    assert {name for name in table if " " not in name} <= ours
+    assert [theirs & ours for theirs in table.values() if theirs & ours] == []
+    listed = list(itertools.chain(*table.values()))
+    assert len(listed) == len(set(listed))
+    assert [name for name in listed if name != re.sub(r"[\W_]+", "_", name.lower())] == []
+    for advice in table:  # what a sentence tells to write is a setting
+        for name in re.findall(r"rite (\w+): ", advice):
+            assert name in ours
+
+
+@pytest.mark.slow
+def test_every_setting_of_trl_and_peft_is_ours_or_leads_to_no_wrong_one():
+    """A setting of theirs that has no counterpart gets no suggestion by likeness of letters."""
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+    known = set(
+        itertools.chain({spec.name for spec in dataclasses.fields(TrainConfig)}, *settings_elsewhere().values())
+    )
+    for spec in (*dataclasses.fields(SFTConfig), *dataclasses.fields(LoraConfig)):
+        if spec.name not in known:
+            with pytest.raises(ConfigError, match=r"is no setting. help\(TrainConfig\) lists"):
+                TrainConfig(**{spec.name: 1})
+
+
+@pytest.mark.parametrize("name", ["lora_s", "lora_b", "load_in_16bit", "min_length", "train_in", "max_depth", "", "é"])
+def test_a_likeness_of_letters_that_means_something_else_is_no_suggestion(name):
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(**{name: 1})
+    assert "Did you mean" not in str(caught.value)
+
+
+@given(st.sampled_from(dataclasses.fields(TrainConfig)), st.data())
+def test_two_swapped_letters_are_found(spec, data):
+    """Of every name, at every place inside a word of four letters or more."""
+    places = [m.start() + i for m in re.finditer(r"[a-z]{4,}", spec.name) for i in range(len(m.group()) - 1)]
+    place = data.draw(st.sampled_from(places or [0]))
+    typed = spec.name[:place] + spec.name[place : place + 2][::-1] + spec.name[place + 2 :]
+    if places and typed != spec.name:
+        with pytest.raises(ConfigError, match=f"Did you mean {spec.name}?"):
+            TrainConfig(**{typed: 1})
 
 
 def test_t4_computes_in_fp16_and_4bit():
@@ -170,6 +264,102 @@ def test_file_of_nested_brackets_is_refused(tmp_path):
     path.write_text("lora_r: " + "[" * 3000)
     with pytest.raises(ConfigError, match="is not YAML"):
         TrainConfig.load(path)
+
+
+BOMB = "lora_r: &a [x, x]\n" + "".join(f"k{i}: &k{i} [{','.join(['*a'] * 9)}]\n" for i in range(9))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BOMB, r"line 2 has values in values, or \*names"),
+        ("lora_r: " + "{a: " * 300, "line 1 has values in values"),
+        ("- " * 20_000, "has values in values"),
+        ("# " + "x" * 70_000, "holds more than"),
+        ("\x00\x01", "is not YAML"),
+        (b"\xff\xfe\x00", "is not YAML"),
+        ("? [lora_r]\n: 8\n", "line 1: a list or mapping stands where a setting's name"),
+        ("lora_r: !!python/object/apply:os.system [true]", "line 1: lora_r={…} cannot be read as a value"),
+        ("lora_r: !!python/name:os.system x", "line 1: lora_r='x' cannot be read as a value"),
+        ('lora_r: !!int ""', "line 1: lora_r='' cannot be read"),
+        ("packing: !!bool perhaps", "line 1: packing='perhaps' cannot be read"),
+        ("target_modules: [[q_proj]]", "line 1: target_modules=.* wants a list of names"),
+        ("dtype: {a: 1}", "line 1: dtype={…} cannot be read"),
+        ("dtype: " + "x" * 50_000, r"dtype='x{39}… \(50,002 characters\) is not one of"),
+        ("x" * 900 + ": 1", r"x{40}… \(900 characters\) is no setting"),
+        ("datasets:\n- path: rows.jsonl\n  type: alpaca\n", "line 1: datasets is no setting. .*--data FILE"),
+        ("lora_r: 8\n---\nlora_r: 9\n", "is not YAML"),
+        ("3: 4", "3 is no setting"),
+    ],
+    ids=range(18),
+)
+def test_a_file_of_whatever_kind_is_refused_soon_and_in_few_words(tmp_path, text, said):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=said) as caught:
+        TrainConfig.load(path)
+    assert len(str(caught.value)) < 2_000
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_that_notepad_saved_is_read(tmp_path, encoding):
+    path = tmp_path / "c.yaml"
+    path.write_bytes("learning_rate: 2e-4\r\nlora_r: 8\r\n".encode(encoding))
+    assert TrainConfig.load(path) == TrainConfig(lora_r=8)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_a_path_that_cannot_be_is_refused(name):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        TrainConfig.load(name)
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.just("x" * 10**6),
+    lambda inside: st.lists(inside) | st.tuples(inside) | st.dictionaries(st.text(), inside),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from([s.name for s in dataclasses.fields(TrainConfig)]) | st.text(), ODD, max_size=4))
+def test_whatever_is_given_is_a_config_or_refused_in_few_words(settings):
+    try:
+        config = TrainConfig(**settings)
+    except ConfigError as error:
+        assert len(str(error)) < 3_000
+    else:
+        assert config.replace(**settings) == config
+
+
+@given(st.text(max_size=60) | st.sampled_from(["2001-99-99", "!!int ''", "[&a x, *a]", "2e-4", "[q_proj, 1]", "a: b"]))
+def test_a_typed_value_is_plain_or_refused(text):
+    """On the command line: papermill writes it into a notebook as Python, and a config compares it with a range."""
+    try:
+        value = typed_value(text)
+    except ConfigError as error:
+        assert "cannot be read" in str(error)
+    else:
+        assert isinstance(value, type(None) | bool | int | float | str | list)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("60", 60), ("2e-4", 2e-4), ("auto", "auto"), ("[a, 1]", ["a", 1]), ("", None), ("'a: b'", "a: b")],
+)
+def test_a_typed_value_is_what_a_config_file_would_hold(text, value):
+    assert typed_value(text) == value
+    assert type(typed_value(text)) is type(value)
+
+
+def test_texts_of_numpy_are_plain_texts(tmp_path):
+    """YAML can write them."""
+    import numpy as np
+
+    config = TrainConfig(dtype=np.str_("bf16"), optim=np.str_("sgd"))
+    assert type(config.dtype) is str
+    assert TrainConfig.load(config.save(tmp_path / "c.yaml")) == config
 
 
 def test_folder_instead_of_a_file_is_refused(tmp_path):

@@ -51,16 +51,57 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     for name in ("one", "two"):
         with files.folder(tmp_path / "adapter") as working:
             (working / name).write_text("x")
-    assert [p.name for p in (tmp_path / "adapter").iterdir()] == ["two"]
+    assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [files.HIDDEN, "two"]
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_sweep_removes_what_a_killed_write_left_and_nothing_else(tmp_path):
-    for name in (".adapter.x1", ".history.csv.x2", ".other.x3", "adapter"):
+def test_sweep_removes_our_own_temporaries_and_nothing_else(tmp_path):
+    """An editor's swap file, a repository and somebody's backup begin with a dot as well."""
+    kept = [".git", ".history.csv.swp", ".adapter.bak", "adapter", "x.ftkit-tmp"]
+    for name in (*kept, ".adapter.x1.ftkit-tmp"):
         (tmp_path / name).mkdir()
-    (tmp_path / ".history.csv.x4").touch()
-    files.remove_leftovers(tmp_path, ("adapter", "history.csv"))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.x3", "adapter"]
+    (tmp_path / ".history.csv.x4.ftkit-tmp").touch()
+    (tmp_path / ".link.ftkit-tmp").symlink_to(tmp_path / "adapter")
+    files.remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("there", ["notes.txt", "deep/notes.txt", "ftkit.json", ".hidden"])
+def test_a_folder_of_somebody_else_is_not_replaced(tmp_path, there):
+    mine = tmp_path / "adapter" / there
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with (
+        pytest.raises(StorageError, match=rf"ftkit did not write what is in it: {there}"),
+        files.folder(tmp_path / "adapter"),
+    ):
+        pytest.fail("the block ran")
+    assert mine.read_text() == "mine"
+
+
+def test_a_stranger_in_a_folder_of_ours_keeps_it_from_being_replaced(tmp_path):
+    with files.folder(tmp_path / "adapter") as working:
+        (working / "one").write_text("x")
+    (tmp_path / "adapter/notes.txt").write_text("mine")
+    with pytest.raises(StorageError, match=r"notes\.txt"), files.folder(tmp_path / "adapter"):
+        pytest.fail("the block ran")
+
+
+def test_a_link_is_not_written_through(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "adapter").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="is a link"), files.folder(tmp_path / "adapter"):
+        pytest.fail("the block ran")
+
+
+def test_an_edited_file_is_told_where_that_matters(tmp_path):
+    with files.folder(tmp_path / "data") as working:
+        (working / "train.jsonl").write_text("x")
+    files.refuse_foreign(tmp_path / "data", edited=True)
+    (tmp_path / "data/train.jsonl").write_text("corrected by hand")
+    files.refuse_foreign(tmp_path / "data")
+    with pytest.raises(StorageError, match=r"train\.jsonl"):
+        files.refuse_foreign(tmp_path / "data", edited=True)
 
 
 def test_weights_that_do_not_fit_are_a_storage_error_and_leave_nothing(tmp_path):
@@ -82,3 +123,12 @@ def test_weights_that_do_not_fit_are_a_storage_error_and_leave_nothing(tmp_path)
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "adapter")], capture_output=True, text=True)
     assert "the disk is full or refuses a file of this size" in done.stdout, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "loop/x", "folder"], ids=["long", "nul", "loop", "folder"])
+def test_a_name_that_cannot_be_written_is_explained(tmp_path, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match=r"Cannot write .* Choose (another|a shorter)"):
+        files.write_text(tmp_path / name, "text")
+    assert {path.name for path in tmp_path.iterdir()} == {"loop", "folder"}

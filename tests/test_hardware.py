@@ -31,3 +31,16 @@ def test_cpu_bf16_is_what_unsloth_finds():
 @pytest.mark.skipif(hardware.detect().device != "cpu", reason="on a GPU the peak is the GPU's")
 def test_peak_memory_never_falls_below_the_present():
     assert hardware.peak_memory_gib() >= 0.95 * hardware.process_memory_gib()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"max\n", b"\xff\x00", "\u00b2".encode(), b"-1"])
+def test_what_the_system_says_of_itself_is_read_or_left_out(monkeypatch, tmp_path, content):
+    """Containers hide the files of the CPU and of the memory limit, or fill them in ways of their own."""
+    place = tmp_path / "said"
+    if content is not None:
+        place.write_bytes(content)
+    monkeypatch.setattr(hardware, "_CPU", place)
+    monkeypatch.setattr(hardware, "_MEMORY_LIMIT", place)
+    assert isinstance(hardware._cpu_name(), str)
+    assert hardware._cpu_has_bf16() is False
+    assert hardware._ram_gib() > 0.1

@@ -55,13 +55,73 @@ def test_a_parameter_that_is_not_declared_is_refused_before_the_run(tmp_path):
         headless.execute(notebook(tmp_path / "x.ipynb"), tmp_path / "out", {"sead": 1})
 
 
+def whole(**changes):
+    """A notebook's JSON with some of its parts replaced; `cell` replaces parts of its only cell."""
+    cell = {"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "source": "x = 1", "outputs": []}
+    cell |= {"execution_count": None} | changes.pop("cell", {})
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5} | changes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "null",
+        "{}",
+        "\x00",
+        "[" * 100_000,
+        whole(cells=3),
+        whole(cells=[None]),
+        whole(metadata=[]),
+        whole(metadata={}),
+        whole(nbformat=3),
+        whole(nbformat=99),
+        whole(nbformat="x"),
+        whole(cell={"source": 5}),
+        whole(cell={"metadata": None}),
+        whole(cell={"metadata": {"tags": 5}}),
+        whole(cell={"outputs": 3}),
+        whole().encode("utf-16"),
+        b"\x80\xff",
+    ],
+    ids=range(21),
+)
+def test_a_damaged_notebook_is_named_with_what_to_do(tmp_path, text):
+    path = tmp_path / "x.ipynb"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(NotebookError, match=r"x.ipynb is no notebook that can be read .* Fetch it again"):
+        headless.execute(path, tmp_path / "out", {})
+
+
+def test_the_executed_copy_never_takes_the_notebooks_place(tmp_path):
+    path = notebook(tmp_path / "x.ipynb", "1 + 1")
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"is the notebook itself. Choose another folder"):
+        headless.execute(path, tmp_path / ".", {})
+    assert path.read_bytes() == before
+
+
+def test_a_kernel_that_dies_is_one_message(tmp_path):
+    """As the system ends it when memory runs out."""
+    path = notebook(tmp_path / "x.ipynb", "import os; os._exit(9)")
+    with pytest.raises(NotebookError, match=r"x.ipynb: the Python that ran it ended .* Memory may have run out"):
+        headless.execute(path, tmp_path / "out", {"run_root": 5})
+
+
 def test_a_notebook_is_found_by_its_number_or_the_others_are_named():
     assert headless.find("00").stem == "00_quickstart"
     with pytest.raises(MissingArtifact, match="There are: 00_quickstart"):
         headless.find("99")
 
 
-@pytest.mark.parametrize("history", ["", "step,loss,val_loss,seconds\n", "step,loss,val_loss,seconds\n1,2."])
+@pytest.mark.parametrize(
+    "history",
+    ["", *(f"step,loss,val_loss,seconds\n{line}" for line in ("", "1,2.", "0,1.0,,5\n", "x,y,z,w\n", "1,\x00,,"))],
+)
 def test_a_run_that_is_just_being_made_tells_nothing_yet(tmp_path, history):
     (tmp_path / "demo").mkdir()
     TrainConfig(max_steps=10).save(tmp_path / "demo/config.yaml")

@@ -65,9 +65,14 @@ def test_versions_are_stored(tmp_path):
     assert {"python", "torch", "trl"} <= set(run.facts["versions"])
 
 
-def test_damaged_run_json_says_what_to_do(tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    ['{"finished": ["tra', "", b"\xff\xfe", b"\x00", "[" * 100_000, '{"finished": [], "x": ' + "9" * 5000 + "}"],
+    ids=range(6),
+)
+def test_damaged_run_json_says_what_to_do(tmp_path, text):
     run = Run.create("x", tmp_path)
-    (run / "run.json").write_text('{"finished": ["tra')
+    (run / "run.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match="Delete it"):
         _ = run.facts
 

@@ -28,7 +28,7 @@ HEAVY = (
     "yaml",
 )
 # The ground floor, lowest first: each file knows at most those before it.
-GROUND = ("errors", "tables", "files", "figures", "hardware", "config", "runs", "headless", "colab")
+GROUND = ("tables", "errors", "files", "figures", "hardware", "config", "runs", "headless", "colab")
 # Rooms of one floor may use each other from left to right; every floor may use the floors above it in this list.
 FLOORS = (
     ("data", "chat", "models"),

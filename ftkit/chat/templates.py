@@ -6,7 +6,10 @@ Tools go through the template as well. For a template that refuses a system turn
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ftkit.data import as_json, parse_calls, parse_tools, plain
@@ -15,6 +18,11 @@ from ftkit.errors import DataError
 Messages = Sequence[Mapping[str, Any]]
 
 _Chat = list[dict[str, Any]]
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which templates look for it
+_READS_REASONING = re.compile(r"reasoning_content|[.'\"](?:thinking|reasoning)\b")
+_THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+_SECONDS = 10  # that one rendering may take
+_LARGEST = 1_000_000  # characters that a template may add of its own
 
 _HERMES = """# Tools
 
@@ -35,43 +43,119 @@ def render(example: Mapping[str, Any] | Messages, tokenizer: Any, *, add_generat
     """The text that the model reads, with exactly one start token where the model has one.
 
     Args:
-        example: a row with `messages` and perhaps `tools`, or the messages alone.
+        example: a row with `messages` and perhaps `tools`, or the messages alone; a row without messages is the
+            document in its `text`, between start and stop token.
         tokenizer: with a chat template.
         add_generation_prompt: end where an answer would begin.
 
     Raises:
         DataError: no chat template, one that refuses these turns (says which), or one that leaves out calls or tools.
     """
-    chat, tools = _parts(example)
+    if isinstance(example, Mapping) and not example["messages"]:
+        end = "" if add_generation_prompt else tokenizer.eos_token or ""
+        text = example.get("text") or ""
+        return _with_start(text if text.endswith(end) else text + end, tokenizer)
+    chat, tools = _parts(example, tokenizer)
     text = _render(chat, tools, tokenizer, add_generation_prompt)
     if _has_tools(chat, tools):
         _check_tools(chat, tools, tokenizer)
     return text
 
 
-def _render(chat: _Chat, tools: _Chat, tokenizer: Any, add_generation_prompt: bool = False) -> str:
-    from jinja2 import TemplateError
+def _with_start(text: str, tokenizer: Any) -> str:
+    bos = tokenizer.bos_token
+    wanted = bos and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] and not text.startswith(bos)
+    return f"{bos}{text}" if wanted else text
 
+
+def _render(chat: _Chat, tools: _Chat, tokenizer: Any, add_generation_prompt: bool = False) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(
             "This tokenizer has no chat template: it belongs to a base model. Take the instruct variant, "
             "or set tokenizer.chat_template."
         )
+    arguments = [call["function"]["arguments"] for turn in chat for call in turn.get("tool_calls", ())]
     try:
-        text = tokenizer.apply_chat_template(
-            chat, tools=tools or None, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except (TemplateError, TypeError, KeyError, ValueError) as error:
+        try:
+            text = _applied(chat, tools, tokenizer, add_generation_prompt)
+            joined = any(given and str(given) in text for given in arguments)  # Python's spelling, as in {'a': None}
+        except TypeError:  # objects cannot be joined to text
+            if not arguments:
+                raise
+            joined = True
+        if joined:
+            text = _applied(_arguments_as_text(chat), tools, tokenizer, add_generation_prompt)
+    except TimeoutError as error:
+        raise DataError(
+            f"The chat template did not end within {_SECONDS} seconds: it is broken. "
+            "Take the template that the model's authors publish."
+        ) from error
+    except _template_errors() as error:
         roles = " → ".join(m["role"] for m in chat) or "a chat that begins with an answer"
         fold = "write tools into the text with fold_tools, " if _has_tools(chat, tools) else ""
+        reason = str(error)[:300] or type(error).__name__
         raise DataError(
-            f"The chat template refuses {roles}: {error}. Fold a system turn into the first user turn "
+            f"The chat template refuses {roles}: {reason}. Fold a system turn into the first user turn "
             f"(chat.fold_system), {fold}or mend the order."
         ) from error
-    bos = tokenizer.bos_token
-    if bos and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] and not text.startswith(bos):
-        text = bos + text
-    return str(text)
+    if len(text) > _LARGEST and len(text) > _LARGEST + 20 * len(str(chat)) + 20 * len(str(tools)):
+        raise DataError(
+            f"The chat template makes {len(text):,} characters of a chat of {len(str(chat)):,}: it is broken. "
+            "Take the template that the model's authors publish."
+        )
+    return _with_start(text, tokenizer)
+
+
+def _applied(chat: _Chat, tools: _Chat, tokenizer: Any, add_generation_prompt: bool) -> str:
+    with _bounded():
+        return str(
+            tokenizer.apply_chat_template(
+                chat, tools=tools or None, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        )
+
+
+def _template_errors() -> tuple[type[Exception], ...]:
+    """What a template raises: it is a small program, so anything that a program may get wrong."""
+    from jinja2 import TemplateError
+
+    return (
+        TemplateError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        MemoryError,
+    )
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Raise TimeoutError in a template that loops without end: in the main thread, and where there are signals."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError
+
+    handler, timer = signal.signal(signal.SIGALRM, stop), signal.setitimer(signal.ITIMER_REAL, _SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)
+
+
+def _arguments_as_text(chat: _Chat) -> _Chat:
+    """The arguments of calls as JSON text, for a template that joins them to other text."""
+
+    def spelt(call: dict[str, Any]) -> dict[str, Any]:
+        return call | {"function": call["function"] | {"arguments": as_json(call["function"]["arguments"], "a call")}}
+
+    return [m | {"tool_calls": list(map(spelt, m["tool_calls"]))} if "tool_calls" in m else m for m in chat]
 
 
 def _has_tools(chat: _Chat, tools: _Chat) -> bool:
@@ -151,13 +235,41 @@ def _folded_result(message: Mapping[str, Any]) -> str:
     return f"<tool_response>\n{as_json(named, 'a result') if named['name'] else message['content']}\n</tool_response>"
 
 
-def _parts(example: Mapping[str, Any] | Messages) -> tuple[_Chat, _Chat]:
-    """Messages and tools as a template wants them: objects in place of JSON text, and no empty keys."""
+def _parts(example: Mapping[str, Any] | Messages, tokenizer: Any = None) -> tuple[_Chat, _Chat]:
+    """Messages and tools as a template wants them: objects in place of JSON text, and no empty keys.
+
+    For a template that writes out reasoning itself, `<think>` at the head of an answer becomes that reasoning.
+    """
     chat = [plain(m) for m in (example["messages"] if isinstance(example, Mapping) else example)]
     for message in chat:
+        if tokenizer is not None:
+            message.pop("train", None)
         if calls := parse_calls(message.pop("tool_calls", None)):
             message["tool_calls"] = calls
+        thinks = message["role"] == "assistant" and ("reasoning_content" in message or "<think>" in message["content"])
+        if thinks and _READS_REASONING.search(str(getattr(tokenizer, "chat_template", ""))):
+            inline = _THINK.match(message["content"])
+            reasoning = message.get("reasoning_content") or (inline[1].strip("\n") if inline else "")
+            if inline and inline[1].strip() == reasoning.strip():
+                message["content"] = message["content"][inline.end() :]
+            message |= dict.fromkeys(_REASONING, reasoning) if reasoning else {}
     return chat, parse_tools(example.get("tools")) if isinstance(example, Mapping) else []
+
+
+def fold_reasoning(messages: Messages) -> list[dict[str, Any]]:
+    """Write what an assistant turn reasons into its text, as a `<think>` block, for a template that leaves it out.
+
+    Folding twice changes nothing.
+
+    Example:
+        examples.map(lambda row: {"messages": fold_reasoning(row["messages"])})
+    """
+    folded = []
+    for message in map(plain, messages):
+        if reasoning := message.pop("reasoning_content", ""):
+            message["content"] = f"<think>\n{reasoning}\n</think>\n\n{message['content']}"
+        folded.append(message)
+    return folded
 
 
 def fold_system(messages: Sequence[Mapping[str, Any]]) -> _Chat:
@@ -180,7 +292,8 @@ def fold_system(messages: Sequence[Mapping[str, Any]]) -> _Chat:
 def merge_turns(messages: Sequence[Mapping[str, Any]]) -> _Chat:
     """Join neighbouring turns of one role, with a blank line between, for a template that wants roles to alternate.
 
-    Turns with tool calls and tool results stay apart: each call belongs to its own turn.
+    Turns with tool calls or reasoning and tool results stay apart: each call belongs to its own turn. So do an answer
+    that is trained and one that is not.
 
     Example:
         examples.map(lambda row: {"messages": merge_turns(row["messages"])})
@@ -188,7 +301,8 @@ def merge_turns(messages: Sequence[Mapping[str, Any]]) -> _Chat:
     merged: _Chat = []
     for message in map(plain, messages):
         last = merged[-1] if merged else {}
-        if last.get("role") == message["role"] and _is_plain_text(last) and _is_plain_text(message):
+        alike = last.get("role") == message["role"] and last.get("train") == message.get("train")
+        if alike and _is_plain_text(last) and _is_plain_text(message):
             merged[-1] = last | {"content": _joined(last["content"], message["content"])}
         else:
             merged.append(message)
@@ -196,7 +310,7 @@ def merge_turns(messages: Sequence[Mapping[str, Any]]) -> _Chat:
 
 
 def _is_plain_text(message: Mapping[str, Any]) -> bool:
-    return message["role"] != "tool" and not message.get("tool_calls")
+    return message["role"] != "tool" and not message.get("tool_calls") and not message.get("reasoning_content")
 
 
 def _joined(first: str, second: str) -> str:

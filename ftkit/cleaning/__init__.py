@@ -8,7 +8,7 @@ for it here.
 from ftkit.cleaning.at_scale import DatatroveReader, datatrove_config, datatrove_words
 from ftkit.cleaning.balancing import balance, diversity, mix
 from ftkit.cleaning.cleaning import clean, default_rules
-from ftkit.cleaning.plots import plot_before_after, plot_cleaned, plot_lengths
+from ftkit.cleaning.plots import plot_before_after, plot_cleaned
 from ftkit.cleaning.privacy import personal_data
 from ftkit.cleaning.raters import load_reward_model, rate, reward_model
 from ftkit.cleaning.rules import Rule, Ruling, exact_duplicates, length, near_duplicates, quality
@@ -33,7 +33,6 @@ __all__ = [
     "personal_data",
     "plot_before_after",
     "plot_cleaned",
-    "plot_lengths",
     "quality",
     "rate",
     "reward_model",

@@ -30,13 +30,8 @@ from ftkit.errors import MissingExtra
 class DatatroveReader:
     """First step of a pipeline: rows as datatrove's documents, with `messages` and the other columns in their metadata.
 
-    datatrove's own reader passes over broken lines in silence, and over the rest of a file behind a byte that is no
-    UTF-8.
-
-    Args:
-        shards: files that `data.load_examples` reads; each task takes its part of them.
-        mapping: as in `data.load_examples`.
-        broken: a folder that gets a list of the rows that cannot be used; without one such a row stops the task.
+    Each task takes its part of `shards`, files that `data.load_examples` reads. The folder `broken` gets a list of the
+    rows that cannot be used, which datatrove's own reader passes over in silence; without it such a row stops the task.
     """
 
     shards: tuple[str | Path, ...] = field(repr=False)
@@ -51,7 +46,10 @@ class DatatroveReader:
             loaded = data.read_rows(path, mapping=self.mapping)
             if self.broken is None:
                 loaded.refuse_broken("broken='a folder'")
-            notes += [f"{path.name} {row.place} {' '.join(row.reason.split())}\n" for row in loaded.broken]
+            notes += [
+                f"{path.name} {row.place} {' '.join(row.reason.split())}\n"
+                for row in (*loaded.broken, *loaded.unwanted)
+            ]
             for i, row in enumerate(loaded.examples):
                 turns = [data.plain(message) for message in row["messages"]]
                 place = f"{path.name} {loaded.place(i)}"

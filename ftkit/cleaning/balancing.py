@@ -34,19 +34,14 @@ class Mixture:
 
 
 def balance(by: str, *, at_most: int | None = None, ratio: float = 1.5, seed: int = 0) -> Rule:
-    """Cap every label: drop a random choice of the rows of labels that have too many.
+    """Cap every label of the column `by`: drop a random choice of the rows of labels that have too many.
 
-    Args:
-        by: the column that names the task or label.
-        at_most: rows a label may have; by default `ratio` times the median label.
-        ratio: see `at_most`.
-        seed: of the choice.
+    A label may have `at_most` rows; by default `ratio` times the median label.
     """
     if at_most is not None and at_most < 1:
         raise ConfigError(f"at_most={at_most!r} would drop every row. Give at least 1.")
 
     def whole(examples: Any) -> Outcome:
-        """Look at all rows that are left."""
         groups = _groups(examples, by)
         unlabelled = len(groups.pop(None, []))  # nobody knows what they are: they stay
         limit = at_most or max(1, round(ratio * statistics.median_low(map(len, groups.values()) if groups else [1])))
@@ -74,41 +69,37 @@ def mix(task: Any, general: Any, share: float = 0.08, *, seed: int = 0) -> Mixtu
         raise ConfigError(f"share={share!r} is outside 0 to 1 (0.05 to 0.10 is usual).")
     wanted = round(share / (1 - share) * len(task))
     if wanted > len(general):
-        warnings.warn(
-            f"share={share:g} of {len(task)} task rows wants {wanted} general rows; "
-            f"there are {len(general)}, all are taken.",
-            FtkitWarning,
-            stacklevel=2,
-        )
+        asked = f"share={share:g} of {len(task)} task rows wants {wanted} general rows"
+        warnings.warn(f"{asked}; there are {len(general)}, all are taken.", FtkitWarning, stacklevel=2)
     rows = sorted(random.Random(seed).sample(range(len(general)), min(wanted, len(general))))
     if not len(task):
         raise DataError("There are no task rows to mix general ones into. Was every row dropped?")
     parts = {"task": task, "general": general.select(rows)}
-    named = [_plain(part).add_column("source", [name] * len(part)) for name, part in parts.items() if len(part)]
+    named = []
+    for name, part in parts.items():
+        if len(part):
+            kept = [column for column in ("messages", "tools") if column in part.column_names]
+            named.append(part.select_columns(kept).add_column("source", [name] * len(part)))
     return Mixture(combined(named).shuffle(seed=seed), {name: len(part) for name, part in parts.items()})
 
 
 def diversity(*, min_new: float = 0.1) -> Rule:
     """Drop rows that add little: those of whose word 3-grams less than `min_new`, 0 to 1, stand in no earlier row."""
-    return Rule(
-        "diversity",
-        f"rows of whose word 3-grams under {min_new:.0%} are new",
-        whole=lambda examples: _without_new_words(Texts(examples), min_new),
-    )
 
+    def whole(examples: Any) -> Outcome:
+        seen: set[int] = set()
+        findings = {}
+        for i, text in enumerate(Texts(examples)):
+            words = data.words(text)
+            grams = {hash(gram) for gram in zip(words, words[1:], words[2:], strict=False)}
+            new = len(grams - seen) / len(grams) if grams else 1.0
+            if new < min_new:
+                findings[i] = Ruling(f"only {new:.0%} of its word 3-grams are new", new, min_new)
+            else:
+                seen |= grams
+        return Outcome(findings)
 
-def _without_new_words(texts: Texts, min_new: float) -> Outcome:
-    seen: set[int] = set()
-    findings = {}
-    for i, text in enumerate(texts):
-        words = data.words(text)
-        grams = {hash(gram) for gram in zip(words, words[1:], words[2:], strict=False)}
-        new = len(grams - seen) / len(grams) if grams else 1.0
-        if new < min_new:
-            findings[i] = Ruling(f"only {new:.0%} of its word 3-grams are new", new, min_new)
-        else:
-            seen |= grams
-    return Outcome(findings)
+    return Rule("diversity", f"rows of whose word 3-grams under {min_new:.0%} are new", whole=whole)
 
 
 def _groups(examples: Any, by: str) -> dict[Any, list[int]]:
@@ -120,7 +111,3 @@ def _groups(examples: Any, by: str) -> dict[Any, list[int]]:
             raise DataError(f"The column {by!r} holds {type(label).__name__}s; balancing wants one label a row.")
         groups.setdefault(label, []).append(i)
     return groups
-
-
-def _plain(examples: Any) -> Any:
-    return examples.select_columns([name for name in ("messages", "tools") if name in examples.column_names])

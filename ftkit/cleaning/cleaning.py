@@ -34,11 +34,8 @@ def clean(
 
     Neighbouring rules that look at one row at a time share a single pass over the data.
 
-    Args:
-        examples: a Dataset with `messages`, or anything that `data.load_examples` reads.
-        rules: by default `default_rules()`.
-        mapping: as in `data.load_examples`.
-        on_error: malformed rows: "raise" lists them and stops, "drop" counts them among the dropped.
+    `examples` is a Dataset with `messages`, or anything that `data.load_examples` reads, with its `mapping`. Malformed
+    rows: `on_error` "raise" lists them and stops, "drop" counts them among the dropped.
 
     Raises:
         DataError: malformed rows with "raise"; no row at all.
@@ -49,8 +46,7 @@ def clean(
     loaded = data.read_rows(examples, mapping=mapping)
     if on_error == "raise":
         loaded.refuse_broken("on_error='drop'")
-    work = _Work(loaded)
-    work.broken(time.perf_counter() - began)
+    work = _Work(loaded, time.perf_counter() - began)
     rules = default_rules() if rules is None else list(rules)
     if unknown := [rule for rule in rules if not isinstance(rule, Rule)]:
         raise ConfigError(
@@ -89,7 +85,7 @@ class Drop:
 
     def __str__(self) -> str:
         twin = f"; {self.twin_place} stays" if self.twin_place else ""
-        return f"{self.place}: {self.rule}: {self.reason}{twin}"
+        return tables.visible(f"{self.place}: {self.rule}: {self.reason}{twin}")
 
 
 @dataclass(frozen=True)
@@ -132,21 +128,32 @@ class CleanReport:
             shares[drop.rule] = shares.get(drop.rule, 0.0) + 1 / self.total
         return {"kept": len(self.kept) / self.total, **shares}
 
-    def worst(self, n: int = 5, rule: str | None = None) -> "DropTable":
+    def worst(self, n: int = 5, rule: str | None = None) -> Table:
         """The most doubtful drops, nearest to their rule's limit first: read them to judge a threshold by eye."""
         doubtful = [d for d in self.dropped if d.limit is not None and rule in (None, d.rule)]
         doubtful.sort(key=lambda d: abs((d.score or 0.0) - (d.limit or 0.0)) / (abs(d.limit or 0.0) or 1.0))
         return self.show(doubtful[:n])
 
-    def show(self, drops: Sequence[Drop]) -> "DropTable":
-        """These drops with the text around their first difference from their twin, or with their answer."""
-        place = {int(p): i for i, p in enumerate(self.positions)} if drops else {}
-        texts = []
+    def show(self, drops: Sequence[Drop]) -> Table:
+        """These drops with the text around their first difference from their twin, or with their answer.
+
+        Of a row and its twin, ‹words› that the other lacks are marked.
+        """
+        if not drops:
+            return Table((), (), caption="(no drops)")
+        place, lines = {int(p): i for i, p in enumerate(self.positions)}, []
+
+        def text(row: int | None, part: str) -> str:
+            at = None if row is None else place.get(row)
+            return "" if at is None else text_of(self.source[at]["messages"], part)
+
         for drop in drops:
             part = "answer" if drop.twin is None else "all"
-            rows = [place.get(row) if row is not None else None for row in (drop.row, drop.twin)]
-            texts.append(tuple("" if at is None else text_of(self.source[at]["messages"], part) for at in rows))
-        return DropTable(tuple(drops), tuple(texts))
+            own, twin = text(drop.row, part), text(drop.twin, part)
+            lines.append((drop.place, f"{drop.rule}: {drop.reason}", _excerpt(own, twin)))
+            if drop.twin is not None:
+                lines.append((str(drop.twin_place), "its twin that stays", _excerpt(twin, own)))
+        return Table(("row", "why", "its answer, or what surrounds the first difference"), lines, prose=True)
 
     def save(self, path: str | Path) -> Path:
         """Write the report, without the kept rows, as JSON: counts, ratios, and every drop with its reason."""
@@ -165,28 +172,6 @@ class CleanReport:
             lines.append((c.name, *counts, notes, c.about))
         kept = f"kept {len(self.kept)} of {self.total} rows ({len(self.kept) / self.total:.1%})"
         return [kept, Table(head, lines, prose=True)]
-
-
-@tables.shown
-@dataclass(frozen=True)
-class DropTable:
-    """Drops with their texts, for reading; of a row and its twin, ‹words› that the other lacks are marked."""
-
-    drops: tuple[Drop, ...]
-    texts: tuple[tuple[str, ...], ...]
-
-    def __len__(self) -> int:
-        return len(self.drops)
-
-    def _parts(self) -> list[Table | str]:
-        if not self.drops:
-            return ["(no drops)"]
-        lines = []
-        for drop, (own, twin) in zip(self.drops, self.texts, strict=True):
-            lines.append((drop.place, f"{drop.rule}: {drop.reason}", _excerpt(own, twin)))
-            if drop.twin is not None:
-                lines.append((str(drop.twin_place), "its twin that stays", _excerpt(twin, own)))
-        return [Table(("row", "why", "its answer, or what surrounds the first difference"), lines, prose=True)]
 
 
 def _excerpt(text: str, twin: str) -> str:
@@ -217,20 +202,15 @@ def _short(value: Any) -> str:
 class _Work:
     """One cleaning under way: which rows are left, and what has been found."""
 
-    def __init__(self, loaded: data.Loaded) -> None:
+    def __init__(self, loaded: data.Loaded, seconds: float) -> None:
         self.loaded, self.dataset = loaded, loaded.examples
         self.left = list(range(len(self.dataset)))
-        self.drops: list[Drop] = []
-        self.flags: list[Drop] = []
         self.changes: dict[int, list[dict[str, Any]]] = {}
-        self.changed: list[Drop] = []
-        self.counts: list[RuleCount] = []
-
-    def broken(self, seconds: float) -> None:
-        """Count the rows that could not be read as drops."""
-        self.drops += [Drop(b.row, b.place, "well-formed", b.reason) for b in self.loaded.broken]
+        broken = [Drop(b.row, b.place, "well-formed", b.reason) for b in loaded.broken]
+        broken += [Drop(b.row, b.place, "unwanted", b.reason) for b in loaded.unwanted]
+        self.found: dict[str, list[Drop]] = {"drop": broken, "flag": [], "change": []}
         about = "rows that cannot be read as a chat with an answer"
-        self.counts.append(RuleCount("well-formed", about, self.loaded.total, len(self.drops), 0, 0, seconds))
+        self.counts = [RuleCount("well-formed", about, loaded.total, len(broken), 0, 0, seconds)]
 
     def pass_over(self, rules: Sequence[Rule]) -> None:
         """Ask all these rules about each row, in one reading; the first that drops it wins."""
@@ -283,25 +263,15 @@ class _Work:
     def _note(
         self, rule: Rule, seen: int, found: Mapping[int, Ruling], seconds: float, notes: Mapping[str, Any]
     ) -> None:
-        lists: dict[str, list[Drop]] = {"drop": self.drops, "flag": self.flags, "change": self.changed}
+        position, place = self.loaded.position, self.loaded.place
         for at, ruling in found.items():
-            lists[ruling.action].append(self._drop(rule.name, at, ruling))
+            twin = ruling.twin
+            told = (position(at), place(at), rule.name, ruling.reason, ruling.score, ruling.limit)
+            twins = () if twin is None else (position(twin), place(twin))
+            self.found[ruling.action].append(Drop(*told, *twins))
         actions = [ruling.action for ruling in found.values()]
-        dropped, flagged, changed = map(actions.count, lists)
+        dropped, flagged, changed = map(actions.count, self.found)
         self.counts.append(RuleCount(rule.name, rule.about, seen, dropped, flagged, changed, seconds, notes))
-
-    def _drop(self, rule: str, at: int, ruling: Ruling) -> Drop:
-        twin = ruling.twin
-        return Drop(
-            row=self.loaded.position(at),
-            place=self.loaded.place(at),
-            rule=rule,
-            reason=ruling.reason,
-            score=ruling.score,
-            limit=ruling.limit,
-            twin=None if twin is None else self.loaded.position(twin),
-            twin_place=None if twin is None else self.loaded.place(twin),
-        )
 
     def current(self) -> Any:
         """The rows that are left, as rules have changed them."""
@@ -309,30 +279,24 @@ class _Work:
         redo = {i: self.changes[at] for i, at in enumerate(self.left) if at in self.changes}
         if not redo:
             return left
-        return left.map(
-            lambda row, i: {"messages": redo.get(i, row["messages"])},
-            with_indices=True,
-            features=left.features,
-            load_from_cache_file=False,
-        )
+        settings = {"with_indices": True, "features": left.features, "load_from_cache_file": False}
+        return left.map(lambda row, i: {"messages": redo.get(i, row["messages"])}, **settings)
 
     def report(self) -> CleanReport:
         """Close the books: every row is either kept or dropped."""
         kept = self.current()
-        dropped = tuple(sorted(self.drops, key=lambda d: d.row))
+        dropped = tuple(sorted(self.found["drop"], key=lambda d: d.row))
         if len(kept) + len(dropped) != self.loaded.total:
-            raise DataError(
-                f"{len(kept)} kept and {len(dropped)} dropped rows do not make {self.loaded.total}: "
-                "a rule named a row twice."
-            )
+            sum_of = f"{len(kept)} kept and {len(dropped)} dropped rows do not make {self.loaded.total}"
+            raise DataError(f"{sum_of}: a rule named a row twice.")
         return CleanReport(
             kept=kept,
             dropped=dropped,
             total=self.loaded.total,
             counts=tuple(self.counts),
             kept_rows=[self.loaded.position(at) for at in self.left],
-            flagged=tuple(self.flags),
-            changed=tuple(self.changed),
+            flagged=tuple(self.found["flag"]),
+            changed=tuple(self.found["change"]),
             source=self.dataset,
             positions=[self.loaded.position(i) for i in range(len(self.dataset))],
         )

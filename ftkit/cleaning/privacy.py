@@ -29,7 +29,6 @@ def personal_data(action: str = "flag") -> Rule:
     done, about = ACTIONS[action]
 
     def judge(at: int, row: Mapping[str, Any]) -> Ruling | None:
-        """Look at one row."""
         kinds: list[str] = []
         for message in row["messages"]:
             kinds += [hit.kind for hit in scan(text_of([message]))]
@@ -39,11 +38,8 @@ def personal_data(action: str = "flag") -> Rule:
         turns = list(map(_redacted, row["messages"])) if action == "redact" else None
         return Ruling(named, float(len(kinds)), action=done, messages=turns)
 
-    return Rule(
-        name="personal data",
-        about=f"e-mail addresses, phone, card and account numbers, access keys: {about}",
-        row=lambda: judge,
-    )
+    kinds = "e-mail addresses, phone, card and account numbers, access keys"
+    return Rule("personal data", f"{kinds}: {about}", row=lambda: judge)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ftkit import chat, models
 from ftkit.chat import Messages
 from ftkit.cleaning.scores import ScoreFn, answer_of, each
 from ftkit.data import text_of
-from ftkit.errors import FtkitError, ModelError
+from ftkit.errors import ModelError
 from ftkit.hardware import detect
 
 RUBRIC = """You grade examples that a language model may be trained on. Judge only the last answer, by four questions:
@@ -141,26 +141,16 @@ def load_reward_model(name: str | Path) -> tuple[Any, Any]:
     source, hardware = models.resolve(str(name)), detect()
     on_gpu = hardware.device == "cuda"
     half = torch.float16 if on_gpu else torch.float32
-    try:
-        with models.quietly(enabled=Path(source).is_dir()):
-            _check_outputs(AutoConfig.from_pretrained(source, trust_remote_code=False), str(name))
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                dtype=torch.bfloat16 if hardware.bf16 else half,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                device_map={"": 0} if on_gpu else "cpu",
-            )
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except FtkitError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"{str(name)!r} could not be loaded as a reward model: {reason} Wanted: a sequence classifier that "
-            "Transformers knows, with *.safetensors; code from a repository is never run."
-        ) from error
+    with models.quietly(enabled=Path(source).is_dir()):
+        _check_outputs(models.pretrained(AutoConfig, source), str(name))
+        model, info = models.pretrained(
+            AutoModelForSequenceClassification,
+            source,
+            dtype=torch.bfloat16 if hardware.bf16 else half,
+            output_loading_info=True,
+            device_map={"": 0} if on_gpu else "cpu",
+        )
+        tokenizer = models.pretrained(AutoTokenizer, source)
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"{str(name)!r} has no weights for {', '.join(missing[:3])}, so its rewards would be random. "

@@ -13,7 +13,7 @@ from typing import Any
 
 from ftkit import data
 from ftkit.chat import render
-from ftkit.cleaning.scores import ScoreFn, explain, heuristics, scored
+from ftkit.cleaning.scores import ScoreFn, explain, heuristics, messages_of, scored
 from ftkit.data import Texts, close_pairs, jaccard, text_of, word_shingles
 from ftkit.errors import ConfigError, DataError
 
@@ -62,11 +62,9 @@ def exact_duplicates() -> Rule:
     """Drop rows that say what an earlier row says, up to case, spaces, invisible characters and Unicode form."""
 
     def start() -> Judge:
-        """A judge with a memory of its own, for one pass."""
         first: dict[bytes, int] = {}
 
         def judge(at: int, row: Mapping[str, Any]) -> Ruling | None:
-            """Look at one row."""
             tools = str(row.get("tools") or "")
             turns = [f"{m['role']}\x01{data.normalise(text_of([m]))}" for m in row["messages"]]
             text = tools + "\x00".join(turns)
@@ -76,65 +74,38 @@ def exact_duplicates() -> Rule:
 
         return judge
 
-    return Rule(
-        "exact duplicates", "the same turns as an earlier row, up to case, spaces and invisible characters", row=start
-    )
+    about = "the same turns as an earlier row, up to case, spaces and invisible characters"
+    return Rule("exact duplicates", about, row=start)
 
 
-def near_duplicates(
-    threshold: float = data.THRESHOLD, *, on: str = "all", method: str = "auto", keep: str = "first"
-) -> Rule:
+def near_duplicates(threshold: float = data.THRESHOLD, *, on: str = "all", method: str = "auto") -> Rule:
     """Drop rows that share most word 5-grams with a row that stays; see `data.near_pairs`.
 
-    Rows that are linked by near-duplicate pairs form a cluster, of which one row stays.
-
-    Args:
-        threshold: Jaccard similarity from which two rows are twins.
-        on: compare "all" turns, the "prompt" or the "answer".
-        method: as in `data.near_pairs`; or "simhash", for the lesson: fingerprints at most 3 bits apart, unverified,
-            whatever the threshold.
-        keep: of a cluster, the "first" row or the one with the "longest" answer.
+    Rows that are linked by near-duplicate pairs form a cluster, whose first row stays. `on` compares "all" turns, the
+    "prompt" or the "answer". The method is that of `data.near_pairs`; or "simhash", for the lesson: fingerprints at
+    most 3 bits apart, unverified, whatever the threshold.
     """
-    if keep not in ("first", "longest"):
-        raise ConfigError(f"keep={keep!r} is not 'first' or 'longest'.")
     if not 0 < threshold <= 1:
         raise ConfigError(f"threshold={threshold!r} is outside 0 to 1 (Jaccard similarity of word 5-grams).")
 
     def whole(examples: Any) -> Outcome:
-        """Look at all rows that are left."""
         texts = Texts(examples, on)
         found = close_pairs(texts) if method == "simhash" else data.near_pairs(texts, threshold, method=method)
         direct = {(p.first, p.second): p.similarity for p in found.pairs}
-        findings = {}
-        for cluster in _clusters(found):
-            stays = max(cluster, key=lambda i: _answer_size(examples[i])) if keep == "longest" else cluster[0]
-            for i in set(cluster) - {stays}:
-                alike = direct.get((min(i, stays), max(i, stays)))
-                how = ", linked through others" if alike is None else ""
-                if alike is None:
-                    alike = jaccard(word_shingles(texts[i]), word_shingles(texts[stays]))
-                findings[i] = Ruling(f"{alike:.0%} alike{how}", alike, found.threshold, stays)
+        labels, findings = found.clusters(), {}
+        for i in sorted(set(itertools.chain.from_iterable(direct))):
+            stays = labels[i]
+            if i == stays:
+                continue
+            alike, how = direct.get((stays, i)), ""
+            if alike is None:
+                alike, how = jaccard(word_shingles(texts[i]), word_shingles(texts[stays])), ", linked through others"
+            findings[i] = Ruling(f"{alike:.0%} alike{how}", alike, found.threshold, stays)
         notes: dict[str, Any] = {"method": found.method, "pairs compared": found.compared}
         return Outcome(findings, notes | ({"comparisons skipped": found.skipped} if found.skipped else {}))
 
-    return Rule(
-        "near-duplicates",
-        f"word 5-grams overlap with another row's by {threshold:.0%} or more (Jaccard; {_COMPARED[on]})",
-        whole=whole,
-    )
-
-
-def _clusters(found: Any) -> list[list[int]]:
-    """The rows of each cluster, in order; rows without a twin are in none."""
-    labels = found.clusters()
-    members: dict[int, list[int]] = {}
-    for i in sorted(set(itertools.chain.from_iterable(found.rows))):
-        members.setdefault(labels[i], []).append(i)
-    return list(members.values())
-
-
-def _answer_size(row: Mapping[str, Any]) -> int:
-    return len(text_of(row["messages"], "answer"))
+    about = f"word 5-grams overlap with another row's by {threshold:.0%} or more (Jaccard; {_COMPARED[on]})"
+    return Rule("near-duplicates", about, whole=whole)
 
 
 def length(
@@ -142,18 +113,15 @@ def length(
 ) -> Rule:
     """Drop rows that are too long to be trained whole, answers of a word, and lengths far from all others.
 
-    Args:
-        tokenizer: counts tokens under its chat template; without one, words are counted (a token is about 3/4 of one).
-        max_length: longer rows would lose the end of their answer, and with it the stop token.
-        min_answer_words: 1 keeps the one-word answers of a classification task.
-        outlier: modified z-score of the logarithm of the length above which a row is dropped if it is also over four
-            times the median; None keeps them. (Iglewicz and Hoaglin 1993 take 3.5 for normal data; the length of text
-            has longer tails.)
+    `tokenizer` counts tokens under its chat template; without one, words are counted (a token is about 3/4 of one).
+    Rows over `max_length` would lose the end of their answer, and with it the stop token; `min_answer_words=1` keeps
+    the one-word answers of a classification task. `outlier` is the modified z-score of the logarithm of the length
+    above which a row is dropped if it is also over four times the median; None keeps them. (Iglewicz and Hoaglin 1993
+    take 3.5 for normal data; the length of text has longer tails.)
     """
     unit = "words" if tokenizer is None else "tokens"
 
     def whole(examples: Any) -> Outcome:
-        """Look at all rows that are left."""
         import numpy as np
 
         sizes = np.array(_sizes(examples, tokenizer), dtype=np.float64)
@@ -199,27 +167,30 @@ def quality(
 ) -> Rule:
     """Drop the rows that a score calls worst: by default heuristics, which name the defect.
 
-    Args:
-        score_fn: messages of many rows to one score each, higher is better, None where there is none: `ifd`, `rate`,
-            `reward_model` or one of your own.
-        minimum: drop scores below it; 0.75 for the heuristics, where one plain defect suffices.
-        keep: instead, keep this share of the scored rows (more where scores tie; rows without a score stay). The notes
-            show the mean score of a random selection of the same size: a filter is worth its cost only if training on
-            its choice beats training on that (`cleaning.select`).
-        seed: of that random selection.
+    `score_fn` takes the messages of many rows and gives one score each, higher is better, None where there is none:
+    `ifd`, `rate` or one of your own; scores below `minimum` go, 0.75 for the heuristics, where one plain defect
+    suffices. Instead of it, `keep` is a share of the scored rows (more where scores tie; rows without a score stay).
+    The notes show the mean score of a random selection of the same size, drawn with `seed`: a filter is worth its cost
+    only if training on its choice beats training on that (`cleaning.select`).
     """
     if keep is not None and not 0 < keep <= 1:
         raise ConfigError(f"keep={keep!r} is outside 0 to 1 (share of the rows).")
     if score_fn is None and keep is None:
-        return _heuristic_quality(0.75 if minimum is None else minimum)
+        limit = 0.75 if minimum is None else minimum
+
+        def judge(at: int, row: Mapping[str, Any]) -> Ruling | None:
+            score = heuristics([row["messages"]])[0]
+            return Ruling("; ".join(explain(row["messages"])), score, limit) if score < limit else None
+
+        return Rule("quality", f"obvious defects of the answer (heuristic score below {limit:g})", row=lambda: judge)
     if (minimum is None) == (keep is None):
         raise ConfigError("quality wants either minimum=, a score, or keep=, a share of the rows.")
 
     def whole(examples: Any) -> Outcome:
-        """Look at all rows that are left."""
         scores: list[float | None] = []
         for start in range(0, len(examples), _SCORED_AT_ONCE):
-            scores += scored(score_fn or heuristics, examples[start : start + _SCORED_AT_ONCE]["messages"])
+            part = examples.select(range(start, min(start + _SCORED_AT_ONCE, len(examples))))
+            scores += scored(score_fn or heuristics, messages_of(part))
         notes: dict[str, float] = {"rows without a score": scores.count(None)}
         known = sorted(s for s in scores if s is not None)
         if not known:
@@ -228,20 +199,8 @@ def quality(
         bad = {i: Ruling(f"score {s:.2f}", s, limit) for i, s in enumerate(scores) if s is not None and s < limit}
         size = len(known) - len(bad)
         drawn = random.Random(seed).sample(known, size)
-        means = {
-            "mean score kept": sum(known[len(bad) :]) / max(size, 1),
-            "mean score of a random selection": sum(drawn) / max(size, 1),
-        }
-        return Outcome(bad, means | notes)
+        kept, by_chance = sum(known[len(bad) :]) / max(size, 1), sum(drawn) / max(size, 1)
+        return Outcome(bad, {"mean score kept": kept, "mean score of a random selection": by_chance} | notes)
 
     how = f"score below {minimum:g}" if minimum is not None else f"not among the best {keep:.0%} by score"
     return Rule("quality", how, whole=whole)
-
-
-def _heuristic_quality(minimum: float) -> Rule:
-    def judge(at: int, row: Mapping[str, Any]) -> Ruling | None:
-        """Look at one row."""
-        score = heuristics([row["messages"]])[0]
-        return Ruling("; ".join(explain(row["messages"])), score, minimum) if score < minimum else None
-
-    return Rule("quality", f"obvious defects of the answer (heuristic score below {minimum:g})", row=lambda: judge)

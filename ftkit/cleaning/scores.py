@@ -11,7 +11,7 @@ import re
 import statistics
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,17 +21,15 @@ from ftkit.errors import DataError, FtkitWarning
 from ftkit.models import TokenRow, answer_nll, context_tokens
 from ftkit.tables import Table
 
-ScoreFn = Callable[[Sequence[Messages]], Sequence[float | None]]
 _T = TypeVar("_T")
+ScoreFn = Callable[[Sequence[Messages]], Sequence[float | None]]
 _REPEATED = 0.3  # share of repeated lines at which Gopher drops a document (Rae et al. 2021, arXiv:2112.11446, A1)
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
-
 _ASKS_LONG = re.compile(
     r"(?:^|[.!?:\n])\s*(?:please )?(?:explain|describe|discuss|write|tell|compare|summari[sz]e|list)\b"
     r"|in detail|step by step",
     re.I,
 )
-
 _ASKS_SHORT = re.compile(
     r"classif|categor|label|sentiment|\b(?:one|single)[- ]word|number|\btrue\b|\byes\b|choose|option|calculat"
     r"|comput|solve|translat|\bname\b|\w+nym\b|extract|convert|identif|answer (?:only )?with|[A-D][).]|[=\d]"
@@ -39,42 +37,26 @@ _ASKS_SHORT = re.compile(
     r"|(?:^|[.!?:\n])\s*(?:is|are|was|were|do|does|did|can|has|have|should|will)\b",
     re.I,
 )
-
 _ASKS_MARKUP = re.compile(r"html|xml|svg|jsx|markup|\btags?\b|web ?(?:site|page)|css", re.I)
-
 _ASKS_CAPITALS = re.compile(r"upper.?case|capital|all.?caps|shout", re.I)
 
+_REFUSAL = (
+    r"(?i)\b(?:as an? (?:AI|artificial intelligence|(?:AI |large )?language model)|i(?:'|’| a)m (?:just )?an ai"
+    r"|i (?:can(?:no|'|’)t|am (?:not able|unable) to) (?:assist|help|fulfil|comply|provide)"
+    r"|(?:sorry|apologi[sz]e),? but i (?:can|am)|knowledge cut-?off)"
+)
+_PLACEHOLDER = r"\b(?:TODO|FIXME|TBD)\b|[\[<{](?i:insert|your)\b[^\]>}\n]{0,60}[\]>}]|(?i:lorem ipsum)"
+_MARKUP = (
+    r"(?i)</?(?:div|span|p|br|a|img|t[rdh]|table|[uo]l|li|font|script|style|b|i|h[1-6])\b[^<>]{0,200}>"
+    r"|&(?:nbsp|amp|lt|gt|quot|#\d{1,6});|<\|\w{1,30}\|>|\[/?INST\]|###? ?(?:Instruction|Response):"
+)
+_BROKEN = "\ufffd|Ã[\x80-\xbf]|Â[\x80-\xbf]|â€|ï»¿|[\x00-\x08\x0e-\x1f\x7f]"
 # points, name, what costs them where it stands outside code, and prompts that ask for it
 _PATTERNS: tuple[tuple[float, str, re.Pattern[str], re.Pattern[str] | None], ...] = (
-    (
-        0.5,
-        "refusal boilerplate",
-        re.compile(
-            r"\b(?:as an? (?:AI|artificial intelligence|(?:AI |large )?language model)"
-            r"|i(?:'|’| a)m (?:just )?an ai"
-            r"|i (?:can(?:no|'|’)t|am (?:not able|unable) to) (?:assist|help|fulfil|comply|provide)"
-            r"|(?:sorry|apologi[sz]e),? but i (?:can|am)|knowledge cut-?off)",
-            re.I,
-        ),
-        None,
-    ),
-    (
-        0.4,
-        "placeholder text",
-        re.compile(r"\b(?:TODO|FIXME|TBD)\b|[\[<{](?i:insert|your)\b[^\]>}\n]{0,60}[\]>}]|(?i:lorem ipsum)"),
-        None,
-    ),
-    (
-        0.4,
-        "markup left over",
-        re.compile(
-            r"</?(?:div|span|p|br|a|img|t[rdh]|table|[uo]l|li|font|script|style|b|i|h[1-6])\b[^<>]{0,200}>"
-            r"|&(?:nbsp|amp|lt|gt|quot|#\d{1,6});|<\|\w{1,30}\|>|\[/?INST\]|###? ?(?:Instruction|Response):",
-            re.I,
-        ),
-        _ASKS_MARKUP,
-    ),
-    (0.4, "broken characters", re.compile("\ufffd|Ã[\x80-\xbf]|Â[\x80-\xbf]|â€|ï»¿|[\x00-\x08\x0e-\x1f\x7f]"), None),
+    (0.5, "refusal boilerplate", re.compile(_REFUSAL), None),
+    (0.4, "placeholder text", re.compile(_PLACEHOLDER), None),
+    (0.4, "markup left over", re.compile(_MARKUP), _ASKS_MARKUP),
+    (0.4, "broken characters", re.compile(_BROKEN), None),
     (0.2, "shouting", re.compile(r"[!?]{4,}"), None),
 )
 
@@ -104,7 +86,6 @@ def ifd(model: Any, tokenizer: Any, batch_size: int = 8, *, limit: float = 1.0) 
     """
 
     def score(rows: Sequence[Messages]) -> list[float | None]:
-        """One score a row, in order."""
         pairs = each(rows, lambda messages: _with_and_without(messages, tokenizer, context_tokens(model)))
         sums = iter(answer_nll(model, list(itertools.chain.from_iterable(filter(None, pairs))), batch_size=batch_size))
         ratios = [next(sums)[0] / (next(sums)[0] or math.nan) if pair else math.nan for pair in pairs]
@@ -126,24 +107,18 @@ class Selection:
 
     def _parts(self) -> list[Table | str]:
         head = ("", "rows", "mean score", "mean answer words", "distinct-2", "without a score")
-        chosen = self._line("chosen", self.chosen, self.chosen_rows)
-        drawn = self._line("random", self.baseline, self.baseline_rows)
+        lines = []
+        sides = (("chosen", self.chosen, self.chosen_rows), ("random", self.baseline, self.baseline_rows))
+        for name, examples, rows in sides:
+            answers = [data.words(answer_of(messages)) for messages in examples["messages"]]
+            pairs = list(itertools.chain.from_iterable(map(itertools.pairwise, answers)))
+            known = [score for score in map(self.scores.__getitem__, rows) if score is not None]
+            mean = f"{statistics.fmean(known):.3f}" if known else "–"
+            distinct = f"{len(set(pairs)) / len(pairs):.3f}" if pairs else "–"  # share of word pairs (Li et al. 2016)
+            words = f"{statistics.fmean(map(len, answers)):.1f}"
+            lines.append((name, len(rows), mean, words, distinct, len(rows) - len(known)))
         without = f"{self.scores.count(None)} of {len(self.scores)} rows have no score; none of them can be chosen."
-        return [Table(head, (chosen, drawn)), without]
-
-    def _line(self, name: str, examples: Any, rows: Sequence[int]) -> tuple[str, ...]:
-        """One line of the table; distinct-2 is the share of distinct word pairs (Li et al. 2016)."""
-        answers = [data.words(answer_of(messages)) for messages in examples["messages"]]
-        pairs = list(itertools.chain.from_iterable(map(itertools.pairwise, answers)))
-        known = [score for score in map(self.scores.__getitem__, rows) if score is not None]
-        return (
-            name,
-            str(len(rows)),
-            f"{statistics.fmean(known):.3f}" if known else "–",
-            f"{statistics.fmean(map(len, answers)):.1f}",
-            f"{len(set(pairs)) / len(pairs):.3f}" if pairs else "–",
-            str(len(rows) - len(known)),
-        )
+        return [Table(head, lines), without]
 
 
 def select(examples: Any, score_fn: ScoreFn, share: float, *, seed: int = 0) -> Selection:
@@ -158,7 +133,7 @@ def select(examples: Any, score_fn: ScoreFn, share: float, *, seed: int = 0) -> 
     n = len(examples)
     if not 0 < share <= 1:
         raise DataError(f"share={share} is outside 0 to 1: it says how much of the {n} rows to keep, such as 0.25.")
-    scores = tuple(scored(score_fn, list(examples["messages"])))
+    scores = tuple(scored(score_fn, messages_of(examples)))
     draw = random.Random(seed)
     ranked = [(score, i) for i in draw.sample(range(n), n) if (score := scores[i]) is not None]
     if not ranked:
@@ -173,10 +148,8 @@ def scored(score_fn: ScoreFn, rows: Sequence[Messages]) -> list[float | None]:
     """One score a row; what is no finite number counts as none. Raises DataError for a function that lost rows."""
     given = list(score_fn(rows))
     if len(given) != len(rows):
-        raise DataError(
-            f"The score function gave {len(given)} scores for {len(rows)} rows; "
-            "it must give one a row, None where there is none."
-        )
+        gave = f"The score function gave {len(given)} scores for {len(rows)} rows"
+        raise DataError(f"{gave}; it must give one a row, None where there is none.")
     return [None if score is None or not math.isfinite(score) else float(score) for score in given]
 
 
@@ -189,28 +162,23 @@ def _faults(messages: Messages) -> list[tuple[float, str]]:
     body, words, asked = _CODE.sub(" ", answer), data.words(answer), data.words(prompt)
     short_is_fine = _ASKS_SHORT.search(prompt) and not _ASKS_LONG.search(prompt)
     lines = [line.strip() for line in body.splitlines() if len(line.split()) > 1]
+    # a long passage of the prompt, and most of it: a quotation that was asked for is shorter
+    copied = len(words) > 20 and 2 * len(words) > len(asked) and " ".join(words) in " ".join(asked)
     checks = (
         (0.5, len(words) < 3 and len(answer) < 25 and not short_is_fine, "hardly an answer"),
-        (0.5, len(asked) > 2 and (words[: len(asked)] == asked or _copied(words, asked)), "repeats the prompt"),
+        (0.5, len(asked) > 2 and (words[: len(asked)] == asked or copied), "repeats the prompt"),
         (0.4, _repeated(lines, 4) > _REPEATED, "repeated lines"),
         (0.4, _repeated(list(zip(words, words[1:], words[2:], strict=False)), 10) > _REPEATED, "repeated phrases"),
         (0.3, 2 * sum(map(len, words)) < len(answer) and _few_letters(body), "few letters"),
         (0.2, _capitals(body) and not _capitals(prompt) and not _ASKS_CAPITALS.search(prompt), "shouting: capitals"),
         (0.3, len(words) > 15 and _cut_off(answer), "ends mid-sentence"),
     )
-    return [*_found(prompt, body), *((points, name) for points, wrong, name in checks if wrong)]
-
-
-def _copied(words: list[str], asked: list[str]) -> bool:
-    """Whether the answer is a long passage of the prompt and most of it; a quotation that was asked for is shorter."""
-    return len(words) > 20 and 2 * len(words) > len(asked) and " ".join(words) in " ".join(asked)
-
-
-def _found(prompt: str, body: str) -> Iterator[tuple[float, str]]:
-    for points, name, pattern, asked in _PATTERNS:
+    found = []
+    for points, name, pattern, asks in _PATTERNS:
         hit = next((m.group() for m in pattern.finditer(body) if m.group() not in prompt), None)
-        if hit is not None and not (asked and asked.search(prompt)):
-            yield points, f"{name}: {hit[:40]!r}"
+        if hit is not None and not (asks and asks.search(prompt)):
+            found.append((points, f"{name}: {hit[:40]!r}"))
+    return found + [(points, name) for points, wrong, name in checks if wrong]
 
 
 def _repeated(items: Sequence[object], least: int) -> float:
@@ -237,7 +205,7 @@ def _cut_off(answer: str) -> bool:
 
 def _with_and_without(messages: Messages, tokenizer: Any, context: int | None) -> tuple[TokenRow, TokenRow] | None:
     """The row with only its last answer labelled, and the same answer behind nothing but the template's opening."""
-    if not answer_of(messages):
+    if not answer_of(messages) or messages[-1].get("train") is False:
         return None
     row = chat.tokenize(messages, tokenizer)
     ids, trained = row["input_ids"], [label != IGNORED for label in row["labels"]]
@@ -262,11 +230,6 @@ def _opening(prompt: Messages, tokenizer: Any, ids: list[int]) -> list[int]:
     return list(header if header[:1] == start else [*start, *header])
 
 
-def answer_of(messages: Messages) -> str:
-    """The last turn's text where it is an answer, else nothing."""
-    return (messages[-1]["content"] or "").strip() if messages and messages[-1]["role"] == "assistant" else ""
-
-
 def each(rows: Sequence[Messages], make: Callable[[Messages], _T | None]) -> list[_T | None]:
     """Apply `make` to each row, None where the template refuses it; warns, and raises when it refuses all."""
     made: list[_T | None] = []
@@ -280,7 +243,18 @@ def each(rows: Sequence[Messages], make: Callable[[Messages], _T | None]) -> lis
     if refused and len(refused) == len(rows):
         raise refused[0]
     if refused:
-        warnings.warn(
-            f"{len(refused)} of {len(rows)} rows get no score. The first: {refused[0]}", FtkitWarning, stacklevel=4
-        )
+        said = f"{len(refused)} of {len(rows)} rows get no score. The first: {refused[0]}"
+        warnings.warn(said, FtkitWarning, stacklevel=4)
     return made
+
+
+def messages_of(examples: Any) -> list[Messages]:
+    """The messages of all rows; where a row has schemas, these and its calls are written into the text."""
+    schemas = examples["tools"] if "tools" in examples.column_names else itertools.repeat(None)
+    pairs = zip(examples["messages"], schemas, strict=False)
+    return [chat.fold_tools(messages, tools) if tools else messages for messages, tools in pairs]
+
+
+def answer_of(messages: Messages) -> str:
+    """The last turn's text where it is an answer, else nothing."""
+    return (messages[-1]["content"] or "").strip() if messages and messages[-1]["role"] == "assistant" else ""

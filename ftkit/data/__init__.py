@@ -4,27 +4,19 @@
 folder; `near_pairs` and `leakage` find texts that are nearly the same. Past this room a chat is a list of `messages`.
 """
 
-from ftkit.data.formats import (
-    as_json,
-    from_messages,
-    order_problem,
-    parse_calls,
-    parse_tools,
-    plain,
-    to_messages,
-)
-from ftkit.data.leaks import LeakageReport, leakage
+from ftkit.data.formats import from_messages, to_messages
+from ftkit.data.leaks import leakage
 from ftkit.data.loading import Loaded, combined, load_examples, read_rows
 from ftkit.data.shingles import WORDS, Texts, jaccard, normalise, text_of, word_shingles, words
-from ftkit.data.similarity import BANDS, ROWS, THRESHOLD, close_pairs, distance, join, near_pairs, simhash
+from ftkit.data.similarity import BANDS, ROWS, THRESHOLD, close_pairs, distance, near_pairs, simhash
 from ftkit.data.splits import Splits, digest, load_splits, prompt, save, split
+from ftkit.data.turns import as_json, merge_turns, order_problem, parse_calls, parse_tools, plain
 
 __all__ = [
     "BANDS",
     "ROWS",
     "THRESHOLD",
     "WORDS",
-    "LeakageReport",
     "Loaded",
     "Splits",
     "Texts",
@@ -35,10 +27,10 @@ __all__ = [
     "distance",
     "from_messages",
     "jaccard",
-    "join",
     "leakage",
     "load_examples",
     "load_splits",
+    "merge_turns",
     "near_pairs",
     "normalise",
     "order_problem",

@@ -1,112 +1,172 @@
 """One row of any known format to `messages`, and `messages` to a row of another format.
 
-A format is told by its columns; a row that does not fit raises with what is wrong with it. A message is text by text:
-`role`, `content` and, where there are any, `tool_calls` (JSON text in OpenAI's shape), `name` and `tool_call_id`.
-Knows single rows, no files.
+A format is told by its columns; a row that does not fit raises with what is wrong with it. What one turn may look like
+is `turns`' business. Knows single rows, no files.
 """
 
-import difflib
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ftkit.data import turns
+from ftkit.data.turns import (
+    MEDIA,
+    Messages,
+    as_json,
+    as_text,
+    blank,
+    is_yes,
+    items,
+    listed,
+    opened,
+    order_problem,
+    parse_calls,
+    parse_tools,
+    read_turns,
+    refuse_media,
+    spoken,
+    untrained,
+)
 from ftkit.errors import DataError
 
-Messages = list[dict[str, str]]
 Row = dict[str, Any]
 
-ROLES = ("system", "user", "assistant", "tool")
-_NEXT = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
-_OPENAI_ROLES = {"function": "tool"}
-_SHAREGPT_ROLES = {
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "model", "chatgpt", "bing", "bard"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation", "function_response"), "tool"),
-    "system": "system",
-    "function_call": "function_call",
-}
+_TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "data")
+_SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+_REASONING_COLUMNS = ("reasoning_content", "reasoning", "thinking", "thought")
+_MARK_COLUMNS = ("label", "kto_tag")
+_MEDIA = frozenset(MEDIA)
+_BESIDE = frozenset((*_SYSTEM_COLUMNS, *_REASONING_COLUMNS, *_MARK_COLUMNS, *MEDIA))
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 _CHATML_TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
 _CHATML_BETWEEN = re.compile(r"<s>|</s>|<\|endoftext\|>|<\|begin_of_text\|>")
 
-# Names of columns, the likeliest first, for the mapping that an error suggests.
-_PROMPT_NAMES = (
-    "question",
-    "prompt",
-    "query",
-    "instruction",
-    "input",
-    "user",
-    "request",
-    "source",
-    "text",
-    "context",
-    "article",
-)
+# Names of columns, the likeliest first, for the mapping that an error suggests: whole names, never parts of one.
+_PROMPT_NAMES = ("question", "query", "prompt", "instruction", "input", "user", "request", "problem", "text", "article")
 _ANSWER_NAMES = (
-    "answer",
-    "response",
-    "output",
-    "completion",
-    "reply",
-    "target",
-    "assistant",
-    "label",
-    "summary",
-    "solution",
+    *("answer", "response", "output", "completion", "reply", "target", "assistant", "chosen"),
+    *("summary", "solution", "translation", "label"),
 )
+_CONTEXT_NAMES = ("context", "passage", "document", "input")
+_METADATA = {
+    *("id", "url", "source", "meta", "metadata", "date", "timestamp", "title", "language", "lang", "split", "domain"),
+    *("subset", "dump", "file_path", "path", "language_score", "token_count", "score", "license", "added", "created"),
+}
+_CHAT_LIKE = {
+    *(
+        *_TURN_COLUMNS[:-1],
+        *_SYSTEM_COLUMNS,
+        *_REASONING_COLUMNS,
+        "history",
+        "context",
+        "functions",
+        "chosen",
+        "rejected",
+    ),
+    *("question", "query", "prompt", "instruction", "input", "answer", "response", "output", "completion", "weight"),
+    *("train", "loss", "loss_weight", "documents"),
+}
 
 
-def detect_format(columns: Iterable[str], *, chatml: bool = True) -> str:
-    """Name the format of these columns: messages, sharegpt, alpaca, prompt-completion or (if allowed) chatml.
+def detect_format(columns: Iterable[str], samples: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Name the format of these columns.
+
+    It is `messages`, `sharegpt`, `alpaca`, `dolly`, `squad`, `sql`, `prompt-completion`, `chatml` or `text`.
+
+    Args:
+        columns: their names.
+        samples: some rows, which tell chats from documents, and turns from other lists.
 
     Raises:
         DataError: none of them; says which columns exist, which were wanted, and suggests a mapping.
     """
     there = set(columns)
     for name, wanted in _COLUMNS.items():
-        if wanted <= there and (chatml or name != "chatml"):
+        if name not in ("chatml", "text") and wanted <= there:
             return name
-    formats = "; ".join(f"{name}: {' + '.join(sorted(wanted))}" for name, wanted in _COLUMNS.items())
-    raise DataError(
-        f"Unknown format. Columns: {', '.join(sorted(there)) or 'none'}. Wanted one of: {formats}. "
-        f"For other columns give a mapping, such as mapping={_suggested(there)}."
+    for column in _TURN_COLUMNS:
+        if column in there and any(isinstance(opened(listed(row.get(column))), list) for row in samples):
+            return "messages"
+    texts = [text for row in samples if isinstance(text := row.get("text"), str)]
+    if any("<|im_start|>" in text for text in texts):
+        return "chatml"
+    if "text" in there and there <= {"text", *_METADATA}:
+        return "text"
+    raise DataError(_unknown(there))
+
+
+def used_columns(format: str, mapping: Mapping[str, str] | None = None) -> set[str]:
+    """The columns that become `messages` and `tools`; any other column is the caller's own."""
+    if mapping is not None:
+        return set(mapping.values())
+    if format == "text":
+        return set()
+    turns = set(_TURN_COLUMNS) if format == "messages" else set()
+    return (
+        _COLUMNS[format]
+        | turns
+        | {*_SYSTEM_COLUMNS, "history", "functions"}
+        | ({"input"} if format == "alpaca" else set())
     )
 
 
-def used_columns(format: str) -> set[str]:
-    """The columns that a format turns into `messages`; any other column is the caller's own."""
-    return _COLUMNS[format] | _OPTIONAL.get(format, set())
-
-
 def to_messages(
-    row: Mapping[str, Any], format: str | None = None, mapping: Mapping[str, str] | None = None
+    row: Mapping[str, Any],
+    format: str | None = None,
+    mapping: Mapping[str, str] | None = None,
+    *,
+    merge_turns: bool = False,
+    left: set[str] | None = None,
 ) -> Messages:
     """Convert one row; the result starts with an optional system turn and ends with an assistant's answer.
 
     Args:
         row: column name to value.
         format: as `detect_format` names it; found from the row's own columns when None.
-        mapping: for other columns: `{"prompt": column, "answer": column}` and optionally `"system"`.
+        mapping: for other columns: `{"prompt": column, "answer": column}` and optionally `"system"`, `"context"` (put
+            after the prompt) and `"reasoning"`; or `{"messages": column}` for turns, `{"text": column}` for documents.
+        merge_turns: join neighbouring turns of one role.
+        left: receives the names of what is not read.
+
+    Returns:
+        The messages; none for a document, all of whose text is trained.
 
     Raises:
         DataError: says what is wrong with this row.
     """
     if mapping is not None:
-        turns = _from_mapping(row, mapping)
-    else:
-        name = format or detect_format(row)
-        if name not in _CONVERTERS:
-            raise DataError(f"format={name!r} is not one of {', '.join(_CONVERTERS)}.")
-        if missing := _COLUMNS[name] - set(row):
-            raise DataError(f"lacks {', '.join(sorted(missing))}, which {name} rows have")
-        turns = _CONVERTERS[name](row)
-    messages = [m for m in turns if not (m["role"] == "system" and not m["content"].strip())]
+        check_mapping(mapping)
+        if missing := [column for column in mapping.values() if column not in row]:
+            raise DataError(f"lacks {', '.join(missing)}; its columns are {', '.join(row)}")
+        row = {
+            **{k: v for k, v in row.items() if k in _MARK_COLUMNS and k not in mapping.values()},
+            **_mapped(row, mapping),
+        }
+        format = "messages" if "messages" in mapping else "text" if "text" in mapping else "prompt-completion"
+    name = format or detect_format(row, [row])
+    if name not in _CONVERTERS:
+        raise DataError(f"format={name!r} is not one of {', '.join(_CONVERTERS)}.")
+    if (lacking := _COLUMNS[name] - row.keys()) and name != "messages":
+        raise DataError(f"lacks {', '.join(sorted(lacking))}, which {name} rows have")
+    left = set() if left is None else left
+    beside = _BESIDE & row.keys()  # a set, since this runs once a row
+    if seen := sorted(column for column in beside & _MEDIA if not blank(row[column])):
+        raise DataError(f"has {seen[0]}, and ftkit trains text alone: take the column out where the text is enough")
+    if name == "text":
+        refuse_media(as_text(row["text"], "a text"), "a text")
+        return []
+    messages = [*_earlier(row.get("history"), left), *_CONVERTERS[name](row, left)]
+    if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
+        del messages[0]
+    messages = _with_system(row, messages) if beside else messages
+    messages = turns.merge_turns(messages) if merge_turns else messages
     if problem := order_problem(messages):
         raise DataError(problem)
+    if beside:
+        _reason(row, messages)
+        messages = messages if _is_wanted(row) else untrained(messages)
     return messages
 
 
@@ -123,266 +183,191 @@ def from_messages(messages: Sequence[Mapping[str, Any]], format: str, *, tools: 
     """
     if format not in _WRITERS:
         raise DataError(f"format={format!r} is not one of {', '.join(_WRITERS)}.")
-    turns = to_messages({"messages": messages}, "messages")
+    chat = to_messages({"messages": messages}, "messages")
     schemas = parse_tools(tools)
     if format in ("alpaca", "chatml"):
-        more = set().union(*turns) - {"role", "content"}
+        more = set().union(*chat) - {"role", "content"}
         if schemas:
             more.add("tools")
         if more:
-            fold = "" if more == {"name"} else "; write tools into the text first, with chat.fold_tools"
+            fold = "; write tools into the text first, with chat.fold_tools" if more & {"tools", "tool_calls"} else ""
             raise DataError(f"has {', '.join(sorted(more))}, which {format} cannot hold{fold}")
-    row = _WRITERS[format](turns)
+    row = _WRITERS[format](chat)
     if schemas:
         row["tools"] = as_json(schemas, "tools") if format == "sharegpt" else schemas
     return row
 
 
-def order_problem(messages: Sequence[Mapping[str, str | None]]) -> str | None:
-    """What is wrong with the order of the turns, or None; tool results stand between two assistant turns."""
-    roles = [m["role"] or "" for m in messages]
-    if not roles:
-        return "has no turns"
-    if unknown := [r for r in roles if r not in ROLES]:
-        return f"has the role {unknown[0]!r}; known are {', '.join(ROLES)}"
-    body = roles[1:] if roles[0] == "system" else roles
-    if "system" in body:
-        return "has a system turn that is not the first"
-    if "assistant" not in body:
-        return "has no answer: no assistant turn"
-    if body[0] != "user":
-        return f"has roles out of order: starts with {body[0]}, wanted user"
-    if any(after not in _NEXT[before] for before, after in itertools.pairwise(body)):
-        return f"has roles out of order: {' → '.join(roles)}"
-    if body[-1] != "assistant":
-        return f"has no answer: ends with a {body[-1]} turn"
-    if not (messages[-1].get("content") or "").strip() and not messages[-1].get("tool_calls"):
-        return "has an empty answer"
-    return None
-
-
-def plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """One message without the keys that Arrow filled with None; `content` is always there."""
+def chat_like(row: Mapping[str, Any], used: set[str], messages: Messages) -> set[str]:
+    """Columns that look like a part of the chat, hold a value, and are in none of its turns."""
+    said = {text for message in messages for text in (message["content"], message.get("reasoning_content"))}
+    columns = (_CHAT_LIKE & row.keys()) - used
     return {
-        "role": message["role"],
-        "content": message.get("content") or "",
-        **{k: v for k, v in message.items() if k not in ("role", "content") and v is not None},
+        name for name in columns if not blank(value := row[name]) and not (isinstance(value, str) and value in said)
     }
-
-
-def parse_calls(value: Any, where: str = "a turn") -> list[dict[str, Any]]:
-    """Tool calls as a list in OpenAI's shape, each call's arguments as an object; raises DataError for anything else.
-
-    `value` is a list of calls in that shape or as bare `{"name", "arguments"}`, one such call, or JSON text of either.
-    """
-    calls = []
-    for given in items(value, f"tool calls in {where}"):
-        call = given if isinstance(given, Mapping) else {}
-        function = call["function"] if isinstance(call.get("function"), Mapping) else call
-        arguments = function.get("arguments")
-        arguments = {} if arguments in (None, "") else from_json(arguments, f"arguments of a tool call in {where}")
-        if not isinstance(function.get("name"), str) or not isinstance(arguments, Mapping):
-            wanted = '{"name": text, "arguments": object}'
-            raise DataError(f"has a tool call in {where} that is not {wanted}: {str(given)[:60]}")
-        own = {k: v for k, v in call.items() if k not in ("type", "function", "name", "arguments") and v is not None}
-        calls.append({**own, "type": "function", "function": {"name": function["name"], "arguments": dict(arguments)}})
-    return calls
-
-
-def parse_tools(value: Any) -> list[dict[str, Any]]:
-    """Function schemas in OpenAI's shape from a list of schemas, bare or in that shape, or JSON text of one.
-
-    Raises:
-        DataError: a schema without a name, or text that is not JSON.
-    """
-    schemas = []
-    for given in items(value, "tools"):
-        schema = from_json(given, "tools")
-        function = schema.get("function") or schema if isinstance(schema, Mapping) else {}
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise DataError(
-                f"has tools that are no function schemas: {str(given)[:60]}. Wanted a list, each with a name."
-            )
-        schemas.append({"type": "function", "function": dict(schema)} if function is schema else dict(schema))
-    return schemas
-
-
-def tools_text(value: Any) -> str | None:
-    """What `parse_tools` takes, as the JSON text that a `tools` column holds; None where there are no tools."""
-    schemas = parse_tools(value)
-    return as_json(schemas, "tools") if schemas else None
 
 
 def check_mapping(mapping: Mapping[str, str]) -> None:
     """Refuse a mapping that lacks the prompt or the answer, or names something else, with a DataError."""
-    if unknown := set(mapping) - {"prompt", "answer", "system"} or {"prompt", "answer"} - set(mapping):
-        wrong = ", ".join(sorted(unknown))
-        raise DataError(f"mapping wants 'prompt' and 'answer', optionally 'system'; {wrong} is wrong.")
+    if set(mapping) in ({"messages"}, {"text"}):
+        return
+    if unknown := set(mapping) - {"prompt", "answer", *_MORE} or {"prompt", "answer"} - set(mapping):
+        raise DataError(
+            f"mapping wants 'prompt' and 'answer', optionally {', '.join(map(repr, _MORE))}; or 'messages' alone, "
+            f"or 'text' alone. {', '.join(sorted(unknown))} is wrong."
+        )
 
 
-def as_json(value: Any, what: str) -> str:
-    """JSON text with characters as they are; raises DataError for a value that JSON does not know."""
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"has {what} that JSON cannot hold ({error})") from error
-    return as_text(text, what)
+def _unknown(there: set[str]) -> str:
+    """What to say of columns of no known format: what they are, or which mapping reads them."""
+    shown = ", ".join(sorted(there)) or "none"
+    if {"message_id", "parent_id", "text", "role"} <= there:
+        return (
+            f"Columns: {shown}. These are OASST's trees: each row is one message. Follow parent_id from each last "
+            "answer up to its root, and write every such thread as one row with a column messages."
+        )
+    formats = "; ".join(f"{name}: {' + '.join(sorted(wanted))}" for name, wanted in _COLUMNS.items())
+    text = f"Unknown format. Columns: {shown}. Wanted one of: {formats}. "
+    preference = {"chosen", "rejected"} <= there
+    if preference:
+        text = f"Columns: {shown}. This is preference data: of each question a chosen and a rejected answer. "
+    mapping = _suggested(there)
+    if mapping is None:
+        return f"{text}For other columns give a mapping of yours: mapping={{'prompt': column, 'answer': column}}."
+    left = sorted(there - set(mapping.values()))
+    rest = f" That leaves out: {', '.join(left)}." if left else ""
+    aim = "To train the chosen ones" if preference else "For other columns"
+    return f"{text}{aim} give a mapping, such as mapping={mapping}.{rest}"
 
 
-def from_json(value: Any, what: str) -> Any:
-    """What JSON text says, and any other value as it is; raises DataError for text that is not JSON."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"has {what} that are not JSON ({error}): {value[:60]!r}") from error
+def _suggested(there: set[str]) -> dict[str, str] | None:
+    """Which columns hold the prompt, the answer and what belongs to them, by their whole names; the caller decides."""
+    by_name = {name.lower(): name for name in sorted(there)}
+    prompt = next((by_name[name] for name in _PROMPT_NAMES if name in by_name), None)
+    names = ("chosen",) if "rejected" in by_name else _ANSWER_NAMES
+    answer = next((by_name[name] for name in names if name in by_name and by_name[name] != prompt), None)
+    if answer and not prompt and answer == "chosen":
+        return {"messages": answer}
+    if not (prompt and answer):
+        return None
+    context = next((by_name[name] for name in _CONTEXT_NAMES if name in by_name and by_name[name] != prompt), None)
+    system = next((by_name[name] for name in _SYSTEM_COLUMNS if name in by_name), None)
+    found = {"prompt": prompt, "context": context, "answer": answer, "system": system}
+    return {key: column for key, column in found.items() if column}
 
 
-def items(value: Any, what: str) -> list[Any]:
-    """A list, given as such or as JSON text; one item alone is a list of one, and None or no text an empty one."""
-    found = from_json(value, what) if value else []
-    if isinstance(found, list | tuple):
-        return list(found)
-    return [] if found is None else [found]
+def _mapped(row: Mapping[str, Any], mapping: Mapping[str, str]) -> Row:
+    """The columns of a mapping under the names of a known format."""
+    names = {"prompt": "prompt", "answer": "completion", "reasoning": "reasoning_content"}
+    media = {column: row[column] for column in MEDIA if column in row and column not in mapping.values()}
+    return media | {names.get(key, key): row[column] for key, column in mapping.items()}
 
 
-def as_text(value: Any, what: str) -> str:
-    """The value, if it is whole text; a DataError names `what` it is."""
-    if not isinstance(value, str):
-        raise DataError(f"has {what} of type {type(value).__name__} ({str(value)[:40]!r}), wanted text: use str()")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"has {what} with half a character (a lone surrogate at {error.start + 1})") from error
-    return value
+def _earlier(history: Any, left: set[str]) -> Messages:
+    """Alpaca's `history`: the pairs of question and answer before this one."""
+    return [] if blank(history) else read_turns(items(history, "a history"), left)
 
 
-def _suggested(columns: Iterable[str]) -> dict[str, str]:
-    """A guess which column holds the prompt and which the answer; the caller decides."""
-    there = sorted(columns)
-    prompt = _closest(_PROMPT_NAMES, there) or (there[0] if there else "question")
-    rest = [name for name in there if name != prompt]
-    return {"prompt": prompt, "answer": _closest(_ANSWER_NAMES, rest) or (rest[-1] if rest else "answer")}
+def _with_system(row: Mapping[str, Any], messages: Messages) -> Messages:
+    """The chat with the system turn that a column holds."""
+    for column in _SYSTEM_COLUMNS:
+        if not blank(row.get(column)):
+            said = as_text(row[column], "a system prompt")
+            if not messages or messages[0]["role"] != "system":
+                return [{"role": "system", "content": said}, *messages]
+            if messages[0]["content"].strip() != said.strip():
+                raise DataError(f"has a column {column} and a system turn that say different things")
+    return messages
 
 
-def _closest(known: Sequence[str], there: Sequence[str]) -> str | None:
-    for name in known:
-        if found := [column for column in there if name in column.lower()]:
-            return found[0]
-    for name in known:
-        if found := difflib.get_close_matches(name, there, n=1, cutoff=0.7):
-            return found[0]
-    return None
+def _reason(row: Mapping[str, Any], messages: Messages) -> None:
+    """Give the one answer of a row the reasoning that a column holds."""
+    answers = [m for m in messages if m["role"] == "assistant"]
+    thought = next((row[column] for column in _REASONING_COLUMNS if not blank(row.get(column))), None)
+    if thought is not None and len(answers) == 1:
+        answers[0].setdefault("reasoning_content", spoken(thought, "reasoning"))
 
 
-def _turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, str]) -> Messages:
-    value = _opened(value)
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise DataError(f"has turns of type {type(value).__name__}, wanted a list of {{{role_key}, {content_key}}}")
-    turns = []
-    for number, turn in enumerate(value, 1):
-        calls = (turn.get("tool_calls") or turn.get("function_call")) if isinstance(turn, Mapping) else None
-        if not isinstance(turn, Mapping) or role_key not in turn or (content_key not in turn and not calls):
-            raise DataError(f"has a turn {number} without {role_key} and {content_key}: {str(turn)[:60]}")
-        role = as_text(turn[role_key], f"a role in turn {number}")
-        turns.append(_turn(turn, f"turn {number}", roles.get(role, role), turn.get(content_key), calls))
-    return turns
+def _is_wanted(row: Mapping[str, Any]) -> bool:
+    """Whether no mark of the row says that its answer is unwanted (KTO's `label` and `kto_tag`)."""
+    label = row.get("label")
+    marked = isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in ("true", "false"))
+    tag = row.get("kto_tag")
+    return not (marked and not is_yes(label, "a label")) and (blank(tag) or is_yes(tag, "a kto_tag"))
 
 
-def _turn(turn: Mapping[str, Any], where: str, role: str, content: Any, raw_calls: Any) -> dict[str, str]:
-    """One message: what a turn says, calls, and answers to; its other keys are left out."""
-    if role == "function_call":
-        role, content, raw_calls = "assistant", "", as_text(content, where) or '""'
-    calls = parse_calls(raw_calls, where)
-    if calls and role != "assistant":
-        raise DataError(f"has tool calls in {where}, a {role} turn; only an assistant turn calls tools")
-    message = {"role": role, "content": as_text("" if content is None and calls else content, where)}
-    if calls:
-        message["tool_calls"] = as_json(calls, f"tool calls in {where}")
-    return message | {k: as_text(turn[k], f"{k} in {where}") for k in ("name", "tool_call_id") if turn.get(k)}
+def _from_turns(row: Mapping[str, Any], left: set[str]) -> Messages:
+    column = next((name for name in _TURN_COLUMNS if name in row), "messages")
+    return read_turns(row.get(column), left)
 
 
-def _opened(value: Any) -> Any:
-    """JSON text of a list of turns, as a cell of a CSV file holds it, becomes that list."""
-    if not isinstance(value, str) or not value.lstrip().startswith("["):
-        return value
-    try:
-        turns = json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-    return turns if turns and all(isinstance(turn, dict) and {"role", "from"} & set(turn) for turn in turns) else value
+def _from_alpaca(row: Mapping[str, Any], left: set[str]) -> Messages:
+    return _pair(row["instruction"], row["output"], row.get("input"))
 
 
-def _from_messages(row: Mapping[str, Any]) -> Messages:
-    return _turns(row["messages"], "role", "content", _OPENAI_ROLES)
+def _from_dolly(row: Mapping[str, Any], left: set[str]) -> Messages:
+    return _pair(row["instruction"], row["response"], row["context"])
 
 
-def _from_sharegpt(row: Mapping[str, Any]) -> Messages:
-    system, turns = row.get("system"), Messages()
-    for turn in _turns(row["conversations"], "from", "value", _SHAREGPT_ROLES):
-        if "tool_calls" in turn and not turn["content"] and turns and turns[-1]["role"] == "assistant":
-            calls = [*parse_calls(turns[-1].get("tool_calls")), *parse_calls(turn["tool_calls"])]
-            turns[-1] |= {"tool_calls": as_json(calls, "tool calls")}  # what it says and all that it calls are one turn
-        else:
-            turns.append(turn)
-    return [{"role": "system", "content": as_text(system, "a system prompt")}, *turns] if system else turns
+def _from_squad(row: Mapping[str, Any], left: set[str]) -> Messages:
+    answers = listed(row["answers"])
+    texts = answers.get("text") if isinstance(answers, Mapping) else answers
+    texts = listed(texts)
+    return _pair(row["question"], texts[0] if isinstance(texts, list | tuple) and texts else None, row["context"])
 
 
-def _from_alpaca(row: Mapping[str, Any]) -> Messages:
-    prompt, extra = as_text(row["instruction"], "an instruction"), row.get("input")
-    if extra is not None and as_text(extra, "an input").strip():
-        prompt = f"{prompt}\n\n{extra}"
-    return _pair(prompt, row["output"], row.get("system"))
+def _from_sql(row: Mapping[str, Any], left: set[str]) -> Messages:
+    return _pair(row["question"], row["answer"], row["context"])
 
 
-def _from_prompt_completion(row: Mapping[str, Any]) -> Messages:
-    prompt, completion = _opened(row["prompt"]), _opened(row["completion"])
-    if isinstance(prompt, str) or (isinstance(row["prompt"], str) and isinstance(completion, str)):
-        return _pair(as_text(row["prompt"], "a prompt"), row["completion"], row.get("system"))
-    parts = (_turns(part, "role", "content", _OPENAI_ROLES) for part in (prompt, completion))
-    return list(itertools.chain(*parts))
+def _from_prompt_completion(row: Mapping[str, Any], left: set[str]) -> Messages:
+    """Turns or text; answers among the turns of a prompt are context, as TRL trains the completion alone."""
+    prompt, completion = (listed(opened(listed(row[name]))) for name in ("prompt", "completion"))
+    if not isinstance(prompt, list | tuple) or (isinstance(row["prompt"], str) and not isinstance(completion, list)):
+        if not isinstance(completion, list | tuple) or (completion and isinstance(completion[0], str)):
+            return _pair(row["prompt"], completion if completion is not None else row["completion"], row.get("context"))
+        prompt = [] if blank(row["prompt"]) else [{"role": "user", "content": row["prompt"]}]
+    answer = read_turns(completion, left) if isinstance(completion, list | tuple) else _pair("x", completion)[1:]
+    asked = untrained(read_turns(prompt, left))
+    again = asked and asked[-1] in answer  # the answer is the whole chat, as preference files hold it
+    return answer if again else [*asked, *answer]
 
 
-def _from_chatml(row: Mapping[str, Any]) -> Messages:
+def _from_chatml(row: Mapping[str, Any], left: set[str]) -> Messages:
     text = as_text(row["text"], "a text")
-    turns = _CHATML_TURN.findall(text)
-    if not turns:
+    found = _CHATML_TURN.findall(text)
+    if not found:
         raise DataError("has a text without <|im_start|>role … <|im_end|> turns, so no answer can be told from it")
     if outside := _CHATML_BETWEEN.sub("", _CHATML_TURN.sub("", text)).strip():
         raise DataError(f"has text outside of its <|im_start|>role … <|im_end|> turns: {outside[:60]!r}")
-    if broken := [content for _, content in turns if "<|im_start|>" in content]:
+    if broken := [content for _, content in found if "<|im_start|>" in content]:
         raise DataError(f"has a turn that another starts in, so an <|im_end|> is missing: {broken[0][:60]!r}")
-    return [{"role": role, "content": content} for role, content in turns]
+    return read_turns([{"role": role, "content": content} for role, content in found], left)
 
 
-def _from_mapping(row: Mapping[str, Any], mapping: Mapping[str, str]) -> Messages:
-    check_mapping(mapping)
-    if missing := [column for column in mapping.values() if column not in row]:
-        raise DataError(f"lacks {', '.join(missing)}; its columns are {', '.join(row)}")
-    return _pair(
-        as_text(row[mapping["prompt"]], "a prompt"), row[mapping["answer"]], row.get(mapping.get("system", ""))
-    )
-
-
-def _pair(prompt: str, answer: Any, system: Any = None) -> Messages:
-    if answer is None:
+def _pair(prompt: Any, answer: Any, more: Any = None) -> Messages:
+    """One question, with what belongs to it below, and its answer; blank parts leave no blank lines."""
+    parts = [(prompt, "a prompt"), (more, "an input")]
+    asked = "\n\n".join(text for part, what in parts if not blank(part) and (text := spoken(part, what)).strip())
+    if not asked:
+        asked = spoken(prompt, "a prompt")  # blank text stays as it is; no prompt at all is refused
+    if answer is None or (blank(answer) and not isinstance(answer, str)):
         raise DataError("has no answer")
-    head = [{"role": "system", "content": as_text(system, "a system prompt")}] if system else []
-    return [*head, {"role": "user", "content": prompt}, {"role": "assistant", "content": as_text(answer, "an answer")}]
+    refuse_media(asked, "a prompt")
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": spoken(answer, "an answer")}]
 
 
-def _to_turns(turns: Messages) -> Row:
-    return {"messages": [_with_calls(turn) for turn in turns]}
+def _to_messages(chat: Messages) -> Row:
+    return {"messages": [_with_calls(turn) for turn in chat]}
 
 
-def _to_sharegpt(turns: Messages) -> Row:
-    return {"conversations": list(itertools.chain.from_iterable(map(_spoken, turns)))}
+def _to_sharegpt(chat: Messages) -> Row:
+    return {"conversations": list(itertools.chain.from_iterable(map(_spoken, chat)))}
 
 
-def _spoken(turn: Mapping[str, str]) -> Iterator[dict[str, str]]:
+def _spoken(turn: Mapping[str, Any]) -> Iterator[Row]:
     """One turn of ShareGPT, or two where an assistant says something and calls tools."""
-    more = {key: turn[key] for key in ("name", "tool_call_id") if key in turn}
+    more = {k: v for k, v in turn.items() if k not in ("role", "content", "tool_calls")}
     calls = [
         {k: v for k, v in call.items() if k not in ("type", "function")} | call["function"]
         for call in parse_calls(turn.get("tool_calls"))
@@ -394,26 +379,32 @@ def _spoken(turn: Mapping[str, str]) -> Iterator[dict[str, str]]:
         yield {"from": "function_call", "value": as_json(calls if len(calls) > 1 else calls[0], "a tool call"), **more}
 
 
-def _to_alpaca(turns: Messages) -> Row:
-    system = {m["role"]: m["content"] for m in turns if m["role"] == "system"}
-    body = [m["content"] for m in turns if m["role"] != "system"]
+def _to_alpaca(chat: Messages) -> Row:
+    system = {m["role"]: m["content"] for m in chat if m["role"] == "system"}
+    body = [m["content"] for m in chat if m["role"] != "system"]
     if len(body) != 2:
         raise DataError(f"has {len(body)} turns; alpaca holds one question and one answer")
     return {"instruction": body[0], "input": "", "output": body[1], **system}
 
 
-def _to_chatml(turns: Messages) -> Row:
-    for turn in turns:
+def _to_chatml(chat: Messages) -> Row:
+    for turn in chat:
         if found := [mark for mark in ("<|im_start|>", "<|im_end|>") if mark in turn["content"]]:
             raise DataError(f"has {found[0]} inside of a {turn['role']} turn, where chatml would end that turn")
-    return {"text": "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in turns)}
+    return {"text": "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in chat)}
 
 
-def _to_prompt_completion(turns: Messages) -> Row:
-    return {"prompt": [_with_calls(turn) for turn in turns[:-1]], "completion": [_with_calls(turns[-1])]}
+def _to_prompt_completion(chat: Messages) -> Row:
+    """The answers that are trained, and what stands between them, are the completion; answers before it are context."""
+    trained = [i for i, turn in enumerate(chat) if turn["role"] == "assistant" and turn.get("train") is not False]
+    first = trained[0] if trained else len(chat) - 1
+    if any(turn["role"] == "user" for turn in chat[first:]):
+        raise DataError("has several answers that are trained; prompt-completion holds those after the last question")
+    prompt = [{k: v for k, v in _with_calls(turn).items() if k != "train"} for turn in chat[:first]]
+    return {"prompt": prompt, "completion": [_with_calls(turn) for turn in chat[first:]]}
 
 
-def _with_calls(turn: Mapping[str, str]) -> Row:
+def _with_calls(turn: Mapping[str, Any]) -> Row:
     return {key: parse_calls(value) if key == "tool_calls" else value for key, value in turn.items()}
 
 
@@ -421,25 +412,32 @@ _COLUMNS = {
     "messages": {"messages"},
     "sharegpt": {"conversations"},
     "alpaca": {"instruction", "output"},
+    "dolly": {"instruction", "context", "response"},
+    "squad": {"question", "context", "answers"},
+    "sql": {"question", "context", "answer"},
     "prompt-completion": {"prompt", "completion"},
     "chatml": {"text"},
+    "text": {"text"},
 }
 
-_OPTIONAL = {"sharegpt": {"system"}, "alpaca": {"input", "system"}, "prompt-completion": {"system"}}
+_MORE = ("system", "context", "reasoning")
 
-_CONVERTERS: dict[str, Callable[[Mapping[str, Any]], Messages]] = {
-    "messages": _from_messages,
-    "sharegpt": _from_sharegpt,
+_CONVERTERS: dict[str, Callable[[Mapping[str, Any], set[str]], Messages]] = {
+    "messages": _from_turns,
+    "sharegpt": _from_turns,
     "alpaca": _from_alpaca,
+    "dolly": _from_dolly,
+    "squad": _from_squad,
+    "sql": _from_sql,
     "prompt-completion": _from_prompt_completion,
     "chatml": _from_chatml,
+    "text": _from_chatml,
 }
-
 
 _WRITERS: dict[str, Callable[[Messages], Row]] = {
     "alpaca": _to_alpaca,
     "sharegpt": _to_sharegpt,
     "chatml": _to_chatml,
-    "messages": _to_turns,
+    "messages": _to_messages,
     "prompt-completion": _to_prompt_completion,
 }

@@ -55,9 +55,8 @@ class LeakageReport:
         """
         if self.exact:
             rows = sorted({o.test for o in self.exact})
-            listed = "\n  ".join(
-                f"test row {o.test} = train row {o.train} ({_named(o.on)})" for o in self.exact[:_SHOWN]
-            )
+            pairs = [f"test row {o.test} = train row {o.train} ({_named(o.on)})" for o in self.exact[:_SHOWN]]
+            listed = "\n  ".join(pairs)
             raise DataError(
                 f"{len(rows)} of {self.test_rows} test rows stand in the training set, so a score on them says nothing:"
                 f"\n  {listed}\n"
@@ -67,32 +66,25 @@ class LeakageReport:
     def _parts(self) -> list[tables.Table | str]:
         overlaps = self.exact + self.near
         left_out = f" ({self.skipped} comparisons left out among rows full of boilerplate)" if self.skipped else ""
+        fine = "○" if self.near or self.skipped else "✓"
         title = (
-            f"{self._mark()} {len(self.exact)} exact and {len(self.near)} near overlaps "
+            f"{'✗' if self.exact else fine} {len(self.exact)} exact and {len(self.near)} near overlaps "
             f"between {self.train_rows} train and {self.test_rows} test rows{left_out}"
         )
         rows = [(o.test, o.train, _named(o.on), f"{o.similarity:.0%}", o.test_text, o.train_text) for o in overlaps]
         head = ("test row", "train row", "in", "alike", "test", "train")
         return [title, tables.Table(head, rows, prose=True)] if rows else [title]
 
-    def _mark(self) -> str:
-        if self.exact:
-            return "✗"
-        return "○" if self.near or self.skipped else "✓"
-
 
 def leakage(train: Any, test: Any, *, threshold: float | None = similarity.THRESHOLD) -> LeakageReport:
     """Compare every test row with every training row, on the prompt and on prompt plus answer.
 
     Exact means the same up to case, spaces, invisible characters and Unicode form; near is a Jaccard similarity of word
-    5-grams of at least `threshold`. A pair is listed once, on the larger part that agrees.
-
-    Args:
-        train: examples.
-        test: examples, or the validation part.
-        threshold: from 0 to 1; None looks for exact overlaps alone, in a fraction of the time.
+    5-grams of at least `threshold`, 0 to 1; None looks for exact overlaps alone, in a fraction of the time. A pair is
+    listed once, on the larger part that agrees.
     """
-    both, cut = combined([part.select_columns(["messages"]) for part in (train, test)]), len(train)
+    read = [name for name in ("messages", "text") if name in train.column_names and name in test.column_names]
+    both, cut = combined([part.select_columns(read) for part in (train, test)]), len(train)
     skipped = 0
     exact: dict[tuple[int, int], Overlap] = {}
     near: dict[tuple[int, int], Overlap] = {}

@@ -5,6 +5,7 @@ Knows files, Hub datasets, lists and the bundled samples; what becomes of the ex
 
 import itertools
 import json
+import re
 import tempfile
 import warnings
 from array import array
@@ -17,15 +18,24 @@ from typing import Any
 
 from ftkit import files
 from ftkit.data import readers
-from ftkit.data.formats import as_text, check_mapping, detect_format, plain, to_messages, tools_text, used_columns
+from ftkit.data.formats import chat_like, check_mapping, detect_format, to_messages, used_columns
+from ftkit.data.turns import as_text, blank, listed, plain, tools_text
 from ftkit.errors import DataError, FtkitWarning
+from ftkit.tables import visible
 
 _SAMPLES = ("invoices", "invoices_unseen", "messy", "messy_test", "general")
 _PEEKED = 1_000  # rows by whose columns the format is told
 _IN_MEMORY = 32 * 2**20  # bytes of rows that wait in memory; more of them wait in a file
 _BATCH = 2_000
 _INT64 = 2**63
-_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
+_ENCODER = json.JSONEncoder(
+    ensure_ascii=False, default=lambda value: str(value) if value is listed(value) else listed(value)
+)
+_RENDERED = re.compile(
+    r"\[INST\]|### ?(?:Human|Instruction|Assistant|Response)|<\|(?:user|assistant|start_header_id)\|>|<start_of_turn>"
+    r"|^(?:Human|Assistant|User): ",
+    re.MULTILINE,
+)
 _SHOWN = 10
 
 
@@ -38,7 +48,7 @@ class Broken:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.reason}"
+        return visible(f"{self.place}: {self.reason}")
 
 
 @dataclass(frozen=True)
@@ -51,11 +61,12 @@ class Loaded:
     positions: "array[int]"  # of each row of `examples` in the source, from 0
     numbers: "array[int]"  # line or row number of each, as the file's reader counts
     unit: str  # "line" or "row"
+    unwanted: tuple[Broken, ...] = ()  # rows whose answers the source marks as not to be learned
 
     @property
     def total(self) -> int:
         """Rows of the source, well-formed or not."""
-        return len(self.positions) + len(self.broken)
+        return len(self.positions) + len(self.broken) + len(self.unwanted)
 
     def position(self, i: int) -> int:
         """Position in the source, from 0, of row `i` of `examples`."""
@@ -95,6 +106,7 @@ def load_examples(
     *,
     split: str | None = None,
     mapping: Mapping[str, str] | None = None,
+    merge_turns: bool = False,
     on_error: str = "raise",
 ) -> Any:
     """Read any supported table into a `datasets.Dataset` with a `messages` column; other columns come along.
@@ -107,7 +119,9 @@ def load_examples(
         split: keep only rows whose `split` column says so, by any usual name ("validation" finds "val"); for a Hub
             dataset the split to download ("train").
         mapping: which columns hold what, for formats that `detect_format` does not know:
-            `{"prompt": "question", "answer": "reply"}`, optionally `"system"`.
+            `{"prompt": "question", "answer": "reply"}`, optionally `"system"`, `"context"` and `"reasoning"`;
+            `{"messages": column}` for turns, `{"text": column}` for documents.
+        merge_turns: join neighbouring turns of one role instead of refusing them.
         on_error: "raise" lists all bad rows and stops; "skip" leaves them out and warns with their numbers.
 
     Raises:
@@ -116,7 +130,7 @@ def load_examples(
     if on_error not in ("raise", "skip"):
         raise DataError(f"on_error={on_error!r} is not 'raise' or 'skip'.")
     name, rows, split = _open(source, split)
-    loaded = _collect(name, rows, mapping)
+    loaded = _collect(name, rows, mapping, merge_turns)
     if on_error == "raise":
         loaded.refuse_broken()
     else:
@@ -139,14 +153,14 @@ def _same_split(split: str, there: Iterable[Any]) -> set[Any]:
     return names & {split} or {name for name in names if part and readers.part(name) == part}
 
 
-def read_rows(source: Any, *, mapping: Mapping[str, str] | None = None) -> Loaded:
+def read_rows(source: Any, *, mapping: Mapping[str, str] | None = None, merge_turns: bool = False) -> Loaded:
     """Read any source of `load_examples` and account for every row: nothing is raised for a row that is malformed.
 
     Raises:
         DataError: a source that cannot be read at all, or whose format is unknown.
     """
     name, rows, _ = _open(source, None)
-    return _collect(name, rows, mapping)
+    return _collect(name, rows, mapping, merge_turns)
 
 
 def _open(source: Any, split: str | None) -> tuple[str, readers.Rows, str | None]:
@@ -218,19 +232,25 @@ def _hub_rows(name: str, split: str) -> readers.Rows:
     return _dataset_rows(name, rows)
 
 
-def _collect(name: str, rows: readers.Rows, mapping: Mapping[str, str] | None) -> Loaded:
+def _collect(name: str, rows: readers.Rows, mapping: Mapping[str, str] | None, merge_turns: bool) -> Loaded:
     if mapping is not None:
         check_mapping(mapping)
     first = list(itertools.islice(rows, _PEEKED))
     format = None if mapping else _format(name, first)
     waiting = _Waiting()
     broken: list[Broken] = []
+    unwanted: list[Broken] = []
+    left: set[str] = set()
     positions, numbers, unit = array("q"), array("q"), "row"
     with files.disk_errors_explained(Path(tempfile.gettempdir())):
         for position, (place, row) in enumerate(itertools.chain(first, rows)):
             unit, number = place.split()[:2]
             try:
-                waiting.add(_converted(row, format, mapping))
+                row = _converted(row, format, mapping, merge_turns, left)
+                if _answers_nothing(row["messages"]):
+                    unwanted.append(Broken(position, place, "its marks say that no answer of it is to be learned"))
+                    continue
+                waiting.add(row)
             except RecursionError:
                 broken.append(Broken(position, place, "is nested too many levels deep. Write the inner part as text."))
             except DataError as error:
@@ -239,39 +259,81 @@ def _collect(name: str, rows: readers.Rows, mapping: Mapping[str, str] | None) -
                 positions.append(position)
                 numbers.append(int(number))
     if not (positions or broken):
-        raise DataError(f"{name} holds no rows.")
-    return Loaded(name, waiting.dataset(), tuple(broken), positions, numbers, unit)
+        said = " whose answers are to be learned (its marks, such as label: false, say so)" if unwanted else ""
+        raise DataError(f"{name} holds no rows{said}.")
+    loaded = Loaded(name, waiting.dataset(), tuple(broken), positions, numbers, unit, tuple(unwanted))
+    _say_what_is_left(loaded, left, format)
+    return loaded
+
+
+def _answers_nothing(messages: Sequence[Mapping[str, Any]]) -> bool:
+    answers = [message for message in messages if message["role"] == "assistant"]
+    return bool(answers) and all(message.get("train") is False for message in answers)
+
+
+def _say_what_is_left(loaded: Loaded, left: set[str], format: str | None) -> None:
+    """One warning a file for rows that its marks leave out, for what nobody reads, and for texts that are chats."""
+    said = []
+    if loaded.unwanted:
+        places = ", ".join(row.place for row in loaded.unwanted[:_SHOWN])
+        more = ", …" if len(loaded.unwanted) > _SHOWN else ""
+        said.append(
+            f"{len(loaded.unwanted)} of {loaded.total} rows are left out: their marks (label, kto_tag, train, weight, "
+            f"loss) say that no answer of theirs is to be learned ({places}{more})."
+        )
+    if left:
+        said.append(f"Not read, though it looks like a part of the chats: {', '.join(sorted(left))}.")
+    if format == "text" and any(
+        _RENDERED.search(row["text"]) for row in loaded.examples.select(range(len(loaded.examples))[:100])
+    ):
+        said.append(
+            "The texts look like chats that were rendered already: as raw text all of it is trained, the questions "
+            "too. Write turns as messages to train the answers alone."
+        )
+    if said:
+        warnings.warn(f"{loaded.name}: {' '.join(said)}", FtkitWarning, stacklevel=4)
 
 
 def _format(name: str, first: list[tuple[str, Any]]) -> str | None:
     """The format of the first rows; None where all are broken: that is what the caller shall hear."""
-    tables = [row for _, row in first if isinstance(row, Mapping)][:100]
+    tables = [row for _, row in first if isinstance(row, Mapping)]
     if not tables:
         return None
-    columns = set().union(*tables)
-    # a column "text" beside others, with no chat in it, is something else: a text with its label, say
-    texts = [text for row in tables if isinstance(text := row.get("text"), str)]
-    chats = len(columns) == 1 or any("<|im_start|>" in text for text in texts)
+    columns = set().union(*tables[:100])
     try:
-        return detect_format(columns, chatml=chats)
+        format = detect_format(map(str, columns), tables[:100])
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
+    labels = {str(row["label"]).strip() for row in tables if not blank(row.get("label"))}
+    if format != "text" and labels and labels <= {"0", "1"}:
+        raise DataError(
+            f"{name}: the column label holds 0 and 1. If 0 marks answers that someone refused, call it kto_tag, and "
+            "such rows are left out; if it is a class, call it class."
+        )
+    return format
 
 
-def _converted(row: Any, format: str | None, mapping: Mapping[str, str] | None) -> dict[str, Any]:
+def _converted(
+    row: Any, format: str | None, mapping: Mapping[str, str] | None, merge_turns: bool, left: set[str]
+) -> dict[str, Any]:
     """The row's own columns and its `messages`; a DataError says why there are none."""
     if isinstance(row, DataError):
         raise row
     if not isinstance(row, Mapping):
         raise DataError(f"is {type(row).__name__} ({str(row)[:40]!r}), wanted an object with columns")
-    used = set(mapping.values()) if mapping else used_columns(format or "messages")
-    own = {str(k): v for k, v in row.items() if k not in used}
-    messages = to_messages(row, format, mapping)
+    used = used_columns(format or "messages", mapping)
+    own = {str(k): v for k, v in row.items() if k not in used} if row.keys() - used else {}
+    messages = to_messages(row, format, mapping, merge_turns=merge_turns, left=left)
     for name, value in own.items():
         if isinstance(value, str):
             as_text(value, f"a column {name}")
-    if "tools" in own:
-        own["tools"] = tools_text(own["tools"])
+    schemas = [row[name] for name in ("tools", "functions") if not blank(row.get(name))]
+    if schemas or "tools" in own:
+        own["tools"] = tools_text(schemas[0] if schemas else None)
+    if mapping and "text" in mapping:
+        own["text"] = row[mapping["text"]]
+    if mapping is None:  # an error that advised the mapping has named the rest
+        left |= chat_like(row, used | {"tools"}, messages)
     return {**own, "messages": messages}
 
 
@@ -320,7 +382,8 @@ class _Waiting:
 
         types = {name: _type(kinds) for name, kinds in self._kinds.items()}
         own = {name: List(Value("string")) if kind == "words" else Value(kind) for name, kind in types.items()}
-        features = Features({**own, "messages": List(dict.fromkeys(self._keys, Value("string")))})
+        turn = {key: Value("bool" if key == "train" else "string") for key in self._keys}
+        features = Features({**own, "messages": List(turn)})
         mixed = {name: kind for name, kind in types.items() if self._kinds[name] - {kind}}
         path = Path(tempfile.mkdtemp(dir=_scratch().name)) / "rows.arrow"
         self._rows.seek(0)

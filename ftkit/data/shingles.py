@@ -1,5 +1,6 @@
 """Texts as sets of word 5-grams: normalisation, words, 64-bit hashes of shingles, Jaccard similarity."""
 
+import itertools
 import os
 import re
 import unicodedata
@@ -7,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import Any, overload
+from typing import Any
 
 from ftkit.errors import ConfigError
 
@@ -39,32 +40,33 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._examples) * len(self._parts)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
+    def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return [self[place] for place in range(*i.indices(len(self)))]
         return next(self.at([range(len(self))[i]]))
 
     def __iter__(self) -> Iterator[str]:
         for part in self._parts:
-            yield from (text_of(messages, part) for messages in chats(self._examples))
+            yield from (_text(*chat, part) for chat in chats(self._examples))
 
     def at(self, places: Sequence[int]) -> Iterator[str]:
         """The texts at these places, many fetched at once: one by one takes ten times as long."""
         for start in range(0, len(places), _TEXTS_BATCH):
             found = [divmod(place, len(self._examples)) for place in places[start : start + _TEXTS_BATCH]]
-            rows = self._examples[[row for _, row in found]]["messages"]
-            yield from (text_of(row, self._parts[part]) for row, (part, _) in zip(rows, found, strict=True))
+            rows = chats(self._examples.select([row for _, row in found]))
+            yield from (_text(*row, self._parts[part]) for row, (part, _) in zip(rows, found, strict=True))
 
 
-def chats(examples: Any) -> Iterator[Any]:
-    """The messages of each row, read in batches: one by one takes ten times as long."""
-    column = examples.select_columns("messages")
-    for start in range(0, len(column), _TEXTS_BATCH):
-        yield from column[start : start + _TEXTS_BATCH]["messages"]
+def chats(examples: Any) -> Iterator[tuple[Sequence[Mapping[str, Any]], str | None]]:
+    """The messages of each row, and its document where it has none; read in batches, ten times as fast."""
+    columns = examples.select_columns([name for name in ("messages", "text") if name in examples.column_names])
+    for start in range(0, len(columns), _TEXTS_BATCH):
+        rows = columns[start : start + _TEXTS_BATCH]
+        yield from zip(rows["messages"], rows.get("text", itertools.repeat(None)), strict=False)
+
+
+def _text(messages: Sequence[Mapping[str, Any]], document: str | None, part: str) -> str:
+    return text_of(messages, part) if messages else document or ""
 
 
 def text_of(messages: Sequence[Mapping[str, Any]], part: str = "all") -> str:
@@ -90,11 +92,9 @@ def words(text: str) -> list[str]:
 
 
 def word_shingles(text: str) -> Any:
-    """Sorted distinct 64-bit hashes of all word 5-grams; a shorter text is one shingle, an empty one has none.
+    """Sorted distinct 64-bit hashes (uint64) of all word 5-grams; a shorter text is one shingle, an empty one has none.
 
-    Returns:
-        An array of shape (distinct shingles,), dtype uint64. Two unequal shingles among a million share a hash about
-        once in 10^7 runs.
+    Two unequal shingles among a million share a hash about once in 10^7 runs.
     """
     import numpy as np
 
@@ -102,11 +102,7 @@ def word_shingles(text: str) -> Any:
 
 
 def flat_shingles(texts: Sequence[str]) -> tuple[Any, Any]:
-    """The shingles of many texts in one array, unsorted, with repetitions; text i has those from `offsets[i]` on.
-
-    Returns:
-        Arrays of shape (shingles of all texts,) and (texts + 1,), dtype uint64.
-    """
+    """The shingles of many texts in one array, unsorted, with repetitions, and the `offsets` at which text i begins."""
     import numpy as np
 
     hashes, sizes = _word_hashes(texts)
@@ -120,7 +116,10 @@ def flat_shingles(texts: Sequence[str]) -> tuple[Any, Any]:
         total = total * np.uint64(_MULTIPLIER) + padded[i : len(hashes) + i]
     total = total[starts]
     for short in np.flatnonzero((sizes > 0) & (sizes < WORDS)):  # what follows a short text belongs to the next one
-        total[offsets[short]] = _fold(hashes[begins[short] : begins[short] + sizes[short]].tolist())
+        folded = 0
+        for value in hashes[begins[short] : begins[short] + sizes[short]].tolist():
+            folded = (folded * _MULTIPLIER + value) % 2**64
+        total[offsets[short]] = folded
     return _spread(total), offsets.astype(np.uint64)
 
 
@@ -201,13 +200,6 @@ def _spread(values: Any) -> Any:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
-
-
-def _fold(hashes: Sequence[int]) -> int:
-    total = 0
-    for value in hashes:
-        total = (total * _MULTIPLIER + value) % 2**64
-    return total
 
 
 def jaccard(a: Any, b: Any) -> float:

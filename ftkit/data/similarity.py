@@ -15,6 +15,7 @@ from typing import Any
 
 from ftkit.data.shingles import Texts, batches, flat_shingles, jaccard, shingled, word_shingles
 from ftkit.errors import ConfigError, MissingExtra
+from ftkit.tables import visible
 
 THRESHOLD = 0.8
 EXACT_TEXTS = 20_000
@@ -63,7 +64,7 @@ class Pairs:
 
     def __str__(self) -> str:
         how = f"{self.method}, threshold {self.threshold:g}"
-        return f"{len(self.pairs)} near-duplicate pairs among {self.texts} texts ({how})"
+        return visible(f"{len(self.pairs)} near-duplicate pairs among {self.texts} texts ({how})")
 
 
 def join(size: int, links: Iterable[tuple[int, int]]) -> list[int]:
@@ -84,13 +85,10 @@ def near_pairs(
 ) -> Pairs:
     """Find near-duplicates; every pair's Jaccard similarity is exact and at least `threshold`.
 
-    Args:
-        texts: read one at a time, some of them again; nothing of them is kept.
-        threshold: Jaccard similarity of word 5-grams, above 0 to 1.
-        method: "exact" misses nothing while `skipped` is 0; "minhash" (rensa) grows linearly and finds 95 % of the
-            pairs that lie at a threshold of 0.8, nearly all that lie above; "auto" is exact up to 20,000 texts.
-        across: compare only texts before this position with texts from it on, and list all their pairs.
-        apart: the opposite: never compare texts before this position with texts from it on.
+    Texts are read one at a time, some of them again; nothing of them is kept. The method "exact" misses nothing while
+    `skipped` is 0; "minhash" (rensa) grows linearly and finds 95 % of the pairs that lie at a threshold of 0.8, nearly
+    all that lie above; "auto" is exact up to 20,000 texts. With `across` only texts before this position are compared
+    with texts from it on, and all their pairs listed; with `apart` never.
 
     Raises:
         ConfigError: an unknown method, or a threshold outside 0 to 1.
@@ -144,9 +142,11 @@ def close_pairs(texts: Sequence[str]) -> Pairs:
 
     prints = [simhash(text) for text in texts]
     apart: dict[tuple[int, int], int] = {}
-    for bucket in _blocks(np.array(prints, dtype=np.uint64)):
-        for i, j in itertools.combinations(bucket, 2):
-            apart[i, j] = distance(prints[i], prints[j])
+    width, fingerprints = BITS // _BLOCKS, np.array(prints, dtype=np.uint64)
+    for block in range(_BLOCKS):
+        keys = (fingerprints >> np.uint64(block * width)) & np.uint64((1 << width) - 1)
+        for bucket in _equal_groups(keys):
+            apart |= {(i, j): distance(prints[i], prints[j]) for i, j in itertools.combinations(bucket, 2)}
     pairs = tuple(Pair(i, j, 1 - bits / BITS) for (i, j), bits in sorted(apart.items()) if bits <= DISTANCE)
     return Pairs(pairs, len(texts), 1 - DISTANCE / BITS, "simhash", len(apart), 0)
 
@@ -267,18 +267,15 @@ class _Search:
         if (a, b) in self.seen:
             return False  # compared before: linked then, or not alike
         self.seen.add((a, b))
-        similarity = _similarity(known[a], known[b], self.threshold)
+        short, long = sorted((len(known[a]), len(known[b])))
+        if short < self.threshold * long - 1e-9:
+            return False  # even if the shorter lay wholly inside the longer
+        similarity = jaccard(known[a], known[b])
         if similarity < self.threshold:
             return False
         self.roots.join(a, b)
         self.pairs.append(Pair(a, b, similarity))
         return True
-
-
-def _similarity(a: Any, b: Any, threshold: float) -> float:
-    if min(len(a), len(b)) < threshold * max(len(a), len(b)) - 1e-9:
-        return 0.0  # even if the shorter lay wholly inside the longer
-    return jaccard(a, b)
 
 
 class _Union:
@@ -303,12 +300,7 @@ class _Union:
 def signatures(batches: Iterable[tuple[Any, Any]]) -> Any:
     """MinHash signatures by rensa, 128 hashes a set: an array of shape (sets, 128), dtype uint64.
 
-    Args:
-        batches: pairs of all hashes of many sets in one array, and the offsets at which each set begins and ends. An
-            empty set gets a signature of its own, so that it resembles nothing.
-
-    Raises:
-        MissingExtra: rensa is not installed.
+    `batches` are those of `shingled`. An empty set gets a signature of its own, so that it resembles nothing.
     """
     import numpy as np
 
@@ -357,11 +349,3 @@ def _equal_groups(keys: Any) -> Iterator[list[int]]:
     ends = np.append(starts[1:], len(keys))
     for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
         yield order[start:end].tolist()
-
-
-def _blocks(prints: Any) -> Iterator[list[int]]:
-    import numpy as np
-
-    width = BITS // _BLOCKS
-    for block in range(_BLOCKS):
-        yield from _equal_groups((prints >> np.uint64(block * width)) & np.uint64((1 << width) - 1))

@@ -9,19 +9,19 @@ import itertools
 import json
 import os
 import random
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from ftkit import files, tables
 from ftkit.data import readers, similarity
-from ftkit.data.formats import Messages, from_messages, plain
+from ftkit.data.formats import from_messages
 from ftkit.data.loading import load_examples
 from ftkit.data.shingles import Texts, chats
+from ftkit.data.turns import Messages, plain
 from ftkit.errors import DataError, FtkitWarning
 from ftkit.runs import Run
 
@@ -114,7 +114,7 @@ def split(
     if not (all(0 < share < 1 for share in shares.values()) and sum(shares.values()) < 1):
         raise DataError(f"val={val}, test={test}: each wants a share between 0 and 1, together below 1.")
     whole = parts.get("train", examples)
-    keys = [_key(prompt(messages)) for messages in chats(whole)]
+    keys = [_key(prompt(messages) or document) for messages, document in chats(whole)]
     together, repeats = _same_prompts(keys), None
     if near is not None:
         together, repeats = _twins(whole, together, near)
@@ -239,33 +239,30 @@ def _rooms(kinds: Counter[Any], wanted: int) -> Counter[Any]:
 
 
 def _shorter(examples: Any, characters: int) -> list[int]:
-    sizes = (sum(len(turn["content"] or "") for turn in messages) for messages in chats(examples))
+    sizes = (sum(len(turn["content"] or "") for turn in messages) for messages, _ in chats(examples))
     return [row for row, size in enumerate(sizes) if size < characters]
 
 
 def save(splits: Splits, run: Run) -> Path:
     """Write `data/train.jsonl`, `val.jsonl` and `test.jsonl` into the run folder, with all their columns.
 
-    Tool calls and schemas are written as objects. Each file appears whole or not at all.
+    Tool calls and schemas are written as objects. The three appear together or not at all.
 
     Raises:
         DataError: a part without rows, or rows that are no chats; numbers the first.
-        StorageError: the disk is full or the folder cannot be written.
+        StorageError: `data` holds files that were not saved by this function, or were edited since; the disk is full
+            or the folder cannot be written.
     """
-    for name in NAMES:
-        path = run / f"data/{name}.jsonl"
-        part = getattr(splits, name)
-        if len(part) == 0:
-            raise DataError(f"{name} has no rows.")
-        with files.disk_errors_explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-                working = Path(folder) / path.name
-                with working.open("w", encoding="utf-8", newline="\n") as file:
-                    file.writelines(_lines(name, part))
-                    file.flush()
-                    os.fsync(file.fileno())
-                working.replace(path)
+    files.refuse_foreign(run / "data", edited=True)
+    with files.folder(run / "data") as working:
+        for name in NAMES:
+            part = getattr(splits, name)
+            if len(part) == 0:
+                raise DataError(f"{name} has no rows.")
+            with (working / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(_lines(name, part))
+                file.flush()
+                os.fsync(file.fileno())
     return run / "data"
 
 
@@ -273,7 +270,8 @@ def _lines(name: str, part: Any) -> Iterator[str]:
     """Rows as JSON; `Dataset.to_json` adds Arrow's nulls, makes fractions of numbers beside nulls, counts of dates."""
     for number, row in enumerate(part, 1):
         try:
-            chat = from_messages(row["messages"], "messages", tools=row.get("tools"))
+            turns = row["messages"]  # a document has none
+            chat = from_messages(turns, "messages", tools=row.get("tools")) if turns else {}
             own = {column: value for column, value in row.items() if column not in ("messages", "tools")}
             text = json.dumps(chat | own, ensure_ascii=False, default=_date)
             text.encode()
@@ -297,21 +295,34 @@ def load_splits(run: Run) -> Splits:
     return Splits(*(load_examples(run.require(f"data/{name}.jsonl")) for name in NAMES))
 
 
-def prompt(messages: Sequence[Mapping[str, str]]) -> Messages:
-    """The turns before the last answer: what a model is asked."""
-    last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
-    return [plain(m) for m in messages[:last]]
+@overload
+def prompt(example: Mapping[str, Any]) -> dict[str, Any]: ...
+@overload
+def prompt(example: Sequence[Mapping[str, Any]]) -> Messages: ...
+def prompt(example: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, Any] | Messages:
+    """What a model is asked: the turns before the last answer that may be trained.
+
+    Args:
+        example: a row, which keeps its `tools` (a document its `text`), or the messages of one.
+    """
+    messages = example["messages"] if isinstance(example, Mapping) else example
+    answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("train") is not False]
+    turns = [plain(m) for m in messages[: answers[-1] if answers else None]]
+    if not isinstance(example, Mapping):
+        return turns
+    kept = ("tools",) if turns else ("tools", "text")
+    return {"messages": turns} | {key: example[key] for key in kept if example.get(key)}
 
 
 def digest(*parts: Any) -> str:
-    """Twelve hex digits that change when any message of these datasets, or their order, changes."""
+    """Twelve hex digits that change when any message or document of these datasets, or their order, changes."""
     running = hashlib.sha256()
     for part in parts:
-        for messages in chats(part):
-            running.update(_SORTED([plain(m) for m in messages]).encode())
+        for messages, document in chats(part):
+            running.update(_SORTED([plain(m) for m in messages] or document).encode())
         running.update(b"\x00")
     return running.hexdigest()[:12]
 
 
-def _key(messages: Messages) -> str:
-    return hashlib.blake2b(_SORTED(messages).encode("utf-8", "replace"), digest_size=12).hexdigest()
+def _key(asked: Any) -> str:
+    return hashlib.blake2b(_SORTED(asked).encode("utf-8", "replace"), digest_size=12).hexdigest()

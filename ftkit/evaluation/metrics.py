@@ -1,5 +1,6 @@
 """Scores of texts, and how far chance may have moved their mean. Knows no model; formulas are the field's."""
 
+import json
 import math
 import re
 import string
@@ -7,9 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ftkit.data import parse_calls
 from ftkit.errors import DataError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -41,8 +45,36 @@ def exact_words(text: str) -> str:
 def exact_match(
     prediction: str, references: str | Sequence[str], normalise: Callable[[str], str] = squad_normalise
 ) -> float:
-    """1.0 if the prediction equals any reference after normalisation, else 0.0. Two empty texts are equal."""
-    return float(any(normalise(prediction) == normalise(reference) for reference in _references(references)))
+    """1.0 if the prediction equals any reference after normalisation, else 0.0. Two empty texts are equal.
+
+    Where a reference calls functions, the same calls must be made in the same order: names and arguments are compared
+    as objects, and what is said beside them does not count.
+    """
+    made = calls_in(prediction)
+    for reference in _references(references):
+        wanted = calls_in(reference)
+        if made == wanted if wanted else normalise(prediction) == normalise(reference):
+            return 1.0
+    return 0.0
+
+
+def answered(text: str) -> str:
+    """A text without the reasoning before the answer."""
+    return text.rpartition("</think>")[2].lstrip("\n")
+
+
+def calls_in(text: str) -> list[str]:
+    """The calls that a text makes, as JSON with sorted keys: in `<tool_call>` tags, or JSON and nothing else."""
+    tagged, calls = _CALL.findall(text), []
+    for block in tagged or [text.strip().removeprefix("[TOOL_CALLS]")]:
+        spelt = block if '"arguments"' in block else block.replace('"parameters"', '"arguments"')
+        try:
+            made = parse_calls(spelt) if '"arguments"' in spelt else []
+        except DataError:
+            made = []
+        said = [json.dumps(call["function"], sort_keys=True) for call in made]
+        calls += said or (["unreadable" + block] if tagged else [])
+    return calls
 
 
 def token_f1(

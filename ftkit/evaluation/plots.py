@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from ftkit.figures import BLUE, GREEN, GREY, ORANGE, axes, label
+from ftkit.figures import BLUE, GREEN, GREY, ORANGE, axes, label, plain
 
 _LOOKS = ((GREY, "//"), (BLUE, ""), (ORANGE, ".."), (GREEN, "xx"))  # told apart without colours as well
 
@@ -26,11 +26,11 @@ def plot_scores(groups: Mapping[str, Mapping[str, Any]], ax: Any = None) -> Any:
         heights = [100 * score.value for _, score in present]
         below = [100 * (score.value - score.low) for _, score in present]
         above = [100 * (score.high - score.value) for _, score in present]
-        ax.bar(x, heights, 0.92 * width, color=colour, hatch=hatch, edgecolor="white", label=name)
+        ax.bar(x, heights, 0.92 * width, color=colour, hatch=hatch, edgecolor="white", label=plain(name))
         ax.errorbar(x, heights, yerr=[below, above], fmt="none", color="black", capsize=3, linewidth=1)
         for left, height, reach in zip(x, heights, above, strict=True):
             ax.annotate(f"{height:.0f}", (left, height + reach), (0, 3), textcoords="offset points", ha="center")
-    ax.set_xticks(range(len(groups)), list(groups))
+    ax.set_xticks(range(len(groups)), list(map(plain, groups)))
     ax.set_ylim(0, 118)
     ax.set_yticks(range(0, 101, 20))
     ax.legend(frameon=False, ncols=len(names), loc="upper left")

@@ -9,7 +9,15 @@ from typing import Any
 from ftkit import chat, files, tables
 from ftkit.data import prompt
 from ftkit.errors import DataError
-from ftkit.evaluation.metrics import Score, difference_interval, exact_match, interval, squad_normalise, token_f1
+from ftkit.evaluation.metrics import (
+    Score,
+    answered,
+    difference_interval,
+    exact_match,
+    interval,
+    squad_normalise,
+    token_f1,
+)
 from ftkit.models import answer_nll, generate
 from ftkit.runs import Run
 from ftkit.tables import Table
@@ -97,7 +105,7 @@ class Examples:
             f"{self.after_name.upper()} {_tick(a)}\n{a['answer']}"
             for b, a in self.pairs
         ]
-        return "\n\n".join(blocks)
+        return tables.visible("\n\n".join(blocks))
 
     def _repr_html_(self) -> str:
         head = ("prompt", "wanted", self.before_name, self.after_name)
@@ -137,12 +145,16 @@ def evaluate(
     batch_size: int = 40,
     progress: bool = False,
 ) -> EvalReport:
-    """Let the model answer each example's prompt and score it against the answer (or any text in a column `accept`).
+    """Let the model answer each example's prompt and score it against the answer (or what a column `accept` holds).
+
+    The schemas of a row's tools are in its prompt, and a call is compared as a call. What a model reasons before its
+    answer is not scored.
 
     Args:
         model: 16-bit on a CPU, where 4-bit generates slowly.
         tokenizer: with a chat template.
-        examples: rows with `messages`; the last assistant turn is the reference.
+        examples: rows with `messages`; the last assistant turn that may be trained is the reference. A text in
+            `accept` takes its place, and of a list any text is right.
         name: how reports and figures call this model.
         normalise: `squad_normalise`, or `exact_words` where the format counts.
         max_new_tokens: most tokens of one answer; a cut answer counts as it stands.
@@ -150,27 +162,26 @@ def evaluate(
         progress: show a bar.
 
     Raises:
-        DataError: no examples.
+        DataError: no examples, or a row without an answer.
     """
     if len(examples) == 0:
         raise DataError("There are no examples to evaluate on.")
-    prompts = [prompt(messages) for messages in examples["messages"]]
-    accepted = examples["accept"] if "accept" in examples.column_names else [None] * len(examples)
-    expected = [a or [messages[-1]["content"]] for a, messages in zip(accepted, examples["messages"], strict=True)]
+    prompts = [prompt(row) for row in examples]
+    expected = [_references(number, row, tokenizer) for number, row in enumerate(examples, 1)]
     answers = generate(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
     )
     rows: tuple[dict[str, Any], ...] = tuple(
         {
-            "prompt": turns[-1]["content"],
+            "prompt": asked["messages"][-1]["content"] if asked["messages"] else "",
             "expected": list(references),
             "answer": answer.text,
             "stopped": answer.stopped,
             "tokens": answer.tokens,
-            "exact_match": exact_match(answer.text, references, normalise),
-            "token_f1": token_f1(answer.text, references, normalise),
+            "exact_match": exact_match(answered(answer.text), references, normalise),
+            "token_f1": token_f1(answered(answer.text), references, normalise),
         }
-        for turns, references, answer in zip(prompts, expected, answers, strict=True)
+        for asked, references, answer in zip(prompts, expected, answers, strict=True)
     )
     return EvalReport(
         name,
@@ -179,6 +190,23 @@ def evaluate(
         sum(r["stopped"] for r in rows) / len(rows),
         rows,
     )
+
+
+def _references(number: int, row: Mapping[str, Any], tokenizer: Any) -> list[str]:
+    """What is right for a row: what it accepts, or its answer; a call in the Hermes convention and the template's."""
+    if accepted := row.get("accept"):
+        return [accepted] if isinstance(accepted, str) else list(map(str, accepted))
+    turns = row["messages"]
+    last = len(prompt(turns))
+    if last == len(turns):
+        raise DataError(f"Row {number} has no answer to compare with; perplexity can measure a document.")
+    said = [answered(chat.fold_tools([turns[last]])[0]["content"])]
+    if turns[last].get("tool_calls"):
+        asked = [{**turn, "train": False} for turn in turns[:last]]
+        tokens = chat.tokenize({"messages": [*asked, turns[last]], "tools": row.get("tools")}, tokenizer)
+        written = [label for label in tokens["labels"] if label != chat.IGNORED]
+        said.append(answered(tokenizer.decode(written, skip_special_tokens=True)))
+    return said
 
 
 def compare(before: EvalReport, after: EvalReport) -> Comparison:

@@ -1,13 +1,6 @@
 """Only for lessons: exercises that answer back, short runs, LoRA and 4 bits by hand, claims beside measurements."""
 
-from ftkit.lessons.backends import (
-    find_patches,
-    find_patches_on,
-    load_record,
-    measure_backends,
-    patches_written,
-    supported_families,
-)
+from ftkit.lessons.backends import find_patches, load_record, measure_backends, patches_written, supported_families
 from ftkit.lessons.claims import hardware_table, memory_claims, settings_table
 from ftkit.lessons.exercises import check, explore, predict, you_should_see
 from ftkit.lessons.lora import (
@@ -20,16 +13,7 @@ from ftkit.lessons.lora import (
     targets,
     truncated,
 )
-from ftkit.lessons.measured import (
-    COLUMNS,
-    Measurement,
-    fit_constants,
-    held_out,
-    mean_error,
-    measured_pairs,
-    measurements,
-    share_below_high,
-)
+from ftkit.lessons.measured import held_out, mean_error, measured_pairs, measurements, share_below_high
 from ftkit.lessons.planted import mark
 from ftkit.lessons.plots import (
     plot_adapter_weight,
@@ -49,7 +33,6 @@ from ftkit.lessons.short_runs import (
     compare_variants,
     fit,
     logits,
-    loss_difference,
     mean_loss,
     plain_weight,
     row_losses,
@@ -58,9 +41,7 @@ from ftkit.lessons.short_runs import (
 )
 
 __all__ = [
-    "COLUMNS",
     "KINDS",
-    "Measurement",
     "Target",
     "adapter_parameters",
     "check",
@@ -68,15 +49,12 @@ __all__ = [
     "error",
     "explore",
     "find_patches",
-    "find_patches_on",
     "fit",
-    "fit_constants",
     "hardware_table",
     "held_out",
     "levels_of",
     "load_record",
     "logits",
-    "loss_difference",
     "mark",
     "mean_error",
     "mean_loss",

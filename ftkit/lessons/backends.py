@@ -13,10 +13,9 @@ import sys
 import tempfile
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
-from importlib import resources
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
@@ -66,10 +65,10 @@ class SideBySide:
     runs: tuple[BackendRun, ...]
 
     def __getitem__(self, name: str) -> BackendRun:
-        found = next((run for run in self.runs if run.name == name), None)
-        if found is None:
-            raise KeyError(f"There is no run {name!r}, only {', '.join(run.name for run in self.runs) or 'none'}.")
-        return found
+        by_name = {run.name: run for run in self.runs}
+        if name not in by_name:
+            raise KeyError(f"There is no run {name!r}, only {', '.join(by_name) or 'none'}.")
+        return by_name[name]
 
     def __add__(self, other: "SideBySide") -> "SideBySide":
         return SideBySide(self.runs + other.runs)
@@ -95,13 +94,8 @@ class SideBySide:
         head = ("run", "tokens/s", "peak GiB", "first loss", "last loss", "replaced by Unsloth")
         rows = []
         for run in self.runs:
-            measured = (
-                f"{run.tokens_per_s:.0f}",
-                f"{run.peak_gib:.2f}",
-                f"{run.losses[0]:.4f}",
-                f"{run.losses[-1]:.4f}",
-            )
-            rows.append((run.name, *measured, run.replaced))
+            losses = (f"{run.losses[0]:.4f}", f"{run.losses[-1]:.4f}")
+            rows.append((run.name, f"{run.tokens_per_s:.0f}", f"{run.peak_gib:.2f}", *losses, run.replaced))
         places = dict.fromkeys(f"{run.device}, {run.day}" for run in self.runs)
         return [tables.Table(head, rows), " · ".join(places)]
 
@@ -109,15 +103,9 @@ class SideBySide:
 def measure_backends(
     configs: Mapping[str, TrainConfig], *, model: str, rows: int = 32, late: bool = False
 ) -> SideBySide:
-    """Train on the same invoices once for each of `configs`.
+    """Train on the same invoices once for each of `configs`; for "transformers" in a process without Unsloth.
 
-    A config with backend "transformers" runs in a process that Unsloth never enters.
-
-    Args:
-        configs: a name for each run, and its settings; `max_steps` is at least 2, since the first step is not timed.
-        model: a base model's name, as `models.load` takes it.
-        rows: how many training rows there are to draw from.
-        late: import what Unsloth replaces first, and Unsloth last.
+    `late` imports what Unsloth replaces first, and Unsloth last. The first step of a run is not timed.
 
     Raises:
         ConfigError: fewer than two updates.
@@ -127,19 +115,18 @@ def measure_backends(
         raise ConfigError(
             f"{', '.join(short)}: max_steps=1 leaves nothing to time, since the first step compiles. Give 3 or more."
         )
-    return SideBySide(tuple(_in_a_process(name, config, model, rows, late) for name, config in configs.items()))
-
-
-def _in_a_process(name: str, config: TrainConfig, model: str, rows: int, late: bool) -> BackendRun:
-    with tempfile.TemporaryDirectory() as folder:
-        config.save(Path(folder) / "config.yaml")
-        task = json.dumps({"name": name, "folder": folder, "base": model, "rows": rows, "late": late})
-        done = subprocess.run([sys.executable, "-c", _IN_A_PROCESS, task], capture_output=True, text=True)
-        result = Path(folder) / "measured.json"
-        if done.returncode or not result.exists():
-            raise FtkitError(f"The run {name!r} failed:\n{done.stderr[-1500:]}")
-        facts = json.loads(result.read_text(encoding="utf-8"))
-    return BackendRun(**{**facts, "losses": tuple(facts["losses"]), "stale": tuple(facts["stale"])})
+    found = []
+    for name, config in configs.items():
+        with tempfile.TemporaryDirectory() as folder:
+            config.save(Path(folder) / "config.yaml")
+            task = json.dumps({"name": name, "folder": folder, "base": model, "rows": rows, "late": late})
+            done = subprocess.run([sys.executable, "-c", _IN_A_PROCESS, task], capture_output=True, text=True)
+            result = Path(folder) / "measured.json"
+            if done.returncode or not result.exists():
+                raise FtkitError(f"The run {name!r} failed:\n{done.stderr[-1500:]}")
+            facts = json.loads(result.read_text(encoding="utf-8"))
+        found.append(BackendRun(**{**facts, "losses": tuple(facts["losses"]), "stale": tuple(facts["stale"])}))
+    return SideBySide(tuple(found))
 
 
 def run_here(name: str, folder: str, base: str, rows: int, late: bool) -> None:
@@ -191,28 +178,20 @@ class Patches:
 
 
 def find_patches(
-    by: str = "unsloth", libraries: tuple[str, ...] = ("transformers", "trl", "peft", "bitsandbytes")
+    by: str = "unsloth", libraries: tuple[str, ...] = ("transformers", "trl", "peft", "bitsandbytes"), model: Any = None
 ) -> Patches:
     """Functions, methods and whole classes in the loaded modules of `libraries` whose code was written by `by`.
 
-    Code that is generated at run time counts when its file lies in a folder that bears the name, as
-    `unsloth_compiled_cache` does.
+    With `model`, instead the methods that were put on its own layers, or come with their class. Code that is generated
+    at run time counts when its file lies in a folder such as `unsloth_compiled_cache`.
     """
-    loaded = {name: module for name, module in sorted(sys.modules.items()) if name.split(".")[0] in libraries}
-    return _patches({name: _members(name, dict(vars(module))) for name, module in loaded.items() if module}, by)
-
-
-def find_patches_on(model: Any, by: str = "unsloth") -> Patches:
-    """Methods that were put on one model's own layers, or come with their class, and whose code was written by `by`."""
     members: dict[str, list[tuple[str, Any]]] = defaultdict(list)
-    for layer in model.modules():
+    for layer in model.modules() if model is not None else ():
         kind = type(layer)
         members[kind.__name__] += [("forward", vars(kind).get("forward")), *vars(layer).items()]
-    return _patches(members, by)
-
-
-def _patches(members: Mapping[str, Iterable[tuple[str, Any]]], by: str) -> Patches:
-    """Those of the members whose code is of `by`, each name once."""
+    for name, module in sorted(sys.modules.items()) if model is None else ():
+        if name.split(".")[0] in libraries and module:
+            members[name] += _members(name, dict(vars(module)))
     found = {}
     for place, inside in members.items():
         if names := [name for name, value in inside if _is_by(value, by)]:
@@ -238,9 +217,8 @@ def supported_families(file: str = "models/mapper.py", package: str = "unsloth")
     Raises:
         MissingExtra: the package is not installed.
     """
-    keys = re.findall(
-        r'^\s*"[\w.-]+/(?:meta-)?([a-z]+)[\w.-]*"\s*:', _source(package, file), re.MULTILINE | re.IGNORECASE
-    )
+    repository = r'^\s*"[\w.-]+/(?:meta-)?([a-z]+)[\w.-]*"\s*:'
+    keys = re.findall(repository, _source(package, file), re.MULTILINE | re.IGNORECASE)
     return dict(Counter(map(str.lower, keys)).most_common())
 
 
@@ -300,11 +278,8 @@ class GpuRecord:
         return f"{self.model}, {self.device}, {self.day}. {self.settings}. Measured by {self.by}: {self.source}"
 
     def _parts(self) -> list[tables.Table | str]:
-        return [
-            self.question,
-            tables.Table(self.heads, [list(map(_text, row.values())) for row in self.rows]),
-            self.where,
-        ]
+        rows = [list(map(_text, row.values())) for row in self.rows]
+        return [self.question, tables.Table(self.heads, rows), self.where]
 
 
 def load_record(name: str = "length") -> GpuRecord:
@@ -313,7 +288,7 @@ def load_record(name: str = "length") -> GpuRecord:
     Raises:
         MissingArtifact: no record of that name; lists those that there are.
     """
-    known = json.loads(resources.files("ftkit").joinpath("samples/gpu_records.json").read_text(encoding="utf-8"))
+    known = files.sample("gpu_records")
     if name not in known:
         raise MissingArtifact(f"No record {name!r}. There are: {', '.join(known)}.")
     facts = known[name]

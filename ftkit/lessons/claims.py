@@ -4,13 +4,10 @@ The numbers stand in `samples/often_repeated.json` as they are told. One functio
 opinion: a verdict follows from the estimate. Knows nothing of how the estimate comes about.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib import resources
-from typing import Any
 
-from ftkit import memory, preflight, tables
+from ftkit import files, memory, preflight, tables
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError
 from ftkit.hardware import GIB
@@ -42,9 +39,7 @@ class Cell:
     """One number of the hardware table, recomputed.
 
     Attributes:
-        size: the table's size class.
         method: "full", "lora" or "qlora".
-        says_gib: the repeated number; None where the table gives none.
         lean: the smallest setting: Unsloth, one row of 512 tokens.
         usual: the settings that were asked for.
         nearest: the public run of this class and method whose tokens are nearest, or None.
@@ -52,10 +47,14 @@ class Cell:
 
     size: SizeClass
     method: str
-    says_gib: float | None
     lean: MemoryEstimate
     usual: MemoryEstimate
     nearest: Measurement | None
+
+    @property
+    def says_gib(self) -> float | None:
+        """The repeated number; None where the table gives none."""
+        return self.size.says_gib[self.method]
 
     @property
     def verdict(self) -> str:
@@ -82,20 +81,17 @@ class HardwareTable:
         return next(cell for cell in self.cells if (cell.size.name, cell.method) == key)
 
     def _parts(self) -> list[tables.Table]:
-        head = (
-            "size",
-            "method",
-            "often repeated",
-            f"lean, {_LEAN_TOKENS} tokens",
-            "these settings",
-            "so the repeated number is",
-            "nearest public measurement",
-        )
+        computed = (f"lean, {_LEAN_TOKENS} tokens", "these settings", "so the repeated number is")
+        head = ("size", "method", "often repeated", *computed, "nearest public measurement")
         rows = []
         for cell in self.cells:
             says = "-" if cell.says_gib is None else f"{cell.says_gib:g}"
             usual = f"{cell.usual.likely_gib:.1f} (to {cell.usual.high_gib:.1f})"
-            lean, seen = f"{cell.lean.likely_gib:.1f}", _described(cell.nearest)
+            lean, seen, point = f"{cell.lean.likely_gib:.1f}", "none", cell.nearest
+            if point is not None:
+                saver = "" if point.setup.checkpointing else ", no checkpointing"
+                run = f"{point.model}, {point.setup.tokens:,} tokens{saver}"
+                seen = f"{point.allocated_gib:.1f}: {run} ({point.source})"
             rows.append((cell.size.name, _METHODS[cell.method], says, lean, usual, cell.verdict, seen))
         return [tables.Table(head, rows, caption=self.about)]
 
@@ -110,7 +106,7 @@ def hardware_table(
         points: public measurements to look through.
         models: a model for each size class, by name; by default a Llama of that size.
     """
-    sizes = [SizeClass(**row) for row in _often_repeated("hardware")]
+    sizes = [SizeClass(**row) for row in files.sample("often_repeated")["hardware"]]
     names = models or [size.example for size in sizes]
     tokens = config.per_device_train_batch_size * config.max_length
     cells = []
@@ -121,34 +117,12 @@ def hardware_table(
             lean, usual = (estimate(shape, each, method=method) for each in (_lean(settings), settings))
             alike = [point for point in points if point.setup.method == method and size.holds(point.shape)]
             nearest = min(alike, key=lambda p: (abs(p.setup.tokens / tokens - 1), p.id), default=None)
-            cells.append(Cell(size, method, size.says_gib[method], lean, usual, nearest))
+            cells.append(Cell(size, method, lean, usual, nearest))
     asked = f"{tokens:,} tokens in memory, r={config.lora_r}, {config.backend}"
     return HardwareTable(tuple(cells), f"GiB. These settings: {asked}; models: {', '.join(names)}")
 
 
-@dataclass(frozen=True)
-class Claim:
-    """An often repeated sentence, its number, and ours."""
-
-    claim: str
-    says: str
-    computed: str
-    verdict: str
-
-
-@tables.shown
-@dataclass(frozen=True)
-class Claims:
-    """Often repeated sentences on memory; shows itself as a table."""
-
-    rows: tuple[Claim, ...]
-
-    def _parts(self) -> list[tables.Table]:
-        head = ("often repeated", "says", "computed", "so it is")
-        return [tables.Table(head, [(row.claim, row.says, row.computed, row.verdict) for row in self.rows])]
-
-
-def memory_claims(points: Sequence[Measurement] = ()) -> Claims:
+def memory_claims(points: Sequence[Measurement] = ()) -> tables.Table:
     """Recompute each of the often repeated sentences on memory; `points` are public measurements to look through."""
     names = ("meta-llama/Llama-2-7b-hf", "meta-llama/Llama-3.1-8B", "NousResearch/Llama-2-70b-hf")
     small, large, huge = map(memory.find, names)
@@ -157,10 +131,8 @@ def memory_claims(points: Sequence[Measurement] = ()) -> Claims:
     full = estimate(large, plain.replace(optim="adamw_torch"), method="full")
     lora, qlora = (estimate(large, plain, method=method) for method in ("lora", "qlora"))
     bits = NF4_DOUBLE_BITS * large.matrix_parameters + 16 * large.other_parameters
-    lean, usual = (
-        estimate(huge, _lean(plain)),
-        estimate(huge, plain.replace(max_length=4096, per_device_train_batch_size=4)),
-    )
+    lean = estimate(huge, _lean(plain))
+    usual = estimate(huge, plain.replace(max_length=4096, per_device_train_batch_size=4))
     seen = [point.allocated_gib for point in points if point.model == huge.name and point.setup.method == "qlora"]
     measured = f"; measured {min(seen):.0f} to {max(seen):.0f}" if seen else ""
     computed = {
@@ -173,61 +145,30 @@ def memory_claims(points: Sequence[Measurement] = ()) -> Claims:
         "lora": f"weights alone {2 * large.parameters / GIB:.0f} GiB, the run {lora.likely_gib:.0f}",
         "double_quantisation": f"{NF4_BITS - NF4_DOUBLE_BITS:.3f} bits a parameter",
     }
-    rows = [
-        Claim(row["claim"], row["says"], computed[row["key"]], row["verdict"]) for row in _often_repeated("sentences")
-    ]
-    return Claims(tuple(rows))
+    sentences = files.sample("often_repeated")["sentences"]
+    rows = [(row["claim"], row["says"], computed[row["key"]], row["verdict"]) for row in sentences]
+    return tables.Table(("often repeated", "says", "computed", "so it is"), rows)
 
 
-@tables.shown
-@dataclass(frozen=True)
-class SettingsTable:
-    """Often repeated ranges beside the kit's own, and what was measured of them; shows itself as a table."""
-
-    measured: Mapping[str, str]
-
-    def _parts(self) -> list[tables.Table]:
-        usual = {spec.name: spec.metadata["typical"] for spec in fields(TrainConfig)}
-        rows = []
-        for row in _often_repeated("settings"):
-            name = row["setting"]
-            ours = _span(*usual[name]) if name in usual else preflight.CHECKS["effective-batch"]
-            default = f"{getattr(TrainConfig(), name):g}"
-            seen = self.measured.get(name, "not measured here")
-            rows.append((name, f"{_span(row['low'], row['high'])}: {row['advice']}", ours, default, seen))
-        head = ("setting", "often repeated", "usual in this kit", "default", "measured")
-        return [tables.Table(head, rows, prose=True)]
-
-
-def settings_table(measured: Mapping[str, str] | None = None) -> SettingsTable:
-    """The often repeated ranges of settings, with one sentence for each setting that was measured.
+def settings_table(measured: Mapping[str, str] | None = None) -> tables.Table:
+    """The often repeated ranges of settings, beside the kit's own and one sentence for each that was measured.
 
     Raises:
         ConfigError: a setting that the table does not have.
     """
-    known = [row["setting"] for row in _often_repeated("settings")]
-    if strange := [name for name in measured or {} if name not in known]:
+    known = {row["setting"]: row for row in files.sample("often_repeated")["settings"]}
+    said = measured or {}
+    if strange := [name for name in said if name not in known]:
         raise ConfigError(f"{', '.join(strange)}: not in the table. It has: {', '.join(known)}.")
-    return SettingsTable(dict(measured or {}))
-
-
-def _often_repeated(table: str) -> list[dict[str, Any]]:
-    text = resources.files("ftkit").joinpath("samples/often_repeated.json").read_text(encoding="utf-8")
-    return list(json.loads(text)[table])
+    usual = {spec.name: spec.metadata["typical"] for spec in fields(TrainConfig)}
+    rows = []
+    for name, row in known.items():
+        advice = f"{row['low']:g} to {row['high']:g}: {row['advice']}"
+        ours = "{:g} to {:g}".format(*usual[name]) if name in usual else preflight.CHECKS["effective-batch"]
+        rows.append((name, advice, ours, f"{getattr(TrainConfig(), name):g}", said.get(name, "not measured here")))
+    return tables.Table(("setting", "often repeated", "usual in this kit", "default", "measured"), rows, prose=True)
 
 
 def _lean(config: TrainConfig) -> TrainConfig:
-    return config.replace(
-        backend="unsloth", max_length=_LEAN_TOKENS, per_device_train_batch_size=1, gradient_checkpointing=True
-    )
-
-
-def _described(point: Measurement | None) -> str:
-    if point is None:
-        return "none"
-    saver = "" if point.setup.checkpointing else ", no checkpointing"
-    return f"{point.allocated_gib:.1f}: {point.model}, {point.setup.tokens:,} tokens{saver} ({point.source})"
-
-
-def _span(low: float, high: float) -> str:
-    return f"{low:g} to {high:g}"
+    lean = {"backend": "unsloth", "max_length": _LEAN_TOKENS, "gradient_checkpointing": True}
+    return config.replace(per_device_train_batch_size=1, **lean)

@@ -15,21 +15,16 @@ class Prediction:
     """A reader's guess: a slider in a live notebook, None until it is moved, and never in the way of a headless run."""
 
     def __init__(self, question: str, guess: float | None, low: float, high: float) -> None:
-        self.question, self._guess, self.low, self.high = question, guess, low, high
-
-    @property
-    def value(self) -> float | None:
-        """The guess, or None where none was made."""
-        return self._guess
+        self.question, self.value, self.low, self.high = question, guess, low, high
 
     def compare(self, measured: float) -> None:
         """Print the guess beside the measurement."""
-        if self._guess is None:
+        if self.value is None:
             print(f"○ {self.question}: measured {_short(measured)}. (You made no guess: move the slider next time.)")
             return
-        near = abs(self._guess - measured) <= 0.1 * abs(self.high - self.low)
+        near = abs(self.value - measured) <= 0.1 * abs(self.high - self.low)
         said = "✓ Close" if near else "✗ Not yet"
-        print(f"{said}: {self.question}: you said {_short(self._guess)}, measured {_short(measured)}.")
+        print(f"{said}: {self.question}: you said {_short(self.value)}, measured {_short(measured)}.")
 
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, display
@@ -48,21 +43,14 @@ class Prediction:
             description="my guess",
             continuous_update=False,
         )
-        slider.observe(self._moved, names="value")
+        slider.observe(lambda change: setattr(self, "value", float(change["new"])), names="value")
         display(slider)
-
-    def _moved(self, change: Any) -> None:
-        self._guess = float(change["new"])
 
 
 def predict(question: str, guess: float | None = None, *, low: float = 0.0, high: float = 1.0) -> Prediction:
     """Ask for a number before the cell that measures it; `.compare(measured)` answers.
 
-    Args:
-        question: with the unit.
-        guess: type it here, or move the slider that a live notebook shows.
-        low: left end of the slider.
-        high: right end of the slider.
+    The question has its unit; `guess` is typed here, or made with the slider that a live notebook shows.
     """
     return Prediction(question, guess, low, high)
 
@@ -70,12 +58,8 @@ def predict(question: str, guess: float | None = None, *, low: float = 0.0, high
 def check(name: str, answer: Any, expected: Any, *, hint: str = "", tolerance: float = 1e-6) -> bool:
     """Say whether an exercise is solved. `...` or None counts as not yet tried; nothing is raised.
 
-    Args:
-        name: what the exercise is called.
-        answer: the reader's result.
-        expected: a value, or a function of the answer that says yes or no.
-        hint: shown when the answer is wrong.
-        tolerance: for numbers, relative.
+    `expected` is a value, or a function of the answer that says yes or no; `tolerance` is relative, for numbers. The
+    hint is shown when the answer is wrong.
     """
     if answer is ... or answer is None:
         print(f"○ {name}: not tried yet.")
@@ -99,12 +83,8 @@ def you_should_see(what: str, value: float, low: float, high: float) -> bool:
 def explore(draw: Callable[..., Any], **choices: tuple[Sequence[Any], Any]) -> Any:
     """Draw a figure that follows sliders; without a person before the kernel, draw it once with the defaults.
 
-    Args:
-        draw: takes each name of `choices` as an argument.
-        choices: for each slider the values that it offers, and the one that it starts at.
-
-    Returns:
-        The sliders with their figure, which it has displayed, or what `draw` returned.
+    `draw` takes each name of `choices` as an argument; a slider has the values that it offers, and the one that it
+    starts at. Gives back the sliders with their figure, which it has displayed, or what `draw` returned.
     """
     if not front_end():
         return draw(**{name: default for name, (_, default) in choices.items()})

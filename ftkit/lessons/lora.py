@@ -72,14 +72,9 @@ def singular_values(update: Any) -> list[float]:
 
 
 def rank_errors(values: Sequence[float]) -> list[float]:
-    """Relative Frobenius error of the best approximation at rank 0, 1, 2 … (Eckart and Young 1936).
-
-    Args:
-        values: singular values, largest first.
-    """
+    """Relative Frobenius error of the best approximation at rank 0, 1, 2 …, of singular values (Eckart, Young 1936)."""
     squares = [value**2 for value in values]
-    whole = sum(squares)
-    return [math.sqrt(max(0.0, sum(squares[rank:])) / whole) for rank in range(len(squares) + 1)]
+    return [math.sqrt(sum(squares[rank:]) / sum(squares)) for rank in range(len(squares) + 1)]
 
 
 def truncated(update: Any, r: int) -> Any:

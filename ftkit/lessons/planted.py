@@ -8,15 +8,11 @@ print(lessons.mark(report))
 ```
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-from ftkit import tables
-
-_COPIES = ("exact-duplicate", "near-duplicate")
+from ftkit import files, tables
 
 
 @tables.shown
@@ -30,15 +26,15 @@ class Exam:
     @property
     def caught(self) -> float:
         """Share of the planted defects that were caught, 0 to 1."""
-        planted = sum(planted for planted, _ in self.kinds.values())
-        return sum(caught for _, caught in self.kinds.values()) / planted
+        planted, caught = map(sum, zip(*self.kinds.values(), strict=True))
+        return caught / planted
 
     @property
     def lost(self) -> int:
         """Good rows that were dropped, and decoys that were taken for personal data."""
         return len(self.lost_lines)
 
-    def _parts(self) -> list[tables.Table | str]:
+    def _parts(self) -> list[tables.Table]:
         rows: list[tuple[Any, ...]] = []
         for kind, (planted, caught) in self.kinds.items():
             rows.append((kind, planted, caught, "✓" if caught == planted else "✗"))
@@ -47,15 +43,8 @@ class Exam:
         return [tables.Table(("kind", "planted", "caught", ""), rows)]
 
 
-def defects() -> list[dict[str, Any]]:
-    """The planted defects of `messy` and `messy_test`: kind, line from 1, and for copies the line of the original."""
-    text = resources.files("ftkit").joinpath("samples/messy_defects.json").read_text(encoding="utf-8")
-    listed: list[dict[str, Any]] = json.loads(text)["defects"]
-    return listed
-
-
 def mark(report: Any) -> Exam:
-    """Hold a `CleanReport` of `messy` against the list.
+    """Hold a `CleanReport` of `messy` against the list: kind, line from 1, and for copies the line of the original.
 
     A copy counts as caught when it or its original went and the other stayed; personal data when it was flagged,
     changed or dropped; any other defect when its row was dropped.
@@ -65,15 +54,15 @@ def mark(report: Any) -> Exam:
     kinds: dict[str, tuple[int, int]] = {}
     bad: set[int] = set()
     altered: set[int] = set()
-    for defect in defects():
+    for defect in files.sample("messy_defects")["defects"]:
         kind, line = defect["kind"], defect.get("line")
         if defect.get("keep"):
             altered |= marked & {line}
             continue
         if line is None or kind.startswith("leak"):
             continue
-        pair = {line, defect.get("original", line)}
-        if kind in _COPIES:
+        if kind in ("exact-duplicate", "near-duplicate"):
+            pair = {line, defect["original"]}
             caught = len(pair & gone) == 1
             bad |= pair if caught else {line}
         else:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label
+from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label, plain
 from ftkit.lessons import lora, quantization
 from ftkit.lessons.backends import SideBySide
 from ftkit.lessons.measured import Measurement
@@ -22,12 +22,10 @@ def plot_against_measured(points: Sequence[Measurement], ax: Any = None) -> Any:
     ax = axes(ax)
     marks = {"full": ("D", ORANGE), "lora": ("s", GREEN), "qlora": ("o", BLUE)}
     for method, (mark, colour) in marks.items():
-        chosen = [
-            (p.allocated_gib, estimate_setup(p.shape, p.setup).likely_gib) for p in points if p.setup.method == method
-        ]
-        if chosen:
-            name = f"{method}, {len(chosen)} runs"
-            ax.scatter(*zip(*chosen, strict=True), marker=mark, color=colour, alpha=0.7, s=28, label=name)
+        chosen = [point for point in points if point.setup.method == method]
+        guesses = [estimate_setup(point.shape, point.setup).likely_gib for point in chosen]
+        peaks, name = [point.allocated_gib for point in chosen], f"{method}, {len(chosen)} runs"
+        ax.scatter(peaks, guesses, marker=mark, color=colour, alpha=0.7, s=28, label=name if chosen else None)
     ends = [0.8 * min(p.allocated_gib for p in points), 1.2 * max(p.allocated_gib for p in points)]
     ax.plot(ends, ends, color="black", linewidth=1)
     near = [[share * end for end in ends] for share in (0.95, 1.05)]
@@ -58,12 +56,7 @@ def plot_rank_tradeoff(
 ) -> Any:
     """What does a rank buy? Error of the best approximation of an update, and the parameters of the whole adapter.
 
-    Args:
-        layers: what the adapter attaches to, from `lessons.targets`.
-        values: singular values of the update that is approximated.
-        r: the rank that is marked.
-        alpha: the numerator of the factor before BA.
-        ax: where to draw.
+    `layers` is what the adapter attaches to, `values` are the singular values of the update; rank `r` is marked.
     """
     ax = axes(ax)
     ranks = [rank for rank in (1, 2, 4, 8, 16, 32, 64, 128, 256) if rank < len(values)]
@@ -109,7 +102,7 @@ def plot_rounding(errors: Mapping[str, Sequence[float]], ax: Any = None) -> Any:
         ax.bar(place, middle, color=BLUE, alpha=0.35, width=0.6)
         ax.plot(spread, values, color=BLUE, marker="o", linestyle="", markersize=3)
         ax.annotate(f"{middle:.1%}", (place, max(values)), (0, 4), textcoords="offset points", ha="center")
-    ax.set_xticks(range(len(errors)), list(errors))
+    ax.set_xticks(range(len(errors)), list(map(plain, errors)))
     _percent(ax)
     ax.margins(y=0.12)
     label(ax, "stored as, blocks of 64", "relative error of a layer", "What does rounding cost?")
@@ -151,10 +144,7 @@ def plot_saved_by_qlora(pairs: Sequence[Any], ax: Any = None) -> Any:
 def plot_adapter_weight(losses: Mapping[float, float], weight: float = 1.0, ax: Any = None) -> Any:
     """How loud should the adapter be? Held-out loss against the factor on BA: 0 is the base model, 1 what was trained.
 
-    Args:
-        losses: the loss at each factor.
-        weight: the factor that is marked, one of them.
-        ax: where to draw.
+    `weight`, one of the factors, is marked.
     """
     ax = axes(ax)
     ax.plot(list(losses), list(losses.values()), color=BLUE, marker="o")
@@ -172,22 +162,18 @@ def plot_backends(side: SideBySide) -> Any:
 
     layout = {"figsize": (10.5, 3.6), "layout": "constrained", "width_ratios": (1, 1, 1.3)}
     _, (speed, memory, loss) = pyplot.subplots(1, 3, **layout)
-    names = [run.name.replace(", ", ",\n") for run in side.runs]
-    _bars(speed, names, [run.tokens_per_s for run in side.runs], "%.0f")
-    _bars(memory, names, [run.peak_gib for run in side.runs], "%.2f")
+    names = [plain(run.name).replace(", ", ",\n") for run in side.runs]
+    speeds, peaks = [run.tokens_per_s for run in side.runs], [run.peak_gib for run in side.runs]
+    for ax, values, form in ((speed, speeds, "%.0f"), (memory, peaks, "%.2f")):
+        bars = ax.barh(names, values, color=[_LOOKS[i % len(_LOOKS)][0] for i in range(len(names))])
+        ax.bar_label(bars, fmt=form, padding=-34, color="white", fontweight="bold")
+        ax.invert_yaxis()
     memory.set_yticks([])
     plot_losses({run.name: run.losses for run in side.runs}, ax=loss)
     label(speed, "tokens/s", "", "Is it faster?")
     label(memory, "peak, GiB", "", "Is it smaller?")
     loss.set_title("Does it learn the same?", loc="left")
     return speed
-
-
-def _bars(ax: Any, names: Sequence[str], values: Sequence[float], form: str) -> None:
-    """One bar a name, the first on top, its value written inside."""
-    bars = ax.barh(names, values, color=[_LOOKS[i % len(_LOOKS)][0] for i in range(len(names))])
-    ax.bar_label(bars, fmt=form, padding=-34, color="white", fontweight="bold")
-    ax.invert_yaxis()
 
 
 def plot_by_length(rows: Sequence[Mapping[str, Any]], ax: Any = None) -> Any:
@@ -220,7 +206,7 @@ def _lines(ax: Any, series: Mapping[str, Sequence[float]], size: float = 4, xs: 
     """Lines that differ in colour, dash and marker, over 1, 2, 3 … unless `xs` says otherwise, with a legend."""
     for (name, values), (colour, dash, marker) in zip(series.items(), itertools.cycle(_LOOKS), strict=False):
         places = xs or range(1, len(values) + 1)
-        ax.plot(places, values, color=colour, linestyle=dash, marker=marker, markersize=size, label=name)
+        ax.plot(places, values, color=colour, linestyle=dash, marker=marker, markersize=size, label=plain(name))
     if xs is None:
         ax.locator_params(axis="x", integer=True)
     ax.legend(frameon=False)

@@ -14,13 +14,10 @@ KINDS = ("nf4", "fp4", "int4", "int8")
 def roundtrip(weights: Any, kind: str = "nf4", blocksize: int | None = 64) -> Any:
     """`weights` after they were stored as `kind` with one scale for each `blocksize` neighbours, and read back as fp32.
 
-    Args:
-        weights: any shape; the number of weights need not be a multiple of the block size.
-        kind: one of `KINDS`.
-        blocksize: neighbours that share a scale; None for one scale over all.
+    Any shape will do; `blocksize=None` takes one scale for all.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: `kind` is not one of `KINDS`.
     """
     import torch
 
@@ -92,7 +89,11 @@ def stored(model: Any) -> Stored:
     for name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
         if state is not None:
-            kind, count, size = f"4-bit ({state.quant_type})", state.shape.numel(), _packed_bytes(parameter)
+            tensors = [parameter.data, state.absmax]
+            if state.nested:  # the two tables of levels, alike in all layers, are left out
+                tensors += [state.state2.absmax, state.offset]
+            kind, count = f"4-bit ({state.quant_type})", state.shape.numel()
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         else:
             what = "adapter" if "lora_" in name else _owner(model.get_submodule(name.rpartition(".")[0]))
             kind, count = f"{what}, {str(parameter.dtype).removeprefix('torch.')}", parameter.numel()
@@ -100,15 +101,6 @@ def stored(model: Any) -> Stored:
         counts, sizes = parts.get(kind, (0, 0))
         parts[kind] = counts + count, sizes + size
     return Stored(parts)
-
-
-def _packed_bytes(parameter: Any) -> int:
-    """Bytes of a 4-bit weight with its scales; the two tables of levels, alike in all layers, are left out."""
-    state = parameter.quant_state
-    tensors = [parameter.data, state.absmax]
-    if state.nested:
-        tensors += [state.state2.absmax, state.offset]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _owner(module: Any) -> str:

@@ -6,14 +6,12 @@ that was freed goes back.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ftkit import models, tables
 from ftkit.chat import IGNORED, render, tokenize
-from ftkit.evaluation import Score, difference_interval
 from ftkit.hardware import release_memory
 from ftkit.models import TokenRow, answer_nll, evaluating, padded
 
@@ -26,25 +24,13 @@ def tokens(examples: Any, tokenizer: Any) -> list[TokenRow]:
 
 
 def fit(
-    model: Any,
-    rows: Sequence[TokenRow],
-    *,
-    steps: int,
-    learning_rate: float,
-    full: Any = None,
-    batch_size: int = 2,
+    model: Any, rows: Sequence[TokenRow], *, steps: int, learning_rate: float, full: Any = None, batch_size: int = 2
 ) -> list[float]:
     """Train what requires a gradient for `steps` updates of AdamW at a constant rate; the loss before each update.
 
     Every call sees the rows in the same order, from the first on and round again: variants differ in nothing else.
-
-    Args:
-        model: with an adapter, or with `full`.
-        rows: from `tokens`.
-        steps: weight updates.
-        learning_rate: constant.
-        full: a layer that is trained as it is, without an adapter, while the rest is frozen; it too is, afterwards.
-        batch_size: rows an update.
+    The model has an adapter, or `full` names a layer that is trained as it is while the rest is frozen; afterwards it
+    too is frozen.
     """
     import torch
 
@@ -56,7 +42,11 @@ def fit(
     # gradients below what fp16 can hold would vanish: a factor before the backward pass, undone after it, keeps them
     scaler = torch.amp.GradScaler(model.device.type, init_scale=2.0**10, enabled=model.dtype == torch.float16)
     losses = []
-    with _training(model, rows):
+    attention = model.config._attn_implementation
+    models.keep_trainable(model)
+    models.choose_attention(model, max(len(row["input_ids"]) for row in rows))
+    model.train()
+    try:
         for step in range(steps):
             picked = [rows[(step * batch_size + i) % len(rows)] for i in range(batch_size)]
             loss = answer_loss(model, picked)
@@ -66,23 +56,12 @@ def fit(
             scaler.update()
             losses.append(float(loss.detach()))
             release_memory()
-    if full is not None:
-        full.requires_grad_(False)
-    return losses
-
-
-@contextmanager
-def _training(model: Any, rows: Sequence[TokenRow]) -> Iterator[None]:
-    """The model in training mode, with the attention that suits `rows`; the attention that it had comes back."""
-    attention = model.config._attn_implementation
-    models.keep_trainable(model)
-    models.choose_attention(model, max(len(row["input_ids"]) for row in rows))
-    model.train()
-    try:
-        yield
     finally:
         if model.config._attn_implementation != attention:
             model.set_attn_implementation(attention)
+    if full is not None:
+        full.requires_grad_(False)
+    return losses
 
 
 @dataclass(frozen=True)
@@ -105,10 +84,10 @@ class Variants:
     rows: tuple[Variant, ...]
 
     def __getitem__(self, name: str) -> Variant:
-        found = next((row for row in self.rows if row.name == name), None)
-        if found is None:
-            raise KeyError(f"There is no variant {name!r}, only {', '.join(row.name for row in self.rows) or 'none'}.")
-        return found
+        by_name = {row.name: row for row in self.rows}
+        if name not in by_name:
+            raise KeyError(f"There is no variant {name!r}, only {', '.join(by_name) or 'none'}.")
+        return by_name[name]
 
     def facts(self) -> list[dict[str, Any]]:
         """Plain values, for `run.json`."""
@@ -136,15 +115,8 @@ def compare_variants(
 ) -> tuple[dict[str, list[float]], Variants]:
     """Train each variant from the same base on the same rows; the training losses, and a table with held-out losses.
 
-    Args:
-        model: a base model without an adapter; it is left so.
-        variants: a name, and the arguments of PEFT's `LoraConfig` that make it; its own `lora_alpha` wins over `alpha`.
-        rows: training rows, from `tokens`.
-        held_out: rows that none of them sees.
-        steps: weight updates each.
-        learning_rate: the same for all.
-        alpha: `lora_alpha` of each that names none.
-        seed: of the adapters' random start.
+    `model` has no adapter, and is left so. Of `variants` each name comes with the arguments of PEFT's `LoraConfig` that
+    make it; a `lora_alpha` of its own wins over `alpha`.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -210,8 +182,3 @@ def plain_weight(layer: Any) -> Any:
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(weight.data, weight.quant_state).float().reshape(layer.out_features, layer.in_features)
-
-
-def loss_difference(before: Sequence[float], after: Sequence[float]) -> Score:
-    """Mean of after minus before over the same rows, with a 95 % bootstrap interval."""
-    return difference_interval([b - a for a, b in zip(before, after, strict=True)])

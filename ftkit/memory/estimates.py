@@ -34,28 +34,16 @@ _PLAIN_ATTENTION_TOKENS = 256  # on a CPU shorter rows get plain attention, see 
 @tables.shown
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a run will need, in GiB. The parts add up to `likely_gib`; shows itself as a table.
+    """What a run will need, in GiB. The parts add up to `likely_gib`; shows itself as a table."""
 
-    Attributes:
-        low_gib: no public run of this kind needed less.
-        likely_gib: expected peak of the tensors (on a CPU: of the process).
-        high_gib: what should be free.
-        parts: the lines of the bill, in the order in which they come into being.
-        about: model and settings in one line.
-        device: "cuda" or "cpu".
-        trainable: parameters that learn.
-        elastic_gib: how much of `high_gib` is taken only where it is free (Unsloth's loss); it keeps no run from
-            fitting.
-    """
-
-    low_gib: float
-    likely_gib: float
-    high_gib: float
-    parts: tuple[MemoryPart, ...]
-    about: str
+    low_gib: float  # no public run of this kind needed less
+    likely_gib: float  # expected peak of the tensors (on a CPU: of the process)
+    high_gib: float  # what should be free
+    parts: tuple[MemoryPart, ...]  # the lines of the bill, in the order in which they come into being
+    about: str  # model and settings
     device: str = "cuda"
-    trainable: int = 0
-    elastic_gib: float = 0.0
+    trainable: int = 0  # parameters that learn
+    elastic_gib: float = 0.0  # of `high_gib`, taken only where it is free (Unsloth's loss): keeps no run from fitting
 
     @property
     def dominant(self) -> str:
@@ -107,8 +95,22 @@ def estimate(
         ConfigError: a choice that does not exist, or target modules that the model does not have.
     """
     config = config or TrainConfig()
-    backend = backend or _backend(config)
-    _refuse_unknown(backend, attention, device, longest)
+    if backend is None:
+        backend = config.backend
+        if backend == "auto":  # Unsloth always quantises twice
+            backend = "transformers" if config.load_in_4bit and not config.bnb_4bit_use_double_quant else "unsloth"
+    wrong = []
+    for name, value, known in (
+        ("backend", backend, ("unsloth", "transformers")),
+        ("attention", attention or "sdpa", ("sdpa", "eager")),
+        ("device", device, ("cuda", "cpu")),
+    ):
+        if value not in known:
+            wrong.append(f"{name}={value!r} is not one of {', '.join(known)}.")
+    if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 1):
+        wrong.append(f"longest={longest!r}: wanted the tokens of the longest example, 1 or more.")
+    if wrong:
+        raise ConfigError("\n".join(wrong))
     method = method or ("qlora" if config.load_in_4bit else "lora")
     on_cpu, unsloth = device == "cpu", backend == "unsloth"
     length = min(config.max_length, longest or config.max_length)
@@ -148,20 +150,29 @@ def estimate_setup(
     """The estimate for a `memory.TrainingSetup`: settings without a `TrainConfig`, such as those of a published run."""
     candidates = moments(shape, setup)
     peak = max(candidates, key=total)
-    before = _before(shape, setup) if device == "cpu" else ()
+    before = []  # what a process on a CPU holds before training
+    if device == "cpu":
+        before.append(MemoryPart("Python and its libraries", LIBRARIES_GIB * GIB, "measured once, without a model"))
+    if device == "cpu" and setup.method == "qlora":
+        read, how = "16-bit weights, read to be quantised", "freed, and kept by the allocator"
+        before.append(MemoryPart(read, 2 * shape.parameters, how))
     start = total(before) / GIB
-    ends = [_ends(moment, setup, backend, device) for moment in candidates]
-    low, high = max(end[0] for end in ends), max(end[1] for end in ends)
-    likely, elastic, context = total(peak) / GIB, 0.0, 0.0
-    if device == "cuda":
-        elastic = max(0.0, _loss_buffer(shape, setup, backend) - (high - likely))
-        context = CONTEXT_GIB
+    lows, highs = zip(*(_ends(moment, setup, backend, device) for moment in candidates), strict=True)
+    low, high, likely = max(lows), max(highs), total(peak) / GIB
+    elastic, context = 0.0, CONTEXT_GIB if device == "cuda" else 0.0
+    if device == "cuda" and backend == "unsloth" and setup.loss_path == "chunked":
+        buffer = min(_UNSLOTH_LOGIT_BYTES * setup.tokens * shape.vocab_size / GIB, _UNSLOTH_LOSS_GIB)
+        elastic = max(0.0, buffer - (high - likely))
+    method = {"qlora": f"QLoRA r={setup.r}", "lora": f"LoRA r={setup.r}", "full": "full fine-tuning"}[setup.method]
+    tokens = f"{setup.micro_batch} x {setup.length:,} tokens"
+    saved = "checkpointing" if setup.checkpointing else "no checkpointing"
+    about = (shape.name, method, tokens, saved, f"loss {setup.loss_path}", backend, device)
     return MemoryEstimate(
         low_gib=start * 0.8 + low,
         likely_gib=start + likely,
         high_gib=start * 1.3 + high + elastic + context,
         parts=(*before, *peak),
-        about=_about(shape, setup, backend, device),
+        about=" · ".join(about),
         device=device,
         trainable=trainable(shape, setup),
         elastic_gib=elastic,
@@ -195,11 +206,7 @@ class EstimateCheck:
 
 
 def beside(estimated: MemoryEstimate, measured: Any) -> EstimateCheck:
-    """Put an estimate beside a measurement.
-
-    Args:
-        estimated: the estimate for the same settings and device.
-        measured: GiB, a `History`, or a finished `Run` (its recorded peak).
+    """Put an estimate beside what was measured under the same settings: GiB, a `History`, or a finished `Run`.
 
     Raises:
         ConfigError: the measurement is no positive number.
@@ -210,36 +217,6 @@ def beside(estimated: MemoryEstimate, measured: Any) -> EstimateCheck:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise ConfigError(f"measured={value!r}: wanted GiB above 0, a History, or a Run whose training is finished.")
     return EstimateCheck(estimated, float(value))
-
-
-def _backend(config: TrainConfig) -> str:
-    if config.backend != "auto":
-        return config.backend
-    return "transformers" if config.load_in_4bit and not config.bnb_4bit_use_double_quant else "unsloth"
-
-
-def _refuse_unknown(backend: str, attention: str | None, device: str, longest: int | None) -> None:
-    wrong = []
-    for name, value, known in (
-        ("backend", backend, ("unsloth", "transformers")),
-        ("attention", attention or "sdpa", ("sdpa", "eager")),
-        ("device", device, ("cuda", "cpu")),
-    ):
-        if value not in known:
-            wrong.append(f"{name}={value!r} is not one of {', '.join(known)}.")
-    if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 1):
-        wrong.append(f"longest={longest!r}: wanted the tokens of the longest example, 1 or more.")
-    if wrong:
-        raise ConfigError("\n".join(wrong))
-
-
-def _before(shape: ModelShape, setup: TrainingSetup) -> tuple[MemoryPart, ...]:
-    """What a process on a CPU holds before training: libraries, and what was read to be quantised."""
-    libraries = MemoryPart("Python and its libraries", LIBRARIES_GIB * GIB, "measured once, without a model")
-    if setup.method != "qlora":
-        return (libraries,)
-    how = "freed, and kept by the allocator"
-    return (libraries, MemoryPart("16-bit weights, read to be quantised", 2 * shape.parameters, how))
 
 
 def _ends(moment: Sequence[MemoryPart], setup: TrainingSetup, backend: str, device: str) -> tuple[float, float]:
@@ -255,16 +232,3 @@ def _ends(moment: Sequence[MemoryPart], setup: TrainingSetup, backend: str, devi
     unchecked = _UNCHECKED if device == "cuda" and (backend == "unsloth" or setup.use_dora) else 1.0
     reserve = _FULL_RESERVE if setup.method == "full" else _FIXED[1]
     return fixed * _FIXED[0] + growing * low, fixed * reserve + growing * high * unchecked
-
-
-def _loss_buffer(shape: ModelShape, setup: TrainingSetup, backend: str) -> float:
-    if backend != "unsloth" or setup.loss_path != "chunked":
-        return 0.0
-    return min(_UNSLOTH_LOGIT_BYTES * setup.tokens * shape.vocab_size / GIB, _UNSLOTH_LOSS_GIB)
-
-
-def _about(shape: ModelShape, setup: TrainingSetup, backend: str, device: str) -> str:
-    how = {"qlora": f"QLoRA r={setup.r}", "lora": f"LoRA r={setup.r}", "full": "full fine-tuning"}[setup.method]
-    tokens = f"{setup.micro_batch} x {setup.length:,} tokens"
-    saved = "checkpointing" if setup.checkpointing else "no checkpointing"
-    return " · ".join((shape.name, how, tokens, saved, f"loss {setup.loss_path}", backend, device))

@@ -4,13 +4,11 @@ Knows no model's insides: it holds estimates against rooms, and asks for new one
 """
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-from ftkit import tables
+from ftkit import files, tables
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError
 from ftkit.memory.estimates import CONTEXT_GIB, MemoryEstimate, estimate
@@ -33,9 +31,7 @@ class GPU:
 @functools.cache
 def gpu_table() -> tuple[GPU, ...]:
     """The cards that come with the package, smallest first."""
-    text = resources.files("ftkit").joinpath("samples/gpus.json").read_text(encoding="utf-8")
-    cards = [GPU(**row) for row in json.loads(text)["gpus"]]
-    return tuple(sorted(cards, key=lambda card: card.usable_gib))
+    return tuple(sorted((GPU(**row) for row in files.sample("gpus")["gpus"]), key=lambda card: card.usable_gib))
 
 
 def gpu(name: str) -> GPU:
@@ -44,10 +40,10 @@ def gpu(name: str) -> GPU:
     Raises:
         ConfigError: unknown; lists the known ones.
     """
-    found = [card for card in gpu_table() if card.name.lower() == name.strip().lower()]
-    if not found:
+    cards = {card.name.lower(): card for card in gpu_table()}
+    if name.strip().lower() not in cards:
         raise ConfigError(f"{name!r} is not in the table. There are: {', '.join(card.name for card in gpu_table())}.")
-    return found[0]
+    return cards[name.strip().lower()]
 
 
 def verdict(estimated: MemoryEstimate, room_gib: float) -> str:
@@ -91,22 +87,16 @@ class Fits:
     estimate: MemoryEstimate
     rows: tuple[Fit, ...]
 
-    @property
-    def smallest(self) -> GPU | None:
-        """The smallest card on which it surely fits, or None."""
-        return next((row.gpu for row in self.rows if row.verdict == YES), None)
-
     def __getitem__(self, name: str) -> str:
         """The verdict for one card, by its name."""
         return next(row.verdict for row in self.rows if row.gpu == gpu(name))
 
     def _parts(self) -> list[tables.Table]:
-        e = self.estimate
+        needed = self.estimate
+        caption = f"{needed.about}: likely {needed.likely_gib:.1f} GiB, high {needed.high_gib:.1f} GiB"
         head = ("GPU", "usable, GiB", "verdict", "spare at the high end, GiB")
         rows = [(row.gpu.name, f"{row.gpu.usable_gib:.1f}", row.verdict, f"{row.spare_gib:+.1f}") for row in self.rows]
-        return [
-            tables.Table(head, rows, caption=f"{e.about}: likely {e.likely_gib:.1f} GiB, high {e.high_gib:.1f} GiB")
-        ]
+        return [tables.Table(head, rows, caption=caption)]
 
 
 def fits(estimated: MemoryEstimate, gpus: Sequence[GPU] | None = None) -> Fits:
@@ -127,21 +117,13 @@ def fits(estimated: MemoryEstimate, gpus: Sequence[GPU] | None = None) -> Fits:
 
 @dataclass(frozen=True)
 class Saving:
-    """One change, made after those above it.
+    """One change, made after those above it."""
 
-    Attributes:
-        change: the setting, as one would write it.
-        gain_gib: what the likely peak falls by.
-        estimate: what the run needs after it.
-        cost: what it costs.
-        config: the settings with this change and those above it.
-    """
-
-    change: str
-    gain_gib: float
-    estimate: MemoryEstimate
+    change: str  # the setting, as one would write it
+    gain_gib: float  # what the likely peak falls by
+    estimate: MemoryEstimate  # what the run needs after it
     cost: str
-    config: TrainConfig
+    config: TrainConfig  # the settings with this change and those above it
 
 
 @tables.shown
@@ -161,21 +143,20 @@ class Savings:
         ends = [self.start, *(row.estimate for row in self.rows)]
         return next((count for count, end in enumerate(ends) if verdict(end, self.room_gib) == YES), None)
 
-    def _conclusion(self) -> str:
-        if self.room_gib is None:
-            return f"likely {self.start.likely_gib:.1f} GiB before any of them"
-        if self.enough is None:
-            return f"All of them are too few for {self.room_gib:.1f} GiB: take a smaller model or a larger card."
-        after = f"after the first {self.enough}" if self.enough else "as it is"
-        return f"It fits into {self.room_gib:.1f} GiB {after}."
-
     def _parts(self) -> list[tables.Table | str]:
+        if self.room_gib is None:
+            said = f"likely {self.start.likely_gib:.1f} GiB before any of them"
+        elif self.enough is None:
+            said = f"All of them are too few for {self.room_gib:.1f} GiB: take a smaller model or a larger card."
+        else:
+            after = f"after the first {self.enough}" if self.enough else "as it is"
+            said = f"It fits into {self.room_gib:.1f} GiB {after}."
         rows = []
         for row in self.rows:
             sizes = (row.gain_gib, row.estimate.likely_gib, row.estimate.high_gib)
             rows.append((row.change, *(f"{gib:.2f}" for gib in sizes), row.cost))
         head = ("change, after those above", "gain, GiB", "then likely, GiB", "high, GiB", "cost")
-        return [tables.Table(head, rows, caption=self.start.about), self._conclusion()]
+        return [tables.Table(head, rows, caption=self.start.about), said]
 
 
 def savings(
@@ -190,30 +171,25 @@ def savings(
 ) -> Savings:
     """List what can be changed, cheapest first and then by gain, each on top of the ones before.
 
-    Args:
-        shape: the model.
-        config: the settings that do not fit.
-        room_gib: how much memory there is; the answer then says how many changes are enough.
-        backend: as for `estimate`.
-        device: as for `estimate`.
-        longest: as for `estimate`.
-        loss_path: as for `estimate`.
+    With `room_gib`, how much memory there is, the answer says how many changes are enough. The others are `estimate`'s.
     """
-
-    def needed(settings: TrainConfig) -> MemoryEstimate:
-        return estimate(shape, settings, device=device, longest=longest, loss_path=loss_path)
-
     if backend is not None:
         config = config.replace(backend=backend)
-    start = now = needed(config)
+    how: dict[str, Any] = {"device": device, "longest": longest, "loss_path": loss_path}
+    start = now = estimate(shape, config, **how)
     rows: list[Saving] = []
-    left = [change for change in _CHANGES if device == "cuda" or change is not _UNSLOTH]
+    left = [change for change in _CHANGES if device == "cuda" or change.settings is not _to_unsloth]
     while True:
         options = []
         for place, change in enumerate(left):
-            found = _saving(change, config, now, needed)
-            if found and found.gain_gib > _WORTH_GIB:
-                options.append((_COSTS.index(change.cost), -found.gain_gib, place, found))
+            new = {name: value for name, value in change.settings(config).items() if getattr(config, name) != value}
+            changed = config.replace(**new)
+            then = estimate(shape, changed, **how)
+            gain = now.likely_gib - then.likely_gib
+            if gain > _WORTH_GIB:
+                text = ", ".join(f"{name}={value!r}" for name, value in new.items())
+                saving = Saving(text, gain, then, f"{change.cost}: {change.why}", changed)
+                options.append((_COSTS.index(change.cost), -gain, place, saving))
         if not options:
             return Savings(start, tuple(rows), room_gib)
         _, _, place, best = min(options, key=lambda option: option[:3])
@@ -233,18 +209,6 @@ class _Change:
     cost: str
     why: str
     settings: Callable[[TrainConfig], dict[str, Any]]
-
-
-def _saving(
-    change: _Change, config: TrainConfig, now: MemoryEstimate, needed: Callable[[TrainConfig], MemoryEstimate]
-) -> Saving | None:
-    new = {name: value for name, value in change.settings(config).items() if getattr(config, name) != value}
-    if not new:
-        return None
-    changed = config.replace(**new)
-    then = needed(changed)
-    text = ", ".join(f"{name}={value!r}" for name, value in new.items())
-    return Saving(text, now.likely_gib - then.likely_gib, then, f"{change.cost}: {change.why}", changed)
 
 
 def _to_unsloth(config: TrainConfig) -> dict[str, Any]:
@@ -268,9 +232,8 @@ def _halve(name: str, floor: int) -> Callable[[TrainConfig], dict[str, Any]]:
     return settings
 
 
-_UNSLOTH = _Change(FREE, "layers' inputs wait in the computer's RAM, the loss is computed in parts", _to_unsloth)
 _CHANGES = (
-    _UNSLOTH,
+    _Change(FREE, "layers' inputs wait in the computer's RAM, the loss is computed in parts", _to_unsloth),
     _Change(FREE, "optimiser states in 8 bits", lambda _: {"optim": "adamw_8bit"}),
     _Change(FREE, "the scales of the 4-bit weights in 8 bits", lambda _: {"bnb_4bit_use_double_quant": True}),
     _Change(TIME, "about a third more, each layer is computed twice", lambda _: {"gradient_checkpointing": True}),

@@ -29,23 +29,14 @@ OPTIMISER_BYTES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Constants:
-    """What arithmetic alone does not say; written by `benchmarks/memory_fit.py`, which refits them.
+    """What arithmetic alone does not say; written by `benchmarks/memory_fit.py`, which refits them."""
 
-    Attributes:
-        logits: 4-byte copies of the logits alive at once, where the loss is computed on all of them.
-        logits_wide: the same where the head computes in 32-bit.
-        logits_fast: the same under a cross-entropy kernel that overwrites them.
-        scores: bytes an attention score, where the scores are written out ("eager").
-        scores_wide: the same where the stream is kept in 32-bit.
-        kept: what a layer keeps for the backward pass without checkpointing, over what it computes.
-    """
-
-    logits: float = 3.49
-    logits_wide: float = 4.01
-    logits_fast: float = 2.02
-    scores: float = 13.95
-    scores_wide: float = 17.75
-    kept: float = 1.02
+    logits: float = 3.49  # 4-byte copies of the logits alive at once, where the loss is computed on all of them
+    logits_wide: float = 4.01  # the same where the head computes in 32-bit
+    logits_fast: float = 2.02  # the same under a cross-entropy kernel that overwrites them
+    scores: float = 13.95  # bytes an attention score, where the scores are written out ("eager")
+    scores_wide: float = 17.75  # the same where the stream is kept in 32-bit
+    kept: float = 1.02  # what a layer keeps for the backward pass without checkpointing, over what it computes
 
 
 FITTED = Constants()
@@ -117,15 +108,24 @@ def moments(shape: ModelShape, setup: TrainingSetup, constants: Constants = FITT
 
     The parts of a moment add up to what it needs; what is gone by then is not in its list.
     """
-    passing = _activations(shape, setup, constants)
+    weights, passing = _weights(shape, setup), _activations(shape, setup, constants)
+    count, (follows, fixed) = trainable(shape, setup), OPTIMISER_BYTES[setup.optim]
     if setup.method != "full":
-        found = [[*_weights(shape, setup), *_adapter(shape, setup), *passing]]
+        width = setup.adapter_bytes
+        how = f"{count:,} parameters x {width} + {width} bytes"
+        adapter = MemoryPart("adapter and its gradients", 2 * width * count, how)
+        found = [[*weights, adapter, _counted("optimiser states", count, follows * width + fixed), *passing]]
     else:
-        always = [*_weights(shape, setup), *_full_states(shape, setup)]
-        gradients, temporary = _update(shape, setup)
+        width = 4 if setup.master_weights else setup.compute_bytes
+        master = [_counted("master weights", count, 4)] if setup.master_weights else []
+        always = [*weights, *master, _counted("optimiser states", count, follows * width + fixed)]
+        gradients = _counted("gradients", count, setup.compute_bytes)
+        # Adam's temporary is as large as the gradients; the other optimisers update in place
+        temporary = setup.compute_bytes if setup.optim == "adamw_torch" else 0
         # gradients of earlier micro-batches wait while the next is computed
         waiting = [gradients] if setup.accumulates else []
-        found = [[*always, gradients, temporary], [*always, *waiting, *passing]]
+        update = [*always, gradients, _counted("the update's temporary", count, temporary)]
+        found = [update, [*always, *waiting, *passing]]
     return [[part for part in moment if part.bytes > 0] for moment in found]
 
 
@@ -156,35 +156,13 @@ def _weights(shape: ModelShape, setup: TrainingSetup) -> list[MemoryPart]:
     ]
 
 
-def _adapter(shape: ModelShape, setup: TrainingSetup) -> list[MemoryPart]:
-    count, width = trainable(shape, setup), setup.adapter_bytes
-    follows, fixed = OPTIMISER_BYTES[setup.optim]
-    how = f"{count:,} parameters x {width} + {width} bytes"
-    return [
-        MemoryPart("adapter and its gradients", 2 * width * count, how),
-        _counted("optimiser states", count, follows * width + fixed),
-    ]
-
-
-def _full_states(shape: ModelShape, setup: TrainingSetup) -> list[MemoryPart]:
-    follows, fixed = OPTIMISER_BYTES[setup.optim]
-    width = 4 if setup.master_weights else setup.compute_bytes
-    master = [_counted("master weights", shape.parameters, 4)] if setup.master_weights else []
-    return [*master, _counted("optimiser states", shape.parameters, follows * width + fixed)]
-
-
-def _update(shape: ModelShape, setup: TrainingSetup) -> tuple[MemoryPart, MemoryPart]:
-    """The moment of the weight update: all gradients, and Adam's temporary of the same size."""
-    temporary = setup.compute_bytes if setup.optim == "adamw_torch" else 0  # the others update in place
-    return (
-        _counted("gradients", shape.parameters, setup.compute_bytes),
-        _counted("the update's temporary", shape.parameters, temporary),
-    )
-
-
 def _activations(shape: ModelShape, setup: TrainingSetup, constants: Constants) -> list[MemoryPart]:
     """With checkpointing every layer's input is kept and the dearest moment counts; without, all layers are kept."""
-    layer, scores, logits = _layer(shape, setup), _scores(shape, setup, constants), _logits(shape, setup, constants)
+    layer, logits, scores = _layer(shape, setup), _logits(shape, setup, constants), 0.0
+    if setup.eager:  # at work, or what the backward pass keeps: softmax in 32-bit and a cast
+        at_work = constants.scores_wide if setup.upcast else constants.scores
+        each = at_work if setup.checkpointing else 4.0 + setup.compute_bytes
+        scores = each * setup.micro_batch * shape.num_attention_heads * setup.length**2
     count, stream = shape.num_layers, 4 if setup.upcast else setup.compute_bytes
     if not setup.checkpointing:
         kept = constants.kept * count * layer
@@ -194,12 +172,9 @@ def _activations(shape: ModelShape, setup: TrainingSetup, constants: Constants) 
             logits,
         ]
     resident = 2 if setup.offloaded else count
-    inputs = MemoryPart(
-        "inputs of layers",
-        resident * setup.tokens * shape.hidden_size * stream,
-        f"{resident} layers x {setup.tokens:,} tokens x {shape.hidden_size} x {stream} bytes",
-        grows=True,
-    )
+    size = resident * setup.tokens * shape.hidden_size * stream
+    how = f"{resident} layers x {setup.tokens:,} tokens x {shape.hidden_size} x {stream} bytes"
+    inputs = MemoryPart("inputs of layers", size, how, grows=True)
     one = [
         MemoryPart("one layer at work", layer, "recomputed for its backward pass", grows=True),
         MemoryPart("attention scores", scores, "written out in that layer", grows=True),
@@ -218,15 +193,6 @@ def _layer(shape: ModelShape, setup: TrainingSetup) -> float:
     # Unsloth, whose inputs are offloaded, casts inside its kernels
     casts = kept if setup.adapter_bytes > setup.compute_bytes and not setup.offloaded else 0
     return float(setup.tokens * (setup.compute_bytes * wide + casts * copied))
-
-
-def _scores(shape: ModelShape, setup: TrainingSetup, constants: Constants) -> float:
-    """Bytes of one layer's attention scores: at work, or what the backward pass keeps, softmax in 32-bit and a cast."""
-    if not setup.eager:
-        return 0.0
-    at_work = constants.scores_wide if setup.upcast else constants.scores
-    each = at_work if setup.checkpointing else 4.0 + setup.compute_bytes
-    return each * setup.micro_batch * shape.num_attention_heads * setup.length**2
 
 
 def _logits(shape: ModelShape, setup: TrainingSetup, constants: Constants) -> MemoryPart:

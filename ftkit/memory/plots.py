@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ftkit.config import TrainConfig
-from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label
+from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label, plain
 from ftkit.memory.estimates import MemoryEstimate, estimate
 from ftkit.memory.fitting import GPU
 from ftkit.memory.shapes import ModelShape
@@ -27,11 +27,7 @@ def plot_parts(
 ) -> Any:
     """What takes the memory? One stacked bar a run, its range as a thin line, and the memory of cards as dashed lines.
 
-    Args:
-        estimates: by the name that the bar gets.
-        gpus: cards whose usable memory is drawn in.
-        room_gib: memory of this machine, drawn in as well.
-        ax: where to draw.
+    `estimates` come by the name that the bar gets; `room_gib` is the memory of this machine.
     """
     ax = axes(ax)
     bottom_up = list(estimates.values())[::-1]
@@ -47,13 +43,15 @@ def plot_parts(
         lefts = [left + size for left, size in zip(lefts, sizes, strict=True)]
     for place, run in enumerate(bottom_up):
         ax.plot([run.low_gib, run.high_gib], [place, place], color="black", linewidth=1, marker="|", markersize=9)
-    ax.set_yticks(range(len(estimates)), list(estimates)[::-1])
+    ax.set_yticks(range(len(estimates)), list(map(plain, estimates))[::-1])
     rooms = [(card.name, card.usable_gib) for card in gpus]
     if room_gib:
         rooms.append(("this machine", room_gib))
     for name, gib in rooms:
         ax.axvline(gib, color=RED, linestyle="--", linewidth=1)
-        ax.annotate(name, (gib, len(estimates) - 0.45), (3, 0), textcoords="offset points", color=RED, fontsize=8)
+        ax.annotate(
+            plain(name), (gib, len(estimates) - 0.45), (3, 0), textcoords="offset points", color=RED, fontsize=8
+        )
     ax.set_ylim(-0.6, len(estimates) - 0.2)
     ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, fontsize=8)
     label(ax, "memory, GiB (thin line: from low to high)", "", "What takes the memory?")
@@ -67,31 +65,23 @@ def plot_over_length(
     gpus: Sequence[GPU] = (),
     ax: Any = None,
 ) -> Any:
-    """How does it grow with length? One line a set of settings; the band goes from low to high.
-
-    Args:
-        shape: the model.
-        configs: settings by the name that the line gets; their `max_length` is replaced.
-        lengths: tokens of the longest example.
-        gpus: cards whose usable memory is drawn in.
-        ax: where to draw.
-    """
+    """How does it grow with length? One line a set of settings, by its name; the band goes from low to high."""
     ax = axes(ax)
     colours = (BLUE, ORANGE, GREEN, _PINK, GREY)
     for (name, config), colour, mark in zip(configs.items(), colours, "osD^v", strict=False):
         runs = [estimate(shape, config.replace(max_length=length)) for length in lengths]
         lows, highs = [run.low_gib for run in runs], [run.high_gib for run in runs]
         ax.fill_between(lengths, lows, highs, color=colour, alpha=0.15, linewidth=0)
-        ax.plot(lengths, [run.likely_gib for run in runs], color=colour, marker=mark, label=name)
+        ax.plot(lengths, [run.likely_gib for run in runs], color=colour, marker=mark, label=plain(name))
     for card in gpus:
         ax.axhline(card.usable_gib, color=RED, linestyle="--", linewidth=1)
         place = {"xy": (lengths[-1], card.usable_gib), "xytext": (0, 3), "textcoords": "offset points", "ha": "right"}
-        ax.annotate(card.name, color=RED, fontsize=8, **place)
+        ax.annotate(plain(card.name), color=RED, fontsize=8, **place)
     ax.set_xscale("log", base=2)
     ax.set_xticks(lengths, [f"{length:,}" for length in lengths], minor=False)
     ax.set_yscale("log", base=2)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.legend(frameon=False)
-    title = f"How does {shape.name} grow with length?"
+    title = f"How does {plain(shape.name)} grow with length?"
     label(ax, "longest example, tokens (log)", "memory, GiB (log; band: low to high)", title)
     return ax

@@ -9,12 +9,11 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib import resources
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-from ftkit import models, tables
+from ftkit import files, models, tables
 from ftkit.errors import ConfigError, ModelError
 
 
@@ -35,17 +34,10 @@ class Matrix:
 @tables.shown
 @dataclass(frozen=True)
 class ModelShape:
-    """Everything about a model that its memory depends on.
-
-    Attributes:
-        family: its `model_type`.
-        matrices: those of one layer.
-        other_parameters: embeddings, head, norms and biases: what stays in 16-bit.
-        rms_norm: whether its norms are RMS norms, which compute in 32-bit; the others are layer norms.
-    """
+    """Everything about a model that its memory depends on."""
 
     name: str
-    family: str
+    family: str  # its `model_type`
     hidden_size: int
     num_layers: int
     num_attention_heads: int
@@ -54,9 +46,9 @@ class ModelShape:
     intermediate_size: int
     vocab_size: int
     tie_word_embeddings: bool
-    matrices: tuple[Matrix, ...]
-    other_parameters: int
-    rms_norm: bool
+    matrices: tuple[Matrix, ...]  # those of one layer
+    other_parameters: int  # embeddings, head, norms and biases: what stays in 16-bit
+    rms_norm: bool  # RMS norms compute in 32-bit; the others are layer norms
 
     @classmethod
     def from_config(cls, config: Any, name: str = "") -> "ModelShape":
@@ -68,8 +60,7 @@ class ModelShape:
         """
         facts, given = _facts(config)
         who = f"{name or given or 'This model'} ({facts.get('model_type') or 'no model_type'})"
-        _refuse_others(facts, who)
-        _refuse_damaged(facts)
+        _refuse(facts, who)
         found = _by_widths().get(_widths(facts)) or _built(json.dumps(facts, sort_keys=True, default=str), who)
         return replace(found, name=name or given or found.family)
 
@@ -131,8 +122,7 @@ class ModelShape:
             Matrix("v_proj", hidden, self.keys),
             Matrix("o_proj" if gated else "dense", self.queries, hidden),
         )
-        names = ("gate_proj", "up_proj", "down_proj") if gated else ("fc1", "fc2")
-        *into, out = names
+        *into, out = ("gate_proj", "up_proj", "down_proj") if gated else ("fc1", "fc2")
         block = (*(Matrix(name, hidden, wide) for name in into), Matrix(out, wide, hidden))
         return replace(self, matrices=attention + block)
 
@@ -183,8 +173,7 @@ _OPTIONAL = ("num_key_value_heads", "head_dim")
 
 @functools.cache
 def _listed_facts() -> dict[str, dict[str, Any]]:
-    text = resources.files("ftkit").joinpath("samples/model_shapes.json").read_text(encoding="utf-8")
-    return dict(json.loads(text)["models"])
+    return dict(files.sample("model_shapes")["models"])
 
 
 @functools.cache
@@ -212,21 +201,10 @@ def _widths(facts: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _shape(name: str, facts: Mapping[str, Any]) -> ModelShape:
-    return ModelShape(
-        name=name,
-        family=facts["model_type"],
-        hidden_size=facts["hidden_size"],
-        num_layers=facts["num_hidden_layers"],
-        num_attention_heads=facts["num_attention_heads"],
-        num_key_value_heads=facts["num_key_value_heads"],
-        head_dim=facts["head_dim"],
-        intermediate_size=facts["intermediate_size"],
-        vocab_size=facts["vocab_size"],
-        tie_word_embeddings=facts["tie_word_embeddings"],
-        matrices=tuple(Matrix(matrix, *sizes) for matrix, sizes in facts["matrices"].items()),
-        other_parameters=facts["other_parameters"],
-        rms_norm=facts["rms_norm"],
-    )
+    named: dict[str, Any] = {"name": name, "family": facts["model_type"], "num_layers": facts["num_hidden_layers"]}
+    named["matrices"] = tuple(Matrix(matrix, *sizes) for matrix, sizes in facts["matrices"].items())
+    same = {field.name: facts[field.name] for field in fields(ModelShape) if field.name not in named}
+    return ModelShape(**named, **same)
 
 
 @functools.lru_cache(maxsize=64)
@@ -244,10 +222,17 @@ def _built(text: str, who: str) -> ModelShape:
     try:
         config = CONFIG_MAPPING[facts["model_type"]].from_dict(kept)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (KeyError, ValueError, TypeError, StrictDataclassError) as error:
+            model = models.pretrained(AutoModelForCausalLM, config)
+    except (KeyError, ValueError, TypeError, StrictDataclassError, ModelError) as error:
         raise _not_described(who, "transformers builds no language model from its config") from error
-    matrices = _matrices(model)
+    # inputs and outputs of a layer's linear parts, by name; none where layers differ or use a name twice
+    counts: Counter[tuple[str, tuple[int, int]]] = Counter()
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings():
+            counts[path.rpartition(".")[2], (module.in_features, module.out_features)] += 1
+    matrices = dict(counts.keys())
+    if len(matrices) != len(counts) or set(counts.values()) != {config.num_hidden_layers}:
+        matrices = {}
     inside = config.num_hidden_layers * sum(inputs * outputs for inputs, outputs in matrices.values())
     counted = {
         "num_key_value_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
@@ -261,20 +246,6 @@ def _built(text: str, who: str) -> ModelShape:
     if found.feed_forwards not in (2, 3):
         raise _not_described(who, "its matrices do not add up to layers of attention and one feed-forward block")
     return found
-
-
-def _matrices(model: Any) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of a layer's linear parts by name; empty where layers differ or use a name twice."""
-    import torch
-
-    counts: Counter[tuple[str, tuple[int, int]]] = Counter()
-    head = model.get_output_embeddings()
-    for path, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and module is not head:
-            counts[path.rpartition(".")[2], (module.in_features, module.out_features)] += 1
-    matrices = dict(counts.keys())
-    alike = len(matrices) == len(counts) and set(counts.values()) == {model.config.num_hidden_layers}
-    return matrices if alike else {}
 
 
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size", "num_experts_per_tok")
@@ -304,8 +275,8 @@ def _facts(config: Any) -> tuple[dict[str, Any], str]:
     return facts, str(facts.get("_name_or_path") or given)
 
 
-def _refuse_others(facts: Mapping[str, Any], who: str) -> None:
-    """Refuse what a decoder's arithmetic would count wrongly, before anything is built."""
+def _refuse(facts: Mapping[str, Any], who: str) -> None:
+    """Refuse what a decoder's arithmetic would count wrongly, and damaged widths, before anything is built."""
     if any(facts.get(key) for key in _EXPERT_KEYS):
         raise ConfigError(
             f"{who} is a mixture of experts: which experts a token visits decides its memory, so no estimate is given. "
@@ -321,16 +292,8 @@ def _refuse_others(facts: Mapping[str, Any], who: str) -> None:
     if not facts.get("model_type"):
         raise _not_described(who, "its config names no architecture")
     if facts["model_type"] == "gpt_bigcode":
-        raise _not_described(
-            who, "its 4-bit runs need up to 60 % more in public measurements than this arithmetic says"
-        )
-
-
-def _not_described(who: str, reason: str) -> ConfigError:
-    return ConfigError(f"{who} is not described: {reason}, so no estimate is given. {_DESCRIBED}")
-
-
-def _refuse_damaged(facts: Mapping[str, Any]) -> None:
+        reason = "its 4-bit runs need up to 60 % more in public measurements than this arithmetic says"
+        raise _not_described(who, reason)
     for key in (*_WIDTHS, *_OPTIONAL):
         value = facts.get(key)
         if value is None and key in _OPTIONAL:
@@ -339,3 +302,7 @@ def _refuse_damaged(facts: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{key}={value!r} in the config of this {facts['model_type']}: wanted a whole number of 1 or more."
             )
+
+
+def _not_described(who: str, reason: str) -> ConfigError:
+    return ConfigError(f"{who} is not described: {reason}, so no estimate is given. {_DESCRIBED}")

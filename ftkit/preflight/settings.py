@@ -22,6 +22,7 @@ SETTINGS_CHECKS = {
     "optimizer-replaced": "the optimiser exists on this device",
     "packing-leaks": "packed examples cannot see each other",
     "package-missing": "the packages that the settings need are installed",
+    "warmup-ignored": "the schedule has the warm-up that the settings ask for",
     "warmup-too-long": "the learning rate is reached, and held for most of the run",
     "save-never": "a checkpoint is written before the end",
     "eval-never": "the validation loss is measured before the end",
@@ -62,8 +63,8 @@ def check_values(
     yield from _check_dtype(config, hardware)
     yield from _check_features(config, hardware)
     yield from _check_packages(config)
+    yield from _check_warmup(config, updates)
     if updates is not None:
-        yield from _check_warmup(config, updates)
         yield from _check_marks(config, updates)
         yield from _check_few(config, updates)
     if rows:
@@ -235,8 +236,17 @@ def _check_packages(config: TrainConfig) -> Iterator[Finding]:
             )
 
 
-def _check_warmup(config: TrainConfig, updates: int) -> Iterator[Finding]:
-    if config.lr_scheduler_type == "constant" or config.warmup_steps <= updates / 2:
+def _check_warmup(config: TrainConfig, updates: int | None) -> Iterator[Finding]:
+    if config.lr_scheduler_type == "constant" and config.warmup_steps:
+        yield Finding(
+            id="warmup-ignored",
+            severity="warning",
+            title="The schedule constant has no warm-up: the first update is made at the full learning rate.",
+            evidence=f"lr_scheduler_type=constant, warmup_steps={config.warmup_steps}",
+            fix="Set lr_scheduler_type='constant_with_warmup', or warmup_steps=0.",
+            field="warmup_steps",
+        )
+    if config.lr_scheduler_type == "constant" or updates is None or config.warmup_steps <= updates / 2:
         return
     severity, title = "note", "More than half of the run is warm-up."
     if config.warmup_steps >= updates:

@@ -4,7 +4,8 @@ The mask is judged by what it trains, decoded, against the messages. Knows no se
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ftkit import chat, data, models
@@ -17,6 +18,8 @@ MASK_CHECKS = {
     "low-trained-share": "the loss sees a fair share of the tokens",
     "prompt-trained": "the prompts are masked",
     "answer-untrained": "the answers are trained",
+    "reasoning-untrained": "the reasoning is trained, where it should be",
+    "call-untrained": "the calls are trained as they are",
     "answers-cut": "max_length cuts no answer",
     "stop-token-untrained": "each answer ends in a stop token that is trained",
     "double-bos": "no row begins with two start tokens",
@@ -36,7 +39,7 @@ KNOWN_TOKEN_CHECKS = {
     "template-tokens-untrained": "the template's special tokens were trained with the base model",
 }
 
-_DECODED = 100  # rows whose mask is read as text
+_DECODED = 2_000  # rows whose mask is read as text
 _LOW_SHARE = 0.02
 _TELLING = 8  # characters of a prompt that cannot stand in an answer by chance
 _LAST = 3  # tokens of an answer among which its stop token is looked for
@@ -51,13 +54,18 @@ def trained_share(part: TokenisedPart, max_length: int) -> float:
     return sum(map(_trained, cut)) / max(1, sum(map(len, cut)))
 
 
-def check_masks(parts: Sequence[TokenisedPart], tokenizer: Any, model: Any, max_length: int) -> Iterator[Finding]:
-    """All findings about what is trained in these parts; `model` may be None, and may know more stop tokens."""
+def check_masks(
+    parts: Sequence[TokenisedPart], tokenizer: Any, model: Any, max_length: int, *, reasoning: bool = True
+) -> Iterator[Finding]:
+    """All findings about what is trained in these parts; `model` may be None, and may know more stop tokens.
+
+    `reasoning` says whether it should be trained.
+    """
     stops = set(chat.stop_ids(tokenizer, model))
     for part in parts:
         yield from _check_trained(part, max_length)
         yield from _check_cut(part, max_length)
-        yield from _check_text(part, tokenizer)
+        yield from _check_text(part, tokenizer, reasoning)
         yield from _check_stop(part, tokenizer, stops)
         yield from _check_start(part, tokenizer)
 
@@ -122,23 +130,23 @@ def _check_cut(part: TokenisedPart, max_length: int) -> Iterator[Finding]:
         )
 
 
-def _check_text(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
-    """Read the mask as text, on a sample: it must hold the answers, and nothing of what others say."""
+def _check_text(part: TokenisedPart, tokenizer: Any, reasoning: bool) -> Iterator[Finding]:
+    """Read the mask as text, on a sample: it must hold what the answers say, and nothing of what others say."""
     asked: dict[int, str] = {}
-    unanswered: list[int] = []
-    for row in part.readable[:: max(1, len(part.readable) // _DECODED)]:
+    lost: dict[str, list[int]] = {}
+    for row in part.chats[:: max(1, len(part.chats) // _DECODED)]:
         if not _trained(row.labels):
             continue
         trained = squeezed(tokenizer.decode([label for label in row.labels if label != chat.IGNORED]))
         turns = [data.plain(message) for message in row.example["messages"]]
-        answers = [squeezed(turn["content"]) for turn in turns if turn["role"] == "assistant"]
+        answers = [turn for turn in turns if turn["role"] == "assistant" and turn.get("train") is not False]
         for turn in turns:
             prompt = squeezed(turn["content"])
             said = turn["role"] in ("user", "system") and len(prompt) >= _TELLING and prompt in trained
-            if said and not any(prompt in answer for answer in answers):
+            if said and not any(prompt in squeezed(str(answer)) for answer in answers):
                 asked.setdefault(row.number, turn["content"])
-        if answers and answers[-1] not in trained:
-            unanswered.append(row.number)
+        for kind in {kind for answer in answers for kind in _missing(answer, trained)}:
+            lost.setdefault(kind, []).append(row.number)
     if asked:
         yield Finding(
             id="prompt-trained",
@@ -148,29 +156,74 @@ def _check_text(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
             fix="Mask all but the answers: chat.tokenize does.",
             rows=part.if_train(asked),
         )
-    if unanswered:
+    if not reasoning:
+        lost.pop("reasoning", None)
+    for kind, numbers in lost.items():
+        title, fix = _LOST[kind]
         yield Finding(
-            id="answer-untrained",
+            id=f"{kind}-untrained",
             severity="warning",
-            title="The last answer of some rows is not, or not wholly, among the trained tokens.",
-            evidence=part.listed(unanswered),
-            fix="Look at one with chat.show_example; the template may rewrite answers.",
-            rows=part.if_train(unanswered),
+            title=title,
+            evidence=part.listed(numbers),
+            fix=fix,
+            rows=part.if_train(numbers),
         )
 
 
+_LOST = {
+    "answer": (
+        "What an answer says is not, or not wholly, among the trained tokens of some rows.",
+        "Look at one with chat.show_example; the template may rewrite or leave out answers.",
+    ),
+    "reasoning": (
+        "The reasoning of some answers is left out by the template: it is not trained.",
+        "Write it into the text with chat.fold_reasoning where the template knows none; "
+        "where it keeps that of the last answer alone, give each answer a row of its own.",
+    ),
+    "call": (
+        "The arguments of some calls are not among the trained tokens as they stand in the row.",
+        "Look at one with chat.show_example; the template may rewrite or leave out arguments.",
+    ),
+}
+
+
+def _missing(answer: Mapping[str, Any], trained: str) -> Iterator[str]:
+    """Which of answer, reasoning and call of a turn does not stand in the trained text."""
+    inline = re.match(r"\s*<think>(.*?)</think>(.*)", answer["content"], re.DOTALL)
+    reasoning, said = inline.groups() if inline else ("", answer["content"])
+    if squeezed(said) not in trained:
+        yield "answer"
+    if any(squeezed(text) not in trained for text in (reasoning, answer.get("reasoning_content", ""))):
+        yield "reasoning"
+    for call in data.parse_calls(answer.get("tool_calls")):
+        for text in _texts(call["function"]["arguments"]):
+            spellings = (text, data.as_json(text, "a call")[1:-1], repr(text)[1:-1])
+            if not any(squeezed(spelling) in trained for spelling in spellings):
+                yield "call"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts inside of a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
 def _check_stop(part: TokenisedPart, tokenizer: Any, stops: set[int]) -> Iterator[Finding]:
-    ends = {row.number: _ends(row.labels) for row in part.readable}
+    ends = {row.number: _ends(row.labels) for row in part.chats}
+    markers = stops | {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     endless: dict[int, list[int]] = {}
     for number, answers in ends.items():
-        for last in answers:
-            if not stops.intersection(last):
+        for place, last in enumerate(answers, 1):  # inside of a chat a template may end answers in another way
+            if not (stops if place == len(answers) else markers).intersection(last):
                 endless.setdefault(number, last)
     if not endless:
         return
     severity, which = "warning", f"The answers of {len(endless)} {part.name} rows do not end"
     fix = "Look at one of these rows with chat.show_example."
-    if len(endless) == sum(map(bool, ends.values())):
+    if not any(stops.intersection(answers[-1]) for answers in ends.values() if answers):
         severity, which = "error", "No answer ends"
         fix = "Set tokenizer.eos_token to the token with which the template ends an answer."
     names = ", ".join(tokenizer.decode([i]) for i in sorted(stops)) or "none"

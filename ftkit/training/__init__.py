@@ -3,7 +3,7 @@
 A run is a folder; what stands in it is read back here, drawn, and laid beside other runs.
 """
 
-from ftkit.training.checkpoints import all_in, problem
+from ftkit.training.checkpoints import all_in, problem, remove
 from ftkit.training.diagnosis import diagnose
 from ftkit.training.history import History, HistoryPoint, RunsTable, read_points, resumable_step
 from ftkit.training.loop import train
@@ -24,6 +24,7 @@ __all__ = [
     "plot_runs",
     "problem",
     "read_points",
+    "remove",
     "resumable_step",
     "train",
 ]

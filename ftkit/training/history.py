@@ -3,15 +3,17 @@
 Knows files and numbers; how a curve looks is told by `plots`, what it means by `diagnosis`.
 """
 
-import csv
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 from ftkit import tables
 from ftkit.config import TrainConfig
-from ftkit.errors import ConfigError, DataError, FtkitError, MissingArtifact
+from ftkit.errors import ConfigError, DataError, FtkitError, FtkitWarning, MissingArtifact
 from ftkit.files import write_text
 from ftkit.runs import Run
 from ftkit.training import checkpoints
@@ -67,7 +69,10 @@ class History:
         path = Path(path)
         if not path.exists():
             raise MissingArtifact(f"{path} does not exist. training.train writes it.")
-        return cls.of(read_points(path))
+        points = read_points(path)
+        if found := holes(points):
+            warnings.warn(f"{path} has a hole: {'; '.join(found)}.", FtkitWarning, stacklevel=2)
+        return cls.of(points)
 
     @classmethod
     def of(cls, points: list[HistoryPoint], peak_memory_gib: float | None = None, *, stopped: bool = False) -> Self:
@@ -130,14 +135,55 @@ class History:
         return [tables.Table((), facts)]
 
 
-def read_points(path: Path) -> list[HistoryPoint]:
-    """Rows of a history file; a last line that was cut by a kill is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+def read_points(path: Path, lost: list[str] | None = None) -> list[HistoryPoint]:
+    """Rows of a history file; a last line that was cut by a kill is left out.
+
+    With `lost` a line that cannot be read is noted there instead of raised.
+
+    Raises:
+        DataError: a file, or a line, that is no history.
+    """
+    problems: list[str] = []
+    points = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     columns = lines[0].strip().split(",") if lines else []
     if tuple(columns) != COLUMNS[: max(len(columns), _FIRST_FORMAT)]:
-        raise DataError(f"{path} line 1: wanted the columns {','.join(COLUMNS)}.")
-    whole = [line for line in lines[1:] if line.endswith("\n")]
-    return [_point(path, number, columns, cells) for number, cells in enumerate(csv.reader(whole), 2)]
+        lines = []
+        problems.append(f"{path} line 1: wanted the columns {','.join(COLUMNS)}.")
+    for number, line in enumerate(lines[1:], 2):
+        if line.endswith("\n"):
+            try:
+                points.append(_point(columns, line.strip("\r\n").split(",")))
+            except (ValueError, TypeError) as error:
+                problems.append(f"{path} line {number}: {line.strip()[:80]!r} is no point of a history ({error}).")
+    if problems and lost is None:
+        raise DataError(" ".join(problems[:3]))
+    if lost is not None:
+        lost.extend(problems)
+    return points
+
+
+def holes(points: Sequence[HistoryPoint], every: int | None = None, last: int = 0) -> list[str]:
+    """What is missing or doubled among points of training; empty where the curve is whole.
+
+    Args:
+        points: in the order of the file.
+        every: `logging_steps`; by default the usual distance of the points.
+        last: the step up to which there must be points.
+    """
+    steps = [point.step for point in points if point.loss is not None]
+    measured = [point.step for point in points if point.val_loss is not None]
+    doubled = [step for found in (steps, measured) for step, count in Counter(found).items() if count > 1]
+    gaps = Counter(b - a for a, b in pairwise(steps[1:]))
+    every = every or max(gaps, key=gaps.__getitem__, default=max(steps, default=1))
+    found = [f"step {step} stands in it twice" for step in sorted(set(doubled))]
+    if steps != sorted(steps):
+        found.append("its steps are out of order")
+    reached = max([last - last % every, *steps])
+    for before, after in pairwise(sorted({0, *steps, reached})):
+        if after - before > every or (after == reached and after not in steps):
+            found.append(f"nothing between the steps {before} and {after}")
+    return found
 
 
 def write_points(path: Path, points: list[HistoryPoint]) -> None:
@@ -156,15 +202,12 @@ def _cell(value: float | None) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _point(path: Path, number: int, columns: list[str], cells: list[str]) -> HistoryPoint:
+def _point(columns: list[str], cells: list[str]) -> HistoryPoint:
     values: dict[str, Any] = {}
-    try:
-        for name, cell in zip(columns, cells, strict=True):
-            if cell:
-                values[name] = int(cell) if name in _WHOLE else float(cell)
-        return HistoryPoint(**values)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} line {number}: {','.join(cells)!r} is no point of a history ({error}).") from error
+    for name, cell in zip(columns, cells, strict=True):
+        if cell:
+            values[name] = int(cell) if name in _WHOLE else float(cell)
+    return HistoryPoint(**values)
 
 
 @dataclass(frozen=True)
@@ -233,7 +276,7 @@ def resumable_step(run: Run) -> int | None:
     """The update that the newest complete checkpoint of an unfinished run holds; None where nothing can be resumed."""
     if run.finished("train"):
         return None
-    sealed = [place for place in checkpoints.all_in(run / "checkpoints") if (place / checkpoints.MARK).exists()]
+    sealed = [place for place in checkpoints.all_in(run / "checkpoints") if checkpoints.mark(place)]
     return checkpoints.step_of(sealed[-1]) if sealed else None
 
 

@@ -18,7 +18,15 @@ from typing import Any
 from ftkit import data, figures, files, models
 from ftkit.config import TrainConfig
 from ftkit.data import Splits
-from ftkit.errors import ConfigError, FtkitError, FtkitWarning, MissingExtra, StorageError, TrainingError
+from ftkit.errors import (
+    ConfigError,
+    FtkitError,
+    FtkitWarning,
+    MissingExtra,
+    StorageError,
+    TrainingError,
+    without_secrets,
+)
 from ftkit.hardware import detect, peak_memory_gib
 from ftkit.preflight import SETTINGS_CHECKS, PreflightReport, check, tokenize_splits
 from ftkit.runs import Run
@@ -45,7 +53,8 @@ def train(
 
     A model without an adapter gets one (`models.add_lora`). While it runs, `history.csv` grows and a figure is drawn;
     `run.json` names the step "train" only when all is written. Ctrl+C (or the notebook's stop button) finishes the
-    step, saves a checkpoint and gives back a history whose `stopped` is true: the same call goes on from there.
+    step, saves a checkpoint and gives back a history whose `stopped` is true: the same call goes on from there. So does
+    SIGTERM, which a machine sends that is taken away.
     One warning tells what preflight warns of in rows, model and machine, such as answers that are cut.
 
     Args:
@@ -54,8 +63,8 @@ def train(
         splits: from `data.split`; `splits.val` is measured every `config.eval_steps` updates and at the end.
         config: the settings.
         run: where everything goes; one process at a time may train in it.
-        resume: go on from the newest complete checkpoint of an interrupted run with the same model, settings and data;
-            False starts afresh and replaces what an earlier training left.
+        resume: go on from the newest complete checkpoint of an interrupted run with the same weights, settings, data,
+            tokens and labels; False starts afresh and replaces what an earlier training left.
         preflight: refuse a run that cannot work (`preflight.check`); False goes on, and warns of what it passed over.
         mirror: a folder that gets a verified copy of every checkpoint, and from which a lost run folder is restored.
         stop: when set by another thread, the same happens as after Ctrl+C.
@@ -64,9 +73,12 @@ def train(
     Raises:
         PreflightError: an error in the check, or out of memory on the longest micro-batch.
         DataError: no row has a trained token, where `preflight` is False.
-        ConfigError: the run is finished already, or was interrupted with other settings or data (names them).
-        StorageError: the disk is full, the folder cannot be written, or another process trains in it.
-        TrainingError: the loop ended and no weight was changed.
+        ConfigError: the run is finished already, or was interrupted with other settings, data, tokens or weights (names
+            them).
+        StorageError: the disk is full, the folder cannot be written or holds what ftkit did not write, or another
+            process trains in it.
+        TrainingError: at a checkpoint or at the end the adapter is what it was at the start, or no numbers; the last
+            good checkpoint stays.
     """
     _refuse(run, config, resume)
     rows = tokenize_splits(splits, tokenizer, config)
@@ -79,13 +91,17 @@ def train(
         copy = _recovered(run, config, mirror, resume)
         model = models.add_lora(model, config)
         models.choose_attention(model, max(lengths))
-        facts = _facts(model, splits, config)
+        facts = _facts(model, splits, config, trainer.digest(parts))
         checkpoint = _to_resume(run, config, facts) if resume else None
         recorder = Recorder(run, config, facts, checkpoint=checkpoint, stop=asked, watch=watch, mirror=copy)
         loop = trainer.build(model, tokenizer, parts, config, run, [recorder.callback()])
+        recorder.start = recorder.start or models.adapter_digest(loop.model)
         if checkpoint is None:
             trainer.probe(loop, config, lengths)  # before anything of an earlier training is removed
             _start_afresh(run, splits, config, copy)
+        elif not all((run / name).exists() for name in ("config.yaml", *_DATA)):
+            config.save(run / "config.yaml")
+            data.save(splits, run)
         try:
             with trainer.out_of_memory_explained(config, max(lengths), loop.model):
                 loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -94,12 +110,18 @@ def train(
         finally:
             recorder.close()
             trainer.forget_embeddings()
-            checkpoints.remove_leftovers(run / "checkpoints")  # on a full disk half a checkpoint is in the way
+            files.remove_leftovers(run / "checkpoints")  # on a full disk half a checkpoint is in the way
         return _finish(loop, recorder, preflight=[finding.id for finding in report.findings])
+
+
+_DATA = ("data/train.jsonl", "data/val.jsonl", "data/test.jsonl")
 
 
 def _refuse(run: Run, config: TrainConfig, resume: bool) -> None:
     """What can be said before anything is loaded or tokenised."""
+    run.refuse_foreign()
+    files.refuse_foreign(run / "adapter")
+    files.refuse_foreign(run / "data", edited=True)
     if resume and run.finished("train"):
         raise ConfigError(
             f"{run.path} holds a finished training. Choose another run name, or pass resume=False "
@@ -185,8 +207,8 @@ def _disk_errors_explained(path: Path) -> Iterator[None]:
 def _recovered(run: Run, config: TrainConfig, folder: str | Path | None, resume: bool) -> Mirror | None:
     """Clear what a kill left half-written, and take back from the mirror in `folder` what the run has lost."""
     _refuse(run, config, resume)  # another process may have finished it while this one read the rows
-    checkpoints.remove_leftovers(run / "checkpoints")
-    files.remove_leftovers(run.path, ("adapter", "history.csv", "config.yaml"))
+    files.remove_leftovers(run / "checkpoints")
+    files.remove_leftovers(run.path)
     if folder is None:
         return None
     mirror = Mirror.open(folder, run)
@@ -195,14 +217,16 @@ def _recovered(run: Run, config: TrainConfig, folder: str | Path | None, resume:
     return mirror
 
 
-def _facts(model: Any, splits: Splits, config: TrainConfig) -> dict[str, str]:
+def _facts(model: Any, splits: Splits, config: TrainConfig, tokens: str) -> dict[str, str]:
     """What a checkpoint of this run must have in common with the run that goes on from it."""
     name = str(model.config._name_or_path)
     return {
         "data_digest": data.digest(splits.train, splits.val),
         "config_digest": config.digest(),
-        "base_model": models.BUNDLED if Path(name) == models.bundled_location() else name,
+        "base_model": models.BUNDLED if Path(name) == models.bundled_location() else without_secrets(name),
         "backend": models.backend_of(model),
+        "base_weights": models.base_digest(model),
+        "token_digest": tokens,
     }
 
 
@@ -219,13 +243,20 @@ def _to_resume(run: Run, config: TrainConfig, facts: dict[str, str]) -> Path | N
 
 
 def _start_afresh(run: Run, splits: Splits, config: TrainConfig, mirror: Mirror | None) -> None:
-    """Empty what an earlier training left, so that nothing of two runs is mixed, and note what this one starts from."""
+    """Remove what an earlier training left, so that nothing of two runs is mixed, and note what this one starts from.
+
+    What a reader has put beside it stays.
+    """
+    evaluated = [f"{name}.jsonl" for name in run.facts.get("evaluate", {})]
     for step in ("train", "evaluate"):
         run.reopen(step)
-    for place in checkpoints.all_in(run / "checkpoints"):
-        checkpoints.remove(place)
-    for name in ("checkpoints/best", "adapter", "eval", "figures", "tensorboard"):
-        shutil.rmtree(run / name, ignore_errors=True)
+    for place in (*checkpoints.all_in(run / "checkpoints"), run / "checkpoints/best", run / "adapter"):
+        if place.exists():
+            checkpoints.remove(place)
+    old = [run / "eval" / name for name in (*evaluated, "summary.json")]
+    old += [run / "figures/loss.png", run / "figures/scores.png", *(run / "tensorboard").glob("events.out.tfevents.*")]
+    for path in old:
+        path.unlink(missing_ok=True)
     write_points(run / "history.csv", [])
     config.save(run / "config.yaml")
     data.save(splits, run)
@@ -245,6 +276,7 @@ def _complete(loop: Any, recorder: Recorder) -> None:
     if config.early_stopping_patience:
         _measure(loop)
         _take_best(loop, recorder)
+    recorder.refuse_useless(loop.model, steps)
     models.save_adapter(loop.model, loop.processing_class, run / "adapter")  # before anything else can fail
     _measure(loop)
 
@@ -260,7 +292,7 @@ def _take_best(loop: Any, recorder: Recorder) -> None:
     place, best, last = recorder.run / "checkpoints" / "best", recorder.best_step, loop.state.global_step
     if best == last:
         return
-    if (why := checkpoints.problem(place)) is None and checkpoints.mark(place)["step"] == best:
+    if (why := files.problem(place)) is None and checkpoints.mark(place)["step"] == best:
         trainer.put_back(loop.model, place)
         return
     warnings.warn(

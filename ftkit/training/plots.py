@@ -65,7 +65,7 @@ def plot_curves(runs: Mapping[str, History], axes: Any = None) -> Any:
         axes = pyplot.subplots(1, len(runs), figsize=size, layout="constrained", squeeze=False)[1][0]
     for ax, (name, history) in zip(axes, runs.items(), strict=True):
         _draw_loss(ax, history)
-        figures.label(ax, _UPDATES, "", name)
+        figures.label(ax, _UPDATES, "", figures.plain(name))
     axes[0].set_ylabel("loss, nats a token")
     axes[0].legend(frameon=False)
     return list(axes)
@@ -85,7 +85,13 @@ def _draw_loss(
         steps, values = zip(*history.losses, strict=True)
         if not name:
             ax.plot(steps, values, color=training, alpha=0.35, linewidth=1, label="training, each step")
-        ax.plot(steps, figures.smooth(values), color=training, linewidth=2, label=name or "training, smoothed")
+        ax.plot(
+            steps,
+            figures.smooth(values),
+            color=training,
+            linewidth=2,
+            label=figures.plain(name) if name else "training, smoothed",
+        )
     if history.val_losses:
         steps, values = zip(*history.val_losses, strict=True)
         label = None if name else "validation"

@@ -7,6 +7,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,11 +16,12 @@ from typing import Any
 
 from ftkit import files, models
 from ftkit.config import TrainConfig
+from ftkit.errors import FtkitWarning, TrainingError
 from ftkit.hardware import detect, peak_memory_gib, process_memory_gib, release_memory
 from ftkit.runs import Run
 from ftkit.training import checkpoints, plots
 from ftkit.training.checkpoints import Mirror
-from ftkit.training.history import HistoryPoint, as_line, read_points, write_points
+from ftkit.training.history import HistoryPoint, as_line, holes, read_points, write_points
 
 Watch = Callable[[Sequence[HistoryPoint], int], None]
 
@@ -45,13 +47,22 @@ class Recorder:
         self.on_cpu = detect().device == "cpu"
         self.points: list[HistoryPoint] = []
         self.applied = 0
+        self.moved = False  # whether an update has been applied at a learning rate above zero
+        self.start = ""  # digest of the adapter before the first update
         if checkpoint is not None:
-            reached = checkpoints.step_of(checkpoint)
-            known = read_points(self.path) if self.path.exists() else []
+            reached, noted = checkpoints.step_of(checkpoint), checkpoints.mark(checkpoint)
+            lost: list[str] = []
+            known = read_points(self.path, lost) if self.path.exists() else []
             self.points = [p for p in known if p.step <= reached]
+            if lost or (lost := holes(self.points, config.logging_steps, reached)):
+                warnings.warn(
+                    f"{self.path} has a hole: {'; '.join(lost)}. Training goes on from step {reached}; the curve, and "
+                    "the time and tokens that it sums up, lack these points.",
+                    FtkitWarning,
+                    stacklevel=2,
+                )
             write_points(self.path, self.points)
-            # a checkpoint from before updates were counted: take each step for one
-            self.applied = int(checkpoints.mark(checkpoint).get("applied", reached))
+            self.applied, self.start = int(noted.get("applied", 0)), str(noted.get("start", ""))
         self.earlier_s = max((p.seconds or 0.0 for p in self.points), default=0.0)
         self.started = time.monotonic()
         self.best_step, self.best_loss, self.waited = 0, math.inf, 0
@@ -84,9 +95,33 @@ class Recorder:
         elif self.drawing is not None:
             self.drawing.update(self.points, total)
 
-    def save(self, working: Path) -> None:
+    def refuse_useless(self, model: Any, step: int, *, moved: bool = True) -> None:
+        """Let no adapter be saved that is no numbers any more, or that training has left as it was.
+
+        `moved` is false as long as no update was due to change it: while the learning rate is still zero.
+
+        Raises:
+            TrainingError: says which, and what to do.
+        """
+        now = models.adapter_digest(model)
+        good = checkpoints.all_in(self.run / "checkpoints")
+        stays = f"The last good checkpoint is {good[-1]}" if good else "No checkpoint has been kept"
+        if not now:
+            raise TrainingError(
+                f"At step {step} the adapter holds values that are no numbers (NaN or infinite): the weights are "
+                f"spoiled. {stays}. Start again with resume=False and a lower learning_rate, more warmup_steps or "
+                "dtype='fp32'; a base model that is damaged does the same."
+            )
+        if moved and now == self.start:
+            raise TrainingError(
+                f"At step {step} the adapter is what it was at the start: nothing is trained. {stays}. Raise "
+                "learning_rate, or lower warmup_steps below the number of updates."
+            )
+
+    def save(self, working: Path, model: Any) -> None:
         """Publish a checkpoint that the trainer has written, and bring the mirror up to date."""
-        facts = {**self.facts, "applied": self.applied, "settings": asdict(self.config)}
+        self.refuse_useless(model, checkpoints.step_of(working), moved=self.moved)
+        facts = {**self.facts, "applied": self.applied, "start": self.start, "settings": asdict(self.config)}
         checkpoints.publish(working, self.run / "checkpoints", facts, self.config.save_total_limit)
         if self.mirror is not None:
             self.mirror.push(self.run)
@@ -98,7 +133,7 @@ class Recorder:
         if self._compare(step, val_loss):
             place = self.run / "checkpoints" / "best"
             models.save_adapter(model, tokenizer, place)
-            checkpoints.seal(place, {"step": step, "val_loss": val_loss})
+            files.seal(place, {"step": step, "val_loss": val_loss})
         return self.waited >= self.config.early_stopping_patience
 
     def _compare(self, step: int, val_loss: float) -> bool:
@@ -131,7 +166,9 @@ class Recorder:
 
             def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
                 """Count updates that changed the weights: in fp16 the scaler skips those whose gradient overflowed."""
-                recorder.applied += not getattr(optimizer, "step_was_skipped", False)
+                applied = not getattr(optimizer, "step_was_skipped", False)
+                recorder.applied += applied
+                recorder.moved |= applied and any(group["lr"] > 0 for group in optimizer.param_groups)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 """End the loop, with a checkpoint, if that was asked for."""
@@ -149,9 +186,9 @@ class Recorder:
                 if enough and state.global_step < state.max_steps and not recorder.stopped:
                     recorder.stopped_early = control.should_training_stop = True
 
-            def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
                 """A checkpoint has been written, where nobody reads yet."""
-                recorder.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+                recorder.save(Path(args.output_dir) / f"checkpoint-{state.global_step}", given["model"])
 
             def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 """The last state of the figure."""
@@ -165,18 +202,13 @@ class Recorder:
 def interruptible(stop: threading.Event | None = None) -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether to stop after the step that runs now.
 
-    In the main thread the first SIGINT asks for that, and a second one raises KeyboardInterrupt as usual; elsewhere
-    only `stop` counts. The handler that was there before comes back at the end.
+    In the main thread the first SIGINT or SIGTERM asks for that, and a second one raises KeyboardInterrupt; elsewhere
+    only `stop` counts. The handlers that were there before come back at the end.
     """
     asked = threading.Event()
 
     def wanted() -> bool:
         return asked.is_set() or (stop is not None and stop.is_set())
-
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
-        yield wanted
-        return
 
     def handle(number: int, frame: Any) -> None:
         """Ask once, then give up waiting."""
@@ -184,8 +216,13 @@ def interruptible(stop: threading.Event | None = None) -> Iterator[Callable[[], 
             raise KeyboardInterrupt
         asked.set()
 
-    signal.signal(signal.SIGINT, handle)
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    before = {number: known for number, known in before.items() if known not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield wanted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, known in before.items():
+            signal.signal(number, known)

@@ -3,6 +3,7 @@
 The only module that builds a trainer. It knows nothing of run folders but where the trainer may write.
 """
 
+import hashlib
 import itertools
 import random
 import sys
@@ -46,6 +47,17 @@ def cut(rows: preflight.Rows, config: TrainConfig) -> dict[str, Any]:
         order = length_batches(lengths, config.per_device_train_batch_size, config.seed)
         parts["train"] = parts["train"].select(order)
     return parts
+
+
+def digest(parts: dict[str, Any]) -> str:
+    """Twelve hex digits that change with any token or label of what `cut` gives, in whatever order it is read."""
+    running = hashlib.sha256()
+    for part in parts.values():
+        for column in ("input_ids", "labels"):
+            chunks = part.data.column(column).chunks
+            for numbers in (*(c.value_lengths() for c in chunks), *(c.flatten() for c in chunks)):
+                running.update(numbers.to_numpy())
+    return running.hexdigest()[:12]
 
 
 def _nothing_to_train(part: Any, limit: int) -> str:

@@ -6,7 +6,6 @@ Loads no weights and knows no widgets.
 
 import contextlib
 import functools
-import html
 import itertools
 import math
 import statistics
@@ -23,6 +22,7 @@ from ftkit.hardware import Hardware
 from ftkit.memory import MemoryEstimate, ModelShape
 from ftkit.preflight import Finding
 from ftkit.runs import Run
+from ftkit.tables import escaped
 from ftkit.training import HistoryPoint, read_points
 
 UNMEASURED = "not measured yet"
@@ -43,11 +43,7 @@ class StepTime:
 
     @classmethod
     def of_step(cls, seconds: float, config: TrainConfig) -> Self:
-        """From the seconds of one weight update under `config`.
-
-        Raises:
-            ConfigError: not a positive number of seconds.
-        """
+        """From the seconds of one weight update under `config`."""
         if not 0 < seconds < float("inf"):
             raise ConfigError(
                 f"seconds_per_step={seconds!r}: a step takes more than 0 seconds. Leave it out to measure one."
@@ -100,9 +96,7 @@ class StepTime:
 
     def other_than(self, config: TrainConfig) -> tuple[str, ...]:
         """The settings in which `config` differs from the measured ones so that a step costs something else."""
-        if self.config is None:
-            return ()
-        return tuple(name for name in _DECISIVE if getattr(config, name) != getattr(self.config, name))
+        return tuple(name for name in _DECISIVE if getattr(config, name) != getattr(self.config or config, name))
 
     def seconds(self, examples: float, evaluations: float, tokens_per_example: float | None = None) -> float:
         """Seconds for so many examples and validations; scaled by length where both lengths are known."""
@@ -219,7 +213,14 @@ def work_out(config: TrainConfig, situation: Situation) -> Consequences:
         except FtkitError as error:
             problem = str(error)
     updates = preflight.updates_in(config, rows)
-    per_epoch = updates_per_epoch(config, rows) if rows else None
+    per_epoch = preflight.updates_in(config.replace(max_steps=-1, num_train_epochs=1.0), rows)
+    seconds = None
+    if situation.step_time is not None and updates is not None:
+        evaluations = 1 + (updates // config.eval_steps if config.eval_steps else 0)
+        seen = updates * config.effective_batch_size
+        if rows and per_epoch:  # the last update of a pass may see fewer
+            seen = min(seen, round(updates / per_epoch * rows))
+        seconds = situation.step_time.seconds(seen, evaluations, situation.mean_length(config))
     return Consequences(
         config=config,
         situation=situation,
@@ -227,26 +228,11 @@ def work_out(config: TrainConfig, situation: Situation) -> Consequences:
         total=total,
         updates_per_epoch=per_epoch,
         updates=updates,
-        seconds=_seconds(config, situation, updates, per_epoch),
+        seconds=seconds,
         memory=estimate,
         memory_problem="" if estimate else problem,
         findings=preflight.check_settings(config, situation.hardware, shape, rows=rows, longest=longest),
     )
-
-
-def updates_per_epoch(config: TrainConfig, rows: int) -> int:
-    """Weight updates in one pass over the data."""
-    return preflight.updates_in(config.replace(max_steps=-1, num_train_epochs=1.0), rows) or 1
-
-
-def _seconds(config: TrainConfig, situation: Situation, updates: int | None, per_epoch: int | None) -> float | None:
-    if situation.step_time is None or updates is None:
-        return None
-    evaluations = 1 + (updates // config.eval_steps if config.eval_steps else 0)
-    examples = updates * config.effective_batch_size
-    if situation.rows and per_epoch:  # the last update of a pass may see fewer
-        examples = min(examples, round(updates / per_epoch * situation.rows))
-    return situation.step_time.seconds(examples, evaluations, situation.mean_length(config))
 
 
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:
@@ -294,18 +280,16 @@ def drawn(found: Consequences) -> str:
     if loose:
         parts += _heading("To look at")
     for finding in loose:
-        text = f"{element('b', html.escape(finding.title))} {html.escape(finding.fix)}"
+        text = f"{element('b', escaped(finding.title))} {escaped(finding.fix)}"
         parts += element("div", text, class_="ftkit-note")
     return element("div", parts, class_="ftkit-meaning")
 
 
 def _tiles(found: Consequences) -> str:
-    cells = ""
-    for name, (title, (value, small)) in zip(
-        ("trainable", "batch", "updates", "time"), found.facts.items(), strict=True
-    ):
+    cells, names = "", ("trainable", "batch", "updates", "time")
+    for name, (title, (value, small)) in zip(names, found.facts.items(), strict=True):
         size = "ftkit-unknown" if value == UNMEASURED else ""
-        inside = element("span", title) + element("b", value, class_=size) + element("small", html.escape(small))
+        inside = element("span", title) + element("b", escaped(value), class_=size) + element("small", escaped(small))
         cells += element("div", inside, class_=f"ftkit-tile ftkit-{name}")
     return element("div", cells, class_="ftkit-tiles")
 
@@ -318,9 +302,9 @@ def _memory_bar(found: Consequences) -> str:
     """Line items of the estimate on a bar as long as the device's memory, with the range as a bracket."""
     machine, estimate = found.situation.hardware, found.memory
     name = machine.name if len(machine.name) <= 34 else machine.name[:33].rstrip() + "…"
-    head = _heading(html.escape(f"Memory on {name}, {machine.memory_gib:.1f} GiB"))
+    head = _heading(escaped(f"Memory on {name}, {machine.memory_gib:.1f} GiB"))
     if estimate is None:
-        return head + element("div", f"No estimate: {html.escape(found.memory_problem)}", class_="ftkit-help")
+        return head + element("div", f"No estimate: {escaped(found.memory_problem)}", class_="ftkit-help")
 
     per_gib = 100 / max(machine.memory_gib, estimate.high_gib)  # of the bar's width, in per cent
     items = sorted((item for item in estimate.parts if item.gib > 0), key=lambda item: -item.gib)
@@ -332,7 +316,7 @@ def _memory_bar(found: Consequences) -> str:
     for (name, gib, how), colour in zip(shown, _SEGMENTS, strict=False):
         size = f"{gib:.1f} GiB" if gib >= 1 else f"{1024 * gib:.0f} MiB"
         bar += element("i", style=f"left:{left:.2f}%;width:{gib * per_gib:.2f}%;background:{colour}")
-        keys += element("span", element("i", style=f"background:{colour}") + f"{html.escape(name)} {size}", title=how)
+        keys += element("span", element("i", style=f"background:{colour}") + f"{escaped(name)} {size}", title=how)
         left += gib * per_gib
     low, high, edge = (gib * per_gib for gib in (estimate.low_gib, estimate.high_gib, machine.memory_gib))
     bar += element("i", class_="ftkit-range", style=f"left:{low:.2f}%;width:{high - low:.2f}%")
@@ -343,12 +327,8 @@ def _memory_bar(found: Consequences) -> str:
     colour, sign = _VERDICTS[word]
     between = f"between {estimate.low_gib:.1f} and {estimate.high_gib:.1f}"
     text = f"{element('b', f'{sign} {word}', style=f'color:{colour}')}: likely {estimate.likely_gib:.1f} GiB, {between}"
-    return (
-        head
-        + element("div", bar, class_="ftkit-bar")
-        + element("div", text, class_="ftkit-memory")
-        + element("div", keys, class_="ftkit-keys")
-    )
+    blocks = {"ftkit-bar": bar, "ftkit-memory": text, "ftkit-keys": keys}
+    return head + "".join(element("div", inside, class_=name) for name, inside in blocks.items())
 
 
 def _step_size(found: Consequences) -> str:
@@ -374,8 +354,7 @@ def element(tag: str, inside: str = "", **attributes: Any) -> str:
     written = tag
     for name, value in attributes.items():
         if value != "":
-            escaped = html.escape(value) if isinstance(value, str) else value
-            written += f' {_as_attribute(name)}="{escaped}"'
+            written += f' {_as_attribute(name)}="{escaped(value)}"'
     return f"<{written}>{inside}</{tag}>"
 
 
@@ -413,15 +392,8 @@ def chart(
 ) -> str:
     """Draw curves from zero upwards as one `<svg>`, fast enough to follow a slider, which matplotlib is not.
 
-    Args:
-        lines: curves; those without points are left out.
-        x: name and unit of the horizontal axis.
-        y: name and unit of the vertical axis, written above it.
-        width: of the drawing; it shrinks with its column.
-        height: of the drawing.
-        x_max: right end, where it should lie beyond the last point.
-        shaded_to: from zero up to this x the ground is shaded (a warm-up).
-        show: writes a number of the vertical axis.
+    `x` and `y` name the axes with their units; `x_max` lies beyond the last point, where it should. Up to `shaded_to`
+    the ground is shaded (a warm-up); `show` writes a number of the vertical axis.
     """
     lines = [line for line in lines if line.points]
     right = max([x_max, *(line.points[-1][0] for line in lines)]) or 1.0
@@ -439,7 +411,7 @@ def chart(
 
     def text(words: str, left: float, bottom: float, anchor: str = "start") -> str:
         place = f'x="{left:.1f}" y="{bottom:.1f}" text-anchor="{anchor}"'
-        return f'<text {place} opacity="0.75">{html.escape(words)}</text>'
+        return f'<text {place} opacity="0.75">{escaped(words)}</text>'
 
     def rule(level: float, opacity: float) -> str:
         return f'<path d="M{_LEFT} {level:.1f}H{edge}" stroke="currentColor" opacity="{opacity}"/>'
@@ -450,48 +422,31 @@ def chart(
     parts += [text(f"{v:,.4g}", across(v), floor + 14, "middle") for v in ticks(right, 4) if v <= right * (1 + 1e-9)]
     if shaded_to:
         wide = round(across(min(shaded_to, right)) - _LEFT, 1)
-        shade = element("rect", x=_LEFT, y=_TOP, width=wide, height=floor - _TOP, fill="currentColor", opacity=0.07)
-        parts.append(shade)
+        high = floor - _TOP
+        parts.append(element("rect", x=_LEFT, y=_TOP, width=wide, height=high, fill="currentColor", opacity=0.07))
     for line in lines:
         spots = [(across(a), down(b)) for a, b in thinned(line.points)]
-        parts.append(
-            element(
-                "polyline",
-                points=" ".join([f"{a:.1f},{b:.1f}" for a, b in spots]),
-                fill="none",
-                stroke=line.colour,
-                stroke_linejoin="round",
-                stroke_width=1 if line.faint else 2,
-                stroke_dasharray=line.dash,
-                opacity=0.4 if line.faint else "",
-            )
-        )
+        path = " ".join([f"{a:.1f},{b:.1f}" for a, b in spots])
+        look: dict[str, Any] = {
+            "fill": "none",
+            "stroke": line.colour,
+            "stroke_linejoin": "round",
+            "stroke_dasharray": line.dash,
+        }
+        look |= {"stroke_width": 1, "opacity": 0.4} if line.faint else {"stroke_width": 2}
+        parts.append(element("polyline", points=path, **look))
         if line.marked or len(spots) == 1:
             parts += [element("circle", cx=round(a, 1), cy=round(b, 1), r=3, fill=line.colour) for a, b in spots]
-    return element(
-        "svg",
-        "".join(parts) + _legend(lines, edge),
-        role="img",
-        viewBox=f"0 0 {width} {height}",
-        style=f"width:100%;max-width:{width}px;height:auto;display:block",
-        font_family="sans-serif",
-        font_size=11,
-        fill="currentColor",
-    )
-
-
-def _legend(lines: Sequence[Line], edge: float) -> str:
-    """A stroke and a name for each named line, in one row that ends at `edge`."""
-    parts = []
-    for line in reversed([line for line in lines if line.name]):
+    for line in reversed([line for line in lines if line.name]):  # the legend: one row that ends at the right edge
         edge = round(edge - 6.2 * len(line.name))
-        look: dict[str, Any] = {"stroke": line.colour, "stroke_dasharray": line.dash, "stroke_width": 2}
-        if line.faint:
-            look["opacity"] = 0.4
+        look = {"stroke": line.colour, "stroke_dasharray": line.dash, "stroke_width": 2}
+        look |= {"opacity": 0.4} if line.faint else {}
         parts.append(element("line", x1=edge - 22, x2=edge - 5, y1=8, y2=8, **look))
-        parts.append(element("text", html.escape(line.name), x=edge, y=12))
+        parts.append(element("text", escaped(line.name), x=edge, y=12))
         edge -= 34
-    return "".join(parts)
+    style = f"width:100%;max-width:{width}px;height:auto;display:block"
+    font: dict[str, Any] = {"font_family": "sans-serif", "font_size": 11, "fill": "currentColor"}
+    return element("svg", "".join(parts), role="img", viewBox=f"0 0 {width} {height}", style=style, **font)
 
 
 def ticks(top: float, most: int = 5) -> list[float]:

@@ -46,20 +46,13 @@ def config_form(
 ) -> "ConfigForm":
     """A panel whose `.value` is the `TrainConfig` that its sliders say.
 
-    Args:
-        config: where the sliders start; by default what suits the machine.
-        model: a base model's name, a loaded model, its config, or a `memory.ModelShape`; by default what suits
-            the machine.
-        examples: `data.Splits`, a dataset, or just the number of rows. Splits are wanted for the Train button.
-        tokenizer: with it, the lengths of the rows are known, and memory and minutes are those of these rows.
-        hardware: the machine to plan for; by default this one. Planning for another one turns off Train and
-            measured minutes.
-        run_root: where runs go and where earlier ones are looked for; as in `Run.create`.
-        seconds_per_step: of one weight update under `config`, where it is known; else an earlier run's, else measured.
-        train: what the Train button does instead of loading `model`: `train(config, run, stop, watch) -> History`.
-
-    Returns:
-        The form. Shown as the last line of a cell it is the panel; without a front end it is a table of the settings.
+    The sliders start at `config`, by default what suits the machine. `model` is a base model's name, a loaded model,
+    its config, or a `memory.ModelShape`; `examples` are `data.Splits` (wanted for the Train button), a dataset, or the
+    number of rows. With `tokenizer` memory and minutes are those of these rows. `hardware` is the machine to plan for;
+    for another one than this, Train and measured minutes are off. Runs go to `run_root`, as in `Run.create`, where
+    earlier ones are looked for. `seconds_per_step` is that of one weight update under `config`, where it is known; else
+    an earlier run's, else measured. `train(config, run, stop, watch) -> History` is what Train does instead of loading
+    `model`. The form as the last line of a cell is the panel; without a front end it is a table of the settings.
 
     Raises:
         ConfigError: `seconds_per_step` is no positive number, or the model is of a kind that is not described.
@@ -73,7 +66,12 @@ def config_form(
     machine = hardware or here
     config = config or TrainConfig.for_hardware(machine)
     root = Path(run_root) if run_root is not None else default_root()
-    name, shape = _named_shape(model, here)
+    name, shape = None, model
+    if model is None or isinstance(model, str | Path):
+        name = models.default_model(here) if model is None else str(model)
+        shape = memory.find(name)
+    elif not isinstance(model, ModelShape):
+        shape = ModelShape.from_config(getattr(model, "config", model))
     step_time = None
     if seconds_per_step is not None:
         step_time = StepTime.of_step(seconds_per_step, config)
@@ -84,16 +82,6 @@ def config_form(
     if train is None and are_splits and name is not None and machine == here:
         train = _trainer_of(name, examples)
     return ConfigForm(config, Situation(machine, shape, rows, lengths, step_time), root, train)
-
-
-def _named_shape(model: Any, here: Hardware) -> tuple[str | None, ModelShape]:
-    """The model's name, where it has one that can be loaded, and its shape."""
-    if isinstance(model, ModelShape):
-        return None, model
-    if model is None or isinstance(model, str | Path):
-        name = models.default_model(here) if model is None else str(model)
-        return name, memory.find(name)
-    return None, ModelShape.from_config(getattr(model, "config", model))
 
 
 def _counted(examples: Any, tokenizer: Any) -> tuple[int | None, tuple[int, ...]]:
@@ -134,16 +122,11 @@ class ConfigForm:
 
     @property
     def value(self) -> TrainConfig:
-        """The settings as they stand; assign a config to move the sliders.
-
-        Raises:
-            ConfigError: what is assigned is no TrainConfig.
-        """
+        """The settings as they stand; assign a config to move the sliders, nothing else (ConfigError)."""
         return self._value
 
     @value.setter
     def value(self, config: TrainConfig) -> None:
-        """Move every control to `config`."""
         if not isinstance(config, TrainConfig):
             raise ConfigError(
                 f"form.value wants a TrainConfig, not {type(config).__name__}. Try form.value.replace(lora_r=8)."
@@ -275,12 +258,7 @@ class Session:
         return self._future is not None and not self._future.done()
 
     def start(self, config: TrainConfig) -> None:
-        """Train `config`, or go on with it where it was stopped.
-
-        Raises:
-            ConfigError: nothing to train with, something is running already, or these settings are trained already.
-            StorageError: the run folder cannot be written.
-        """
+        """Train `config`, or go on with it where it was stopped; a ConfigError says why that cannot be."""
         trainer = self._ready()
         run = Run.create(f"panel-{config.digest()[:6]}", self._root)
         if run.finished("train"):
@@ -304,23 +282,12 @@ class Session:
         self._begin(work, config.max_steps, f"{goes_on} the model …")
 
     def measure(self, config: TrainConfig) -> None:
-        """Make a few real updates in a folder that is thrown away, and note how long one takes.
-
-        Raises:
-            ConfigError: nothing to train with, or something is running already.
-            StorageError: no folder can be written.
-        """
+        """Make a few real updates in a folder that is thrown away, and note how long one takes."""
         trainer = self._ready()
         folder = tempfile.TemporaryDirectory(prefix="ftkit-measure-")
         run = Run.create("measure", folder.name)
-        short = config.replace(
-            max_steps=_MEASURED_STEPS,
-            early_stopping_patience=0,
-            eval_steps=0,
-            save_steps=0,
-            logging_steps=1,
-            report_to="none",
-        )
+        nothing_else = dict.fromkeys(("early_stopping_patience", "eval_steps", "save_steps"), 0)
+        short = config.replace(max_steps=_MEASURED_STEPS, logging_steps=1, report_to="none", **nothing_else)
 
         def work() -> History:
             """The same training; nothing of it stays but the time of a step."""

@@ -4,18 +4,19 @@ Shows what it is given and passes on what a person does; decides, computes and t
 ipywidgets is loaded with the first panel.
 """
 
-import html
 import io
 import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from importlib import resources
 from typing import Any
 
 from ftkit import config, figures, training
 from ftkit.config import TrainConfig
 from ftkit.preflight import Finding
+from ftkit.tables import escaped, flat
 from ftkit.training import HistoryPoint, RunsTable
 from ftkit.tuning.consequences import Consequences, Line, as_text, chart, drawn, element
 
@@ -29,38 +30,8 @@ _BUTTONS = {
     "Train": ("success", "play", "Train these settings, or go on where they were stopped"),
     "Stop": ("warning", "stop", "Finish this update, save, and leave a run that can go on"),
     "Measure": ("", "clock-o", "Make a few real updates and note how long one takes"),
+    "start again": ("", "undo", "Back to the settings that the form began with"),
 }
-_STYLE = """<style>
-.ftkit-panel { max-width: 1080px; font-size: 13px; line-height: 1.35; }
-.ftkit-panel .ftkit-label { font-size: 11px; background: none; padding: 0; white-space: nowrap; }
-.ftkit-panel .ftkit-help { font-size: 11.5px; line-height: 1.3; opacity: .72; white-space: normal; }
-.ftkit-panel .ftkit-help b { font-weight: 600; }
-.ftkit-panel .ftkit-note { font-size: 12px; line-height: 1.3; margin-top: 1px; white-space: normal; }
-.ftkit-panel .ftkit-row { border-bottom: 1px solid #8883; padding: 1px 0; overflow: hidden; }
-.ftkit-panel .lm-TabBar-tab, .ftkit-panel .p-TabBar-tab { flex: 0 1 auto !important; }
-.ftkit-panel .lm-TabBar-tab, .ftkit-panel .p-TabBar-tab { min-width: 0 !important; padding: 0 9px !important; }
-.ftkit-row .mod-active { background: #0072B2 !important; color: #fff !important; }
-.ftkit-meaning { padding-right: 10px; line-height: 1.35; }
-.ftkit-status { white-space: pre-line; line-height: 1.35; }
-.ftkit-status progress { width: 120px; }
-.ftkit-failed { color: #d13c32; }
-.ftkit-tiles { display: grid; grid-template-columns: 1fr 1fr; gap: 6px; margin-bottom: 8px; }
-.ftkit-tile { border: 1px solid #8885; border-radius: 6px; padding: 4px 9px 5px; }
-.ftkit-tile span { font-size: 11.5px; opacity: .72; display: block; }
-.ftkit-tile b { font-size: 19px; font-weight: 600; line-height: 1.25; }
-.ftkit-tile small { font-size: 11.5px; opacity: .72; display: block; line-height: 1.25; }
-.ftkit-tile .ftkit-unknown { font-size: 14px; opacity: .8; display: block; }
-.ftkit-head { font-size: 12px; font-weight: 600; margin: 8px 0 3px; }
-.ftkit-bar { position: relative; height: 18px; border: 1px solid #8889; border-radius: 4px; }
-.ftkit-bar i { position: absolute; top: 0; bottom: 0; }
-.ftkit-bar .ftkit-range { top: 6px; height: 5px; bottom: auto; border: solid currentColor; border-width: 0 2px;
-  background: linear-gradient(currentColor, currentColor) center / 100% 1px no-repeat; }
-.ftkit-bar .ftkit-limit { border-left: 3px solid #D55E00; top: -4px; bottom: -4px; }
-.ftkit-memory { margin-top: 3px; }
-.ftkit-keys { font-size: 11.5px; line-height: 1.5; opacity: .9; }
-.ftkit-keys span { white-space: nowrap; margin-right: 9px; }
-.ftkit-keys i { display: inline-block; width: 9px; height: 9px; border-radius: 2px; margin-right: 3px; }
-</style>"""
 
 
 class Panel:
@@ -79,7 +50,7 @@ class Panel:
         self._w, self._act, self._trainable = ipywidgets, act, trainable
         self.rows = {name: KnobRow(name, targets, lambda *moved: act("set", *moved)) for name in SPECS}
         self.presets = [self._button(name, "preset", name) for name in (*config.EFFORTS, *config.MACHINES)]
-        self.buttons = {name: self._button(name, name) for name in _BUTTONS}
+        self.buttons = {name: self._button(name, name) for name in ("Train", "Stop", "Measure")}
         pages = [ipywidgets.VBox([self.rows[name].root for name in in_group(group)]) for group in GROUPS]
         self.tabs = ipywidgets.Tab(children=pages)
         self.tabs.selected_index = GROUPS.index("adapter")
@@ -89,44 +60,33 @@ class Panel:
         self._runs, self._overlay = ipywidgets.VBox(), ipywidgets.VBox()
         self._titles: list[str] = []
         self._laid_over: set[str] = set()
+        self.back = self._button("start again", "start again")
         self.root = self._arranged()
         self.running(False)
 
     def _button(self, name: str, *act: str) -> Any:
-        tip, looks, width = "", {}, "auto"
-        if name in _BUTTONS:
-            style, icon, tip = _BUTTONS[name]
-            looks, width = {"button_style": style, "icon": icon}, f"{_BUTTON_PX}px"
-        elif name == "start again":
-            tip, looks = "Back to the settings that the form began with", {"icon": "undo"}
-        else:
-            tip = config.describe_preset(name)
+        style, icon, tip = _BUTTONS.get(name) or ("", "", config.describe_preset(name))
+        width = f"{_BUTTON_PX}px" if act == (name,) else "auto"
         layout = self._w.Layout(width=width, flex="0 0 auto")
-        button = self._w.Button(description=name, tooltip=tip, layout=layout, **looks)
+        button = self._w.Button(description=name, tooltip=tip, layout=layout, button_style=style, icon=icon)
         button.on_click(lambda _: self._act(*act))
         return button
 
     def _arranged(self) -> Any:
         box, line, layout = self._w.VBox, self._w.HBox, self._w.Layout
         wide = layout(margin="2px 4px 2px 10px")
-        how_long, made_for = (
-            self._w.HTML(element("span", text, class_="ftkit-head"), layout=wide) for text in ("How long", "Made for")
-        )
+        heads = [element("span", text, class_="ftkit-head") for text in ("How long", "Made for")]
+        how_long, made_for = (self._w.HTML(head, layout=wide) for head in heads)
         efforts, machines = self.presets[: len(config.EFFORTS)], self.presets[len(config.EFFORTS) :]
-        self.back = self._button("start again", "start again")
-        presets = line(
-            [how_long, *efforts, made_for, *machines, self.back],
-            layout=layout(flex_flow="row wrap", align_items="center", margin="0 0 4px"),
-        )
-        middle = line(
-            [
-                box([self.tabs], layout=layout(flex="1.3 1 460px", min_width="0")),
-                box([self.meaning], layout=layout(flex="1 1 330px", min_width="0", padding="0 0 0 14px")),
-            ],
-            layout=layout(width="100%", flex_flow="row wrap", align_items="flex-start"),
-        )
+        row = layout(flex_flow="row wrap", align_items="center", margin="0 0 4px")
+        presets = line([how_long, *efforts, made_for, *machines, self.back], layout=row)
+        left = box([self.tabs], layout=layout(flex="1.3 1 460px", min_width="0"))
+        right = box([self.meaning], layout=layout(flex="1 1 330px", min_width="0", padding="0 0 0 14px"))
+        middle = line([left, right], layout=layout(width="100%", flex_flow="row wrap", align_items="flex-start"))
         controls = line([*self.buttons.values(), self.status], layout=layout(align_items="center", margin="8px 0 0"))
-        root = box([self._w.HTML(_STYLE), presets, middle, controls, self.live, self._runs, self._overlay])
+        style = resources.files("ftkit").joinpath("samples/panel.css").read_text(encoding="utf-8")
+        sheet = self._w.HTML(f"<style>\n{style}</style>")
+        root = box([sheet, presets, middle, controls, self.live, self._runs, self._overlay])
         root.add_class("ftkit-panel")
         return root
 
@@ -162,7 +122,7 @@ class Panel:
         reached = points[-1].step if points else 0
         bar = element("progress", value=reached, max=total) + " " if running and total > 0 else ""
         failure = " ftkit-failed" if failed else ""
-        self.status.value = element("div", bar + html.escape(message), class_=f"ftkit-status{failure}")
+        self.status.value = element("div", bar + escaped(message), class_=f"ftkit-status{failure}")
         trained = [(float(p.step), p.loss) for p in points if p.loss is not None]
         if not trained:
             self.live.value = ""
@@ -175,14 +135,8 @@ class Panel:
             Line(measured, "validation", figures.ORANGE, dash="5 4", marked=True),
         ]
         room = max(2 * reached, 20)  # to grow into, without a long run's beginning looking like a dot
-        svg = chart(
-            curves,
-            x="weight updates",
-            y="loss, nats a trained token",
-            width=720,
-            height=210,
-            x_max=min(max(total, reached), room),
-        )
+        unit, right = "loss, nats a trained token", min(max(total, reached), room)
+        svg = chart(curves, x="weight updates", y=unit, width=720, height=210, x_max=right)
         self.live.value = element("div", svg, class_="ftkit-live", data_points=len(trained))
 
     def runs(self, table: RunsTable) -> None:
@@ -190,26 +144,15 @@ class Panel:
         if not table.rows:
             return
         text, layout = self._w.HTML, self._w.Layout
-        cells = [text(""), *(text(element("b", html.escape(name))) for name in table.columns)]
+        cells = [text(""), *(text(element("b", escaped(name))) for name in table.columns)]
         for row in table.rows:
-            box = self._w.Checkbox(
-                value=row.name in self._laid_over,
-                indent=False,
-                disabled=row.history is None,
-                layout=layout(width="24px"),
-            )
+            ticked, narrow = row.name in self._laid_over, layout(width="24px")
+            box = self._w.Checkbox(value=ticked, indent=False, disabled=row.history is None, layout=narrow)
             box.observe(lambda change, name=row.name: self._lay_over(table, name, change["new"]), names="value")
-            cells += [box, *(text(html.escape(cell)) for cell in table.cells(row))]
-        grid = self._w.GridBox(
-            cells,
-            layout=layout(
-                grid_template_columns=f"28px repeat({len(table.columns)}, max-content)",
-                grid_gap="0 14px",
-                overflow="auto",
-                align_items="center",
-                width="100%",
-            ),
-        )
+            cells += [box, *(text(escaped(cell)) for cell in table.cells(row))]
+        columns = f"28px repeat({len(table.columns)}, max-content)"
+        look = {"grid_gap": "0 14px", "overflow": "auto", "align_items": "center", "width": "100%"}
+        grid = self._w.GridBox(cells, layout=layout(grid_template_columns=columns, **look))
         grid.add_class("ftkit-runs")
         head = "Runs so far, with the settings that differ. Tick some to lay their curves over each other."
         self._runs.children = [text(element("div", head, class_="ftkit-head")), grid]
@@ -244,10 +187,8 @@ class KnobRow:
         self.picker: Any = None
         self.toggles: dict[str, Any] = {}
         layout = ipywidgets.Layout
-        label = ipywidgets.HTML(
-            element("code", name, class_="ftkit-label", title=self.spec.metadata["help"]),
-            layout=layout(width=f"{_LABEL_PX - 4}px", flex="0 0 auto"),
-        )
+        code = element("code", name, class_="ftkit-label", title=self.spec.metadata["help"])
+        label = ipywidgets.HTML(code, layout=layout(width=f"{_LABEL_PX - 4}px", flex="0 0 auto"))
         controls = self._controls(ipywidgets, options)
         self.note = ipywidgets.HTML(layout=layout(margin=f"0 0 2px {_LABEL_PX}px", width="auto"))
         line = ipywidgets.HBox([label, *controls], layout=layout(align_items="center", width="100%"))
@@ -259,7 +200,9 @@ class KnobRow:
         default, facts, layout = self.spec.default, self.spec.metadata, widgets.Layout
         if isinstance(default, tuple):
             for option in options:
-                toggle = self.toggles[option] = widgets.ToggleButton(description=option, layout=layout(width="auto"))
+                toggle = self.toggles[option] = widgets.ToggleButton(
+                    description=flat(option), layout=layout(width="auto")
+                )
                 toggle.observe(self._moved, names="value")
             return [widgets.Box(list(self.toggles.values()), layout=layout(flex_flow="row wrap", flex="1 1 auto"))]
         if facts["choices"]:
@@ -312,28 +255,24 @@ class KnobRow:
         if self._written == (findings, refusal, positions):
             return
         self._written = (findings, refusal, positions)
-        help_text, typical = html.escape(self.spec.metadata["help"]), self.spec.metadata["typical"]
+        help_text, typical = escaped(self.spec.metadata["help"]), self.spec.metadata["typical"]
         if typical:
             help_text += element("b", f" · usual {as_text(typical[0])} to {as_text(typical[1])}")
         notes = [(f.severity, "✗" if f.severity == "error" else "!", f"{f.title} {f.fix}") for f in findings]
         if refusal:
             notes.append(("error", "✗ not taken:", refusal))
-        parts = [element("div", help_text, class_="ftkit-help")]
+        parts = element("div", help_text, class_="ftkit-help")
         for severity, sign, text in notes:
-            words = f"{element('b', sign)} {html.escape(text)}"
-            parts.append(element("div", words, class_="ftkit-note", style=f"color:{_COLOURS[severity]}"))
-        if typical and positions:
-            parts.append(self._usual_range([value for _, value in positions], *typical))
-        self.note.value = "".join(parts)
-
-    def _usual_range(self, values: Sequence[float], low: float, high: float) -> str:
-        """A style sheet that colours the slider's track between the usual ends."""
-        inside = [100 * i / (len(values) - 1) for i, value in enumerate(values) if low <= value <= high]
-        left, right = f"{inside[0]:.1f}%", f"{inside[-1]:.1f}%"
-        track = f".ftkit-track-{self.name}"
-        colours = f"#8885 {left},{figures.GREEN} {left},{figures.GREEN} {right},#8885 {right}"
-        ground = f"background:linear-gradient(to right,{colours})!important"
-        return f"<style>{track} .noUi-connects,{track} .ui-slider{{{ground}}}</style>"
+            words = f"{element('b', sign)} {escaped(text)}"
+            parts += element("div", words, class_="ftkit-note", style=f"color:{_COLOURS[severity]}")
+        if typical and positions:  # the slider's track is green between the usual ends
+            low, high = typical
+            inside = [100 * i / (len(positions) - 1) for i, (_, stop) in enumerate(positions) if low <= stop <= high]
+            left, right, track = f"{inside[0]:.1f}%", f"{inside[-1]:.1f}%", f".ftkit-track-{self.name}"
+            colours = f"#8885 {left},{figures.GREEN} {left},{figures.GREEN} {right},#8885 {right}"
+            ground = f"background:linear-gradient(to right,{colours})!important"
+            parts += f"<style>{track} .noUi-connects,{track} .ui-slider{{{ground}}}</style>"
+        self.note.value = parts
 
 
 def in_group(group: str) -> list[str]:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label
+from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label, plain
 from ftkit.tuning.range_test import RateRange
 from ftkit.tuning.space import Axis, short
 from ftkit.tuning.study import SearchReport, Trial
@@ -21,12 +21,7 @@ def plot_search(report: SearchReport, figure: Any = None) -> Any:
 
     Trials that were cut off stand at the loss that they had reached; those without a number stand at the top edge.
 
-    Args:
-        report: from `tuning.search`.
-        figure: where to draw; by default a new one.
-
-    Returns:
-        The axes of the first panel.
+    Gives back the axes of the first panel.
     """
     width = len(report.space)
     if figure is None:
@@ -51,32 +46,24 @@ def plot_rate_range(found: RateRange, ax: Any = None) -> Any:
     ax.plot(found.rates, found.losses, color=BLUE, alpha=0.35, linewidth=1, marker=".", label="each step")
     ax.plot(found.rates, found.smoothed, color=BLUE, linewidth=2, label="smoothed")
     if found.zone is not None:
-        ax.axvspan(
-            *found.zone, color=GREEN, alpha=0.18, label=f"worth trying: {found.zone[0]:.2g} to {found.zone[1]:.2g}"
-        )
+        trying = "worth trying: {:.2g} to {:.2g}".format(*found.zone)
+        ax.axvspan(*found.zone, color=GREEN, alpha=0.18, label=trying)
         ax.axvline(found.suggestion, color=GREEN, linestyle="-.", label=f"begin with {found.suggestion:.2g}")
     if found.blew_up is not None:
         ax.axvline(found.blew_up, color=RED, linestyle="--", label=f"blew up at {found.blew_up:.2g}")
     ax.set_xscale("log")
     ax.set_ylim(0, 1.6 * max(found.smoothed[0], min(found.smoothed)))  # the explosion itself needs no room
     ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
-    label(
-        ax, "learning rate (log)", "loss, nats a trained token", "Where does learning begin, and where does it break?"
-    )
+    question = "Where does learning begin, and where does it break?"
+    label(ax, "learning rate (log)", "loss, nats a trained token", question)
     return ax
 
 
 def plot_schedules(rates: Mapping[str, Sequence[float]], peak: float, ax: Any = None) -> Any:
-    """How large are the steps? The learning rate of each update under several schedules, and what was asked for.
-
-    Args:
-        rates: for each schedule the rate of update 0, 1, 2 and so on.
-        peak: the `learning_rate` of the config.
-        ax: where to draw.
-    """
+    """How large are the steps? The learning rate of update 0, 1 … under several schedules, and the config's `peak`."""
     ax = axes(ax)
     for (name, values), (colour, dash) in zip(rates.items(), itertools.cycle(_LINES), strict=False):
-        ax.plot(range(len(values)), values, color=colour, linestyle=dash, linewidth=2, label=name)
+        ax.plot(range(len(values)), values, color=colour, linestyle=dash, linewidth=2, label=plain(name))
     ax.axhline(peak, color=GREY, linestyle=":", label=f"learning_rate {peak:g}")
     ax.set_ylim(0, 1.1 * peak)
     ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(rates) + 1)
@@ -91,18 +78,11 @@ def _panel(panel: Any, axis: Axis, report: SearchReport, top: float) -> None:
         heights = [top if trial.value is None else trial.value for trial in trials]
         panel.scatter(places, heights, color=colour, marker=marker, s=49, label=state if trials else None)
     best = [trial for trial in report.ranked[:1] if trial.state == "finished"]
-    panel.scatter(
-        [_place(axis, trial) for trial in best],
-        [trial.value for trial in best],
-        s=200,
-        facecolors="none",
-        edgecolors=GREEN,
-        linewidths=2,
-        label="best",
-    )
+    places, values = [_place(axis, trial) for trial in best], [trial.value for trial in best]
+    panel.scatter(places, values, s=200, facecolors="none", edgecolors=GREEN, linewidths=2, label="best")
     label(panel, axis.field + (" (log)" if axis.log else ""), "", "")
     if axis.choices:
-        panel.set_xticks(range(len(axis.choices)), [short(choice) for choice in axis.choices])
+        panel.set_xticks(range(len(axis.choices)), [plain(short(choice)) for choice in axis.choices])
         panel.set_xlim(-0.5, len(axis.choices) - 0.5)
         return
     middle = (axis.low + axis.high) / 2

@@ -43,21 +43,16 @@ class RateRange:
         return tuple(statistics.fmean(finite[max(0, i - half) : i + half + 1]) for i in range(len(finite)))
 
     @property
-    def lowest(self) -> float:
-        """The rate at which the smoothed loss is lowest."""
-        return self.rates[self._bottom()]
-
-    @property
     def steepest(self) -> float | None:
         """The rate at which the smoothed loss falls fastest per decade; None where it never fell to speak of."""
         smoothed, end = self.smoothed, self._bottom()
         if end < 2 or smoothed[end] > (1 - _FELL) * smoothed[0]:
             return None
-        slopes = {
-            i: (smoothed[i + 1] - smoothed[i - 1]) / math.log(self.rates[i + 1] / self.rates[i - 1])
-            for i in range(1, end)
-        }
-        return self.rates[min(slopes, key=slopes.__getitem__)]
+
+        def slope(i: int) -> float:
+            return (smoothed[i + 1] - smoothed[i - 1]) / math.log(self.rates[i + 1] / self.rates[i - 1])
+
+        return self.rates[min(range(1, end), key=slope)]
 
     @property
     def suggestion(self) -> float | None:
@@ -71,7 +66,7 @@ class RateRange:
         """Rates worth trying: from a third of the suggestion to a tenth of the blow-up, or else to the lowest loss."""
         if self.suggestion is None:
             return None
-        upper = self.lowest if self.blew_up is None else self.blew_up / 10
+        upper = self.rates[self._bottom()] if self.blew_up is None else self.blew_up / 10
         return self.suggestion / 3, max(self.suggestion, upper)
 
     def verdict(self) -> str:
@@ -110,22 +105,27 @@ def learning_rate_range(
     """Train for a moment with a rate that grows from `low` to `high`, and take every change of the weights back.
 
     Each update sees `config.effective_batch_size` fresh rows. The test ends when the loss is not finite, or has lost
-    half of what it had gained. What it finds holds for this batch size, rank and alpha, without warm-up.
-
-    Args:
-        model: with an adapter, from `models.add_lora`; afterwards its weights are what they were, bit for bit.
-        tokenizer: its tokenizer.
-        examples: rows with `messages`.
-        config: batch size, optimiser, clipping, number format, seed.
-        low: first rate.
-        high: last rate; may lie far above what a config would allow.
-        steps: updates in all; ten a decade is little.
+    half of what it had gained. What it finds holds for this batch size, rank and alpha, without warm-up. `high` may lie
+    far above what a config would allow; of `steps`, ten a decade is little. Afterwards the weights of the model, which
+    has an adapter from `models.add_lora`, are what they were, bit for bit.
 
     Raises:
         ConfigError: rates or steps that are no range, or a model without an adapter.
         DataError: no row has a trained token.
     """
-    _refuse(model, low, high, steps)
+    problems = []
+    if not (math.isfinite(low) and math.isfinite(high) and 0 < low < high):
+        problems.append(
+            f"low={low!r}, high={high!r}: wanted two rates above 0, the low one first, such as 1e-5 and 1e-1."
+        )
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2 * _WIDTH:
+        problems.append(f"steps={steps!r} wants a whole number, {2 * _WIDTH} or more: fewer show no curve.")
+    if not models.is_adapted(model):
+        problems.append(
+            "The model has no adapter, and none could be taken out again without a trace. Call models.add_lora first."
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
     rows = [tokenize(example, tokenizer, max_length=config.max_length) for example in examples]
     rows = [row for row in rows if any(label != IGNORED for label in row["labels"][1:])]
     if not rows:
@@ -144,22 +144,6 @@ def learning_rate_range(
             if _exploded(losses):
                 return RateRange(tuple(rates), tuple(losses), rates[-1])
     return RateRange(tuple(rates), tuple(losses), None)
-
-
-def _refuse(model: Any, low: float, high: float, steps: int) -> None:
-    problems = []
-    if not (math.isfinite(low) and math.isfinite(high) and 0 < low < high):
-        problems.append(
-            f"low={low!r}, high={high!r}: wanted two rates above 0, the low one first, such as 1e-5 and 1e-1."
-        )
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2 * _WIDTH:
-        problems.append(f"steps={steps!r} wants a whole number, {2 * _WIDTH} or more: fewer show no curve.")
-    if not models.is_adapted(model):
-        problems.append(
-            "The model has no adapter, and none could be taken out again without a trace. Call models.add_lora first."
-        )
-    if problems:
-        raise ConfigError("\n".join(problems))
 
 
 def _batches(rows: Sequence[TokenRow], config: TrainConfig) -> Iterator[list[list[TokenRow]]]:
@@ -189,12 +173,14 @@ def _stepper(model: Any, config: TrainConfig) -> Any:
         for group in optimizer.param_groups:
             group["lr"] = rate
         rows_of_update = itertools.chain.from_iterable(batch)
-        labels = itertools.chain.from_iterable(row["labels"][1:] for row in rows_of_update)
-        wanted = sum(label != IGNORED for label in labels)
-        total = 0.0
+        answers = itertools.chain.from_iterable(row["labels"][1:] for row in rows_of_update)
+        wanted, total = sum(label != IGNORED for label in answers), 0.0
         for rows in batch:
+            ids, mask = padded([row["input_ids"] for row in rows], 0, model.device)
+            labels, _ = padded([row["labels"] for row in rows], IGNORED, model.device)
             with torch.autocast(device, numbers, enabled=config.dtype != "fp32"):
-                loss = _summed_loss(model, rows) / wanted  # one mean over the update, however it is cut
+                loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+                loss = loss * int((labels[:, 1:] != IGNORED).sum()) / wanted  # one mean, however the update is cut
             scaler.scale(loss).backward()
             total += float(loss.detach())
         scaler.unscale_(optimizer)
@@ -206,13 +192,6 @@ def _stepper(model: Any, config: TrainConfig) -> Any:
         return total
 
     return step
-
-
-def _summed_loss(model: Any, rows: list[TokenRow]) -> Any:
-    ids, mask = padded([row["input_ids"] for row in rows], 0, model.device)
-    labels, _ = padded([row["labels"] for row in rows], IGNORED, model.device)
-    count = int((labels[:, 1:] != IGNORED).sum())
-    return model(input_ids=ids, attention_mask=mask, labels=labels).loss * count
 
 
 def _exploded(losses: Sequence[float]) -> bool:

@@ -1,7 +1,7 @@
 """What a search may try: a range or a list of choices for each setting, read as the setting itself is declared."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -44,18 +44,11 @@ class Axis:
         """The choices or the range, as `axes` takes them."""
         return list(self.choices) if self.choices else (self.low, self.high)
 
-    def __str__(self) -> str:
-        if self.choices:
-            return f"{self.field}: {', '.join(map(short, self.choices))}"
-        return f"{self.field}: {short(self.low)} to {short(self.high)}" + (", logarithmic" if self.log else "")
-
 
 def axes(space: Space, config: TrainConfig) -> tuple[Axis, ...]:
     """Check a space and read it: `{field: (low, high)}` is a range, `{field: [a, b, c]}` a list of choices.
 
-    Args:
-        space: the settings that vary.
-        config: those that do not; some settings have no effect beside others.
+    `config` has the settings that do not vary; some settings have no effect beside others.
 
     Raises:
         ConfigError: lists every field that is misspelt, out of its range, without effect, or would make trials
@@ -64,16 +57,28 @@ def axes(space: Space, config: TrainConfig) -> tuple[Axis, ...]:
     if not isinstance(space, Mapping) or not space:
         raise ConfigError("The space is empty: name at least one setting, such as {'learning_rate': (1e-4, 1e-3)}.")
     problems: list[str] = []
+    found = []
     for field, wanted in space.items():
-        problems += _problems(str(field), wanted, config)
+        said = _problems(str(field), wanted, config)
+        problems += said
+        if said:
+            continue
+        spec = _SPECS[field]
+        if isinstance(wanted, list):
+            found.append(Axis(field, choices=_distinct(wanted)))
+        else:
+            whole = isinstance(spec.default, int)
+            low, high = wanted if whole else map(float, wanted)
+            found.append(Axis(field, low, high, log=bool(spec.metadata["log"]), whole=whole))
     if problems:
         raise ConfigError("\n".join(problems))
-    return tuple(_axis(field, wanted) for field, wanted in space.items())
+    return tuple(found)
 
 
 def combinations(space: tuple[Axis, ...]) -> float:
     """How many different settings there are; infinite with a range of fractions among them."""
-    return math.prod(_size(axis) for axis in space)
+    sizes = (len(axis.choices) or (axis.high - axis.low + 1 if axis.whole else math.inf) for axis in space)
+    return math.prod(sizes)
 
 
 def short(value: Any) -> str:
@@ -83,69 +88,40 @@ def short(value: Any) -> str:
     return f"{value:.{_DIGITS}g}" if isinstance(value, float) else str(value)
 
 
-def _axis(field: str, wanted: Any) -> Axis:
-    if isinstance(wanted, list):
-        return Axis(field, choices=_distinct(wanted))
-    spec = _SPECS[field]
-    whole = isinstance(spec.default, int)
-    low, high = wanted if whole else map(float, wanted)
-    return Axis(field, low, high, log=bool(spec.metadata["log"]), whole=whole)
-
-
-def _size(axis: Axis) -> float:
-    if axis.choices:
-        return len(axis.choices)
-    return axis.high - axis.low + 1 if axis.whole else math.inf
-
-
 def _problems(field: str, wanted: Any, config: TrainConfig) -> list[str]:
-    spec = _SPECS.get(field)
-    if spec is None:
-        return _refused(config, field, [None])
-    if spec.metadata["group"] == "records":
-        return [f"{field} changes what is recorded, not what is learnt: set it in the config."]
-    if field in _NOT_COMPARABLE:
-        return [f"{field} cannot be searched: {_NOT_COMPARABLE[field]}."]
-    if field == "num_train_epochs" and config.max_steps > 0:
-        steps = config.max_steps
-        return [f"{field} has no effect while max_steps={steps}: set max_steps=-1, or search max_steps."]
-    if isinstance(wanted, list):
-        return _list_problems(field, wanted, config)
-    return _range_problems(field, wanted, config)
-
-
-def _list_problems(field: str, wanted: list[Any], config: TrainConfig) -> list[str]:
-    said = _refused(config, field, wanted)
-    if not said and len(_distinct(wanted)) < 2:
-        return [f"{field}: {wanted!r} leaves nothing to choose. Give at least two values, or set it in the config."]
-    return said
-
-
-def _range_problems(field: str, wanted: Any, config: TrainConfig) -> list[str]:
-    facts = _SPECS[field].metadata
-    if facts["low"] is None:
-        return [f"{field}: {wanted!r} is no list of choices, and {field} is no number. Write [a, b]."]
-    if not isinstance(wanted, tuple) or len(wanted) != 2:
-        return [f"{field}: {wanted!r} is neither a range (low, high) nor a list [a, b, c] of choices."]
-    said = _refused(config, field, wanted)
+    """What is wrong with one setting of a space; what the config itself refuses comes in its words."""
+    choices = isinstance(wanted, list)
+    known = field in _SPECS
+    facts = _SPECS[field].metadata if known else {}
+    problem = ""
+    if known and facts["group"] == "records":
+        problem = " changes what is recorded, not what is learnt: set it in the config."
+    elif field in _NOT_COMPARABLE:
+        problem = f" cannot be searched: {_NOT_COMPARABLE[field]}."
+    elif field == "num_train_epochs" and config.max_steps > 0:
+        problem = f" has no effect while max_steps={config.max_steps}: set max_steps=-1, or search max_steps."
+    elif known and not choices and facts["low"] is None:
+        problem = f": {wanted!r} is no list of choices, and {field} is no number. Write [a, b]."
+    elif known and not choices and (not isinstance(wanted, tuple) or len(wanted) != 2):
+        problem = f": {wanted!r} is neither a range (low, high) nor a list [a, b, c] of choices."
+    if problem:
+        return [field + problem]
+    said = []
+    for value in wanted if known else [None]:
+        try:
+            config.replace(**{field: value})
+        except ConfigError as error:
+            said.append(str(error))
     if said:
         return said
+    if choices:
+        problem = "leaves nothing to choose. Give at least two values, or set it in the config."
+        return [] if len(_distinct(wanted)) > 1 else [f"{field}: {wanted!r} {problem}"]
     if wanted[0] >= wanted[1]:
         return [f"{field}: {wanted!r} has its low end at or above its high end. Write (low, high)."]
     if facts["low"] < 0 and wanted[0] < 1:  # -1 means "let the epochs decide", which is no amount
         return [f"{field}: {wanted!r} begins below 1. A range of amounts wants 1 or more."]
     return []
-
-
-def _refused(config: TrainConfig, field: str, values: Sequence[Any]) -> list[str]:
-    """What the config itself says against these values of one setting."""
-    said = []
-    for value in values:
-        try:
-            config.replace(**{field: value})
-        except ConfigError as error:
-            said.append(str(error))
-    return said
 
 
 def _distinct(values: list[Any]) -> tuple[Any, ...]:

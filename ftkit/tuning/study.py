@@ -10,22 +10,21 @@ import gc
 import json
 import math
 import random
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from ftkit import data, models, tables
+from ftkit import data, models, runs, tables
 from ftkit.config import TrainConfig
 from ftkit.data import Splits
 from ftkit.errors import ConfigError, DataError, MissingExtra, PreflightError, TrainingError
 from ftkit.hardware import release_memory
 from ftkit.runs import Run
 from ftkit.tables import Table
-from ftkit.training import History, HistoryPoint, train
+from ftkit.training import History, HistoryPoint, all_in, train
+from ftkit.training import remove as remove_checkpoint
 from ftkit.tuning.space import Axis, Space, axes, combinations, short
 
 STATES = ("finished", "pruned", "diverged", "failed")
@@ -49,18 +48,12 @@ class Trial:
     @property
     def history(self) -> History:
         """Its curve, empty where it failed before the first update."""
-        path = self.run / "history.csv"
-        return History.load(path) if path.exists() else History((), 0.0, 0.0, 0)
+        return _curve(self.run)
 
     @property
     def label(self) -> str:
         """Its settings in one line."""
         return ", ".join(f"{name} {short(value)}" for name, value in self.settings.items())
-
-    @property
-    def rank(self) -> tuple[int, float, int]:
-        """Finished trials first, by value; then the others, in their order."""
-        return STATES.index(self.state), math.inf if self.value is None else self.value, self.number
 
 
 @tables.shown
@@ -91,24 +84,28 @@ class SearchReport:
             config = TrainConfig(**setup["config"])
             given = {field: tuple(ends) for field, ends in setup["ranges"].items()} | setup["choices"]
             space = axes({field: given[field] for field in setup["order"]}, config)
-            ended = {t.user_attrs["folder"]: t for t in study.trials if _has_ended(t)}
-            trials = tuple(_trial(ended[folder], space, run) for folder in sorted(ended))
+            trials = []
+            for trial in study.trials:  # one cut off by a kill did not end by itself, nor did a repeated draw
+                if trial.state.is_finished() and "ended" in trial.user_attrs:
+                    folder, ended = trial.user_attrs["folder"], trial.user_attrs["ended"]
+                    settings = _settings(trial, space)
+                    trials.append(Trial(int(folder), settings, run=Run(run / "trials" / folder), **ended))
         except (KeyError, TypeError, ConfigError) as error:
             raise DataError(f"{run / _JOURNAL} is damaged ({error!r}). Delete {run.path} and search again.") from error
-        return cls(config, space, trials, run)
+        return cls(config, space, tuple(sorted(trials, key=lambda trial: trial.number)), run)
 
     @property
     def ranked(self) -> tuple[Trial, ...]:
-        """Finished trials first, by value; then the others, in their order."""
-        return tuple(sorted(self.trials, key=lambda trial: trial.rank))
+        """Finished trials first, by value; then the others, state by state, in their order."""
+
+        def rank(trial: Trial) -> tuple[int, float, int]:
+            return STATES.index(trial.state), math.inf if trial.value is None else trial.value, trial.number
+
+        return tuple(sorted(self.trials, key=rank))
 
     @property
     def best_trial(self) -> Trial:
-        """The finished trial with the lowest validation loss.
-
-        Raises:
-            ConfigError: no trial finished; says how they ended.
-        """
+        """The finished trial with the lowest validation loss; where none is, a ConfigError says how they ended."""
         if self.trials and self.ranked[0].state == "finished":
             return self.ranked[0]
         ends = [f"trial {t.number} {t.state}" + (f" ({t.reason})" if t.reason else "") for t in self.trials]
@@ -125,11 +122,6 @@ class SearchReport:
         """The trial of the settings that the search started with, where they lie in the space."""
         here = {axis.field: getattr(self.config, axis.field) for axis in self.space}
         return next((trial for trial in self.trials if trial.settings == here), None)
-
-    @property
-    def seconds(self) -> float:
-        """Training time of all trials."""
-        return sum(trial.seconds for trial in self.trials)
 
     def histories(self) -> dict[str, History]:
         """The curve of each trial that has one, under its settings, for `training.plot_runs`."""
@@ -149,16 +141,12 @@ class SearchReport:
 
     def _parts(self) -> list[Table | str]:
         names = [axis.field for axis in self.space]
-        rows = [
-            [
-                trial.number,
-                *(short(trial.settings[name]) for name in names),
-                "" if trial.value is None else f"{trial.value:.3f}",
-                f"{trial.state}: {trial.reason}" if trial.reason else trial.state,
-                f"{trial.seconds:.0f}",
-            ]
-            for trial in self.ranked
-        ]
+        rows = []
+        for trial in self.ranked:
+            value = "" if trial.value is None else f"{trial.value:.3f}"
+            state = f"{trial.state}: {trial.reason}" if trial.reason else trial.state
+            settings = [short(trial.settings[name]) for name in names]
+            rows.append([trial.number, *settings, value, state, f"{trial.seconds:.0f}"])
         return [Table(["trial", *names, "validation loss", "state", "seconds"], rows), self.verdict()]
 
 
@@ -181,32 +169,26 @@ def search(
     The first trial is `config` itself where it lies in the space. A trial is cut off when its validation loss is worse
     than the median of earlier ones at the same step, so `config.eval_steps` should fall several times into a run.
 
-    Args:
-        base_model: as for `models.load`.
-        splits: `splits.val` is what a trial is measured on; `splits.test` stays untouched.
-        config: the settings that do not vary. Its `max_steps` or epochs are the length of a trial.
-        space: `{field: (low, high)}` or `{field: [a, b, c]}`; log scale and whole numbers come from the field.
-        run: the folder of the search; each trial is a run below it.
-        trials: how many in all; raise it to go on with a finished search.
-        seed: of the draws; the config's where it is None. Runs are seeded by the config.
-        prune_after: finished trials before the first one may be cut off; None lets all run to their end.
-        resume: keep the trials that an interrupted search left; False starts afresh.
-        stop: when set by another thread, the running trial is left resumable and the report so far comes back.
-        progress: show a bar.
+    `splits.val` is what a trial is measured on; `splits.test` stays untouched. The space is `{field: (low, high)}` or
+    `{field: [a, b, c]}`; log scale and whole numbers come from the field. Each trial is a run below `run`; raise
+    `trials` to go on with a finished search, or start afresh with `resume=False`. `seed` is that of the draws, by
+    default the config's. `prune_after` trials must be finished before one may be cut off; None lets all run to their
+    end. When another thread sets `stop`, the running trial is left resumable and the report so far comes back.
 
     Raises:
         ConfigError: a bad space (all its problems at once), or a search with other settings in this folder.
         MissingExtra: Optuna is not installed.
     """
     load_optuna()
-    _positive(trials=trials, prune_after=trials if prune_after is None else prune_after)
+    counts = {"trials": trials, "prune_after": trials if prune_after is None else prune_after}
+    if bad := [f"{name}={value!r}" for name, value in counts.items() if type(value) is not int or value < 1]:
+        raise ConfigError("\n".join(f"{said} wants a whole number, 1 or more." for said in bad))
     found = axes(space, config)
-    seed = config.seed if seed is None else seed
-    setup = _setup(base_model, splits, config, found) | {"kind": "search", "seed": seed, "prune_after": prune_after}
+    kind = {"kind": "search", "seed": config.seed if seed is None else seed, "prune_after": prune_after}
     here = {axis.field: getattr(config, axis.field) for axis in found}
     first = [here] if all(axis.holds(here[axis.field]) for axis in found) else []
-    study = _begin(run, setup, found, first, resume)
-    return _run_trials(study, found, run, trials, partial(_short_run, base_model, splits, config), stop, progress)
+    task = _Task(base_model, splits, config, found, run, stop)
+    return task.run_trials(kind, first, trials, resume, progress)
 
 
 def vary(
@@ -229,10 +211,9 @@ def vary(
     """
     load_optuna()
     found = axes({field: list(values)}, config)
-    setup = _setup(base_model, splits, config, found) | {"kind": "vary", "seed": 0, "prune_after": None}
     queue = [{field: value} for value in found[0].choices]
-    study = _begin(run, setup, found, queue, resume)
-    return _run_trials(study, found, run, len(queue), partial(_short_run, base_model, splits, config), stop, progress)
+    task = _Task(base_model, splits, config, found, run, stop)
+    return task.run_trials({"kind": "vary", "seed": 0, "prune_after": None}, queue, len(queue), resume, progress)
 
 
 def load_optuna() -> Any:
@@ -248,14 +229,11 @@ def load_optuna() -> Any:
 
 
 def _begin(run: Run, setup: dict[str, Any], space: tuple[Axis, ...], queue: list[dict[str, Any]], resume: bool) -> Any:
-    """Take up the study that stands in the folder, or start one whose first trials have the settings in `queue`.
-
-    Raises:
-        ConfigError: another search stands there.
-    """
+    """Take up the study that stands in the folder, or start one whose first trials have the settings in `queue`."""
     if not resume:
         run.reopen("search")
-        shutil.rmtree(run / "trials", ignore_errors=True)
+        for place in (run / "trials").glob("*"):
+            runs.remove(place)
         (run / _JOURNAL).unlink(missing_ok=True)
     study = _study(run)
     before = study.user_attrs.get("setup", setup)
@@ -267,7 +245,10 @@ def _begin(run: Run, setup: dict[str, Any], space: tuple[Axis, ...], queue: list
     if "setup" not in study.user_attrs:
         study.set_user_attr("setup", setup)
         for settings in queue:
-            study.enqueue_trial({axis.field: _to_optuna(axis, settings[axis.field]) for axis in space})
+            drawn = {axis.field: settings[axis.field] for axis in space}
+            study.enqueue_trial(
+                {a.field: a.choices.index(drawn[a.field]) if a.choices else drawn[a.field] for a in space}
+            )
     optuna, patience = load_optuna(), setup["prune_after"]
     never = optuna.pruners.NopPruner()
     study.pruner = never if patience is None else optuna.pruners.MedianPruner(n_startup_trials=patience)
@@ -278,11 +259,7 @@ def _begin(run: Run, setup: dict[str, Any], space: tuple[Axis, ...], queue: list
 
 
 def _study(run: Run) -> Any:
-    """The study of a run folder, made where there is none.
-
-    Raises:
-        DataError: its journal is damaged.
-    """
+    """The study of a run folder, made where there is none; a damaged journal is a DataError."""
     optuna = load_optuna()
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -294,36 +271,6 @@ def _study(run: Run) -> Any:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}). Pass resume=False to search afresh.") from error
     return study
-
-
-Runner = Callable[[dict[str, Any], Run, "_Watcher"], None]
-
-
-def _run_trials(
-    study: Any,
-    space: tuple[Axis, ...],
-    run: Run,
-    trials: int,
-    short_run: Runner,
-    stop: threading.Event | None,
-    progress: bool,
-) -> SearchReport:
-    """Run what has not ended yet, and report."""
-    from tqdm.auto import tqdm
-
-    report = SearchReport.open(run)
-    with tqdm(total=trials, initial=len(report.trials), unit="trial", disable=not progress, leave=False) as bar:
-        while len(report.trials) < trials:
-            trial = _ask(study, report)
-            if trial is None or not _attempt(study, trial, space, run, short_run, stop, bar):
-                break
-            bar.update()
-            report = SearchReport.open(run)
-    complete = len(report.trials) >= min(trials, combinations(space))
-    if complete and report.ranked[0].state == "finished":
-        best, seconds = report.best_trial, round(report.seconds, 1)
-        run.finish("search", trials=len(report.trials), best=best.settings, value=best.value, seconds=seconds)
-    return report
 
 
 def _ask(study: Any, report: SearchReport) -> Any:
@@ -349,65 +296,85 @@ def _ask(study: Any, report: SearchReport) -> Any:
     return None
 
 
-def _attempt(
-    study: Any,
-    trial: Any,
-    space: tuple[Axis, ...],
-    run: Run,
-    short_run: Runner,
-    stop: threading.Event | None,
-    bar: Any,
-) -> bool:
-    """Run one trial to its end and tell Optuna; False where it was interrupted and is left resumable."""
-    folder = trial.user_attrs["folder"]
-    place = Run.create(folder, run / "trials")
+@dataclass(frozen=True)
+class _Task:
+    """What all trials of a search share."""
 
-    def tell(step: int, total: int) -> None:
-        bar.set_postfix_str(f"trial {int(folder)}, step {step} of {total}")
+    base_model: str | Path
+    splits: Splits
+    config: TrainConfig
+    space: tuple[Axis, ...]
+    run: Run
+    stop: threading.Event | None
 
-    watcher, reason = _Watcher(trial, stop, tell), ""
-    try:
-        if not place.finished("train"):
-            short_run(_settings(trial, space), place, watcher)
-    except (PreflightError, TrainingError) as error:
-        watcher.state, reason = "failed", str(error).splitlines()[0]
-    if watcher.state == "stopped" or (watcher.state == "finished" and not place.finished("train")):
-        return False
-    curve = place / "history.csv"
-    history = History.load(curve) if curve.exists() else History((), 0.0, 0.0, 0)
-    losses = [loss for _, loss in history.val_losses] or [math.nan]
-    early = study.user_attrs["setup"]["config"]["early_stopping_patience"]  # it keeps the best adapter
-    value = min(losses) if early else losses[-1]
-    if watcher.state == "finished" and not math.isfinite(value):
-        watcher.state = "diverged"
-    kept = value if math.isfinite(value) else None
-    ended = {"state": watcher.state, "value": kept, "seconds": round(history.seconds, 1), "reason": reason}
-    trial.set_user_attr("ended", ended)
-    states = load_optuna().trial.TrialState
-    if watcher.state == "finished":
-        study.tell(trial, value)
-    else:  # one that diverged counts as cut off, so that the sampler keeps away
-        study.tell(trial, state=states.FAIL if watcher.state == "failed" else states.PRUNED)
-    shutil.rmtree(place / "checkpoints", ignore_errors=True)
-    return True
+    def run_trials(
+        self, kind: dict[str, Any], queue: list[dict[str, Any]], trials: int, resume: bool, progress: bool
+    ) -> SearchReport:
+        """Run what has not ended yet, and report."""
+        from tqdm.auto import tqdm
 
+        run, space = self.run, self.space
+        setup = {
+            "base_model": str(self.base_model),
+            "data_digest": data.digest(self.splits.train, self.splits.val),
+            "config": dataclasses.asdict(self.config),
+            "order": [axis.field for axis in space],
+            "ranges": {axis.field: axis.given for axis in space if not axis.choices},
+            "choices": {axis.field: axis.given for axis in space if axis.choices},
+        }
+        study = _begin(run, json.loads(json.dumps(setup | kind)), space, queue, resume)
+        report = SearchReport.open(run)
+        with tqdm(total=trials, initial=len(report.trials), unit="trial", disable=not progress, leave=False) as bar:
+            while len(report.trials) < trials:
+                trial = _ask(study, report)
+                if trial is None or not self._attempt(study, trial, bar):
+                    break
+                bar.update()
+                report = SearchReport.open(run)
+        complete = len(report.trials) >= min(trials, combinations(space))
+        if complete and report.ranked[0].state == "finished":
+            best, seconds = report.best_trial, round(sum(trial.seconds for trial in report.trials), 1)
+            run.finish("search", trials=len(report.trials), best=best.settings, value=best.value, seconds=seconds)
+        return report
 
-def _short_run(
-    base_model: str | Path,
-    splits: Splits,
-    config: TrainConfig,
-    settings: dict[str, Any],
-    place: Run,
-    watcher: "_Watcher",
-) -> None:
-    settled = config.replace(**settings)
-    try:
-        model, tokenizer = models.load(base_model, settled)
-        train(model, tokenizer, splits, settled, place, stop=watcher.halt, watch=watcher)
-    finally:
-        model = None
-        gc.collect()  # a model and its hooks refer to each other
-        release_memory()
+    def _attempt(self, study: Any, trial: Any, bar: Any) -> bool:
+        """Run one trial to its end and tell Optuna; False where it was interrupted and is left resumable."""
+        folder = trial.user_attrs["folder"]
+        place = Run.create(folder, self.run / "trials")
+
+        def tell(step: int, total: int) -> None:
+            bar.set_postfix_str(f"trial {int(folder)}, step {step} of {total}")
+
+        watcher, reason = _Watcher(trial, self.stop, tell), ""
+        settled, model = self.config.replace(**_settings(trial, self.space)), None
+        try:
+            if not place.finished("train"):
+                model, tokenizer = models.load(self.base_model, settled)
+                train(model, tokenizer, self.splits, settled, place, stop=watcher.halt, watch=watcher)
+        except (PreflightError, TrainingError) as error:
+            watcher.state, reason = "failed", str(error).splitlines()[0]
+        finally:
+            model = None
+            gc.collect()  # a model and its hooks refer to each other
+            release_memory()
+        if watcher.state == "stopped" or (watcher.state == "finished" and not place.finished("train")):
+            return False
+        history = _curve(place)
+        losses = [loss for _, loss in history.val_losses] or [math.nan]
+        value = min(losses) if self.config.early_stopping_patience else losses[-1]  # it keeps the best adapter
+        if watcher.state == "finished" and not math.isfinite(value):
+            watcher.state = "diverged"
+        kept = value if math.isfinite(value) else None
+        ended = {"state": watcher.state, "value": kept, "seconds": round(history.seconds, 1), "reason": reason}
+        trial.set_user_attr("ended", ended)
+        states = load_optuna().trial.TrialState
+        if watcher.state == "finished":
+            study.tell(trial, value)
+        else:  # one that diverged counts as cut off, so that the sampler keeps away
+            study.tell(trial, state=states.FAIL if watcher.state == "failed" else states.PRUNED)
+        for checkpoint in all_in(place / "checkpoints"):
+            remove_checkpoint(checkpoint)
+        return True
 
 
 class _Watcher:
@@ -418,9 +385,16 @@ class _Watcher:
         self.halt, self.state, self._seen = threading.Event(), "finished", 0
 
     def __call__(self, points: Sequence[HistoryPoint], total: int) -> None:
-        for point in points[self._seen :]:
-            if self.state == "finished":
-                self._look(point, last=point.step >= total)
+        for point in points[self._seen :] if self.state == "finished" else ():
+            if not all(math.isfinite(value) for value in (point.loss, point.val_loss) if value is not None):
+                self.state = "diverged"
+                break
+            if point.val_loss is None:
+                continue
+            self.trial.report(point.val_loss, point.step)
+            if point.step < total and self.trial.should_prune():
+                self.state = "pruned"
+                break
         self._seen = len(points)
         self.tell(points[-1].step, total)
         if self.stop is not None and self.stop.is_set() and self.state == "finished":
@@ -428,23 +402,10 @@ class _Watcher:
         if self.state != "finished":
             self.halt.set()
 
-    def _look(self, point: HistoryPoint, *, last: bool) -> None:
-        if not all(math.isfinite(value) for value in (point.loss, point.val_loss) if value is not None):
-            self.state = "diverged"
-        elif point.val_loss is not None:
-            self.trial.report(point.val_loss, point.step)
-            if not last and self.trial.should_prune():
-                self.state = "pruned"
 
-
-def _has_ended(trial: Any) -> bool:
-    """Whether a trial of Optuna's record ran to its own end; one cut off by a kill did not, nor did a repeated draw."""
-    return trial.state.is_finished() and "ended" in trial.user_attrs
-
-
-def _trial(trial: Any, space: tuple[Axis, ...], run: Run) -> Trial:
-    folder, ended = trial.user_attrs["folder"], trial.user_attrs["ended"]
-    return Trial(int(folder), _settings(trial, space), run=Run(run / "trials" / folder), **ended)
+def _curve(place: Run) -> History:
+    path = place / "history.csv"
+    return History.load(path) if path.exists() else History((), 0.0, 0.0, 0)
 
 
 def _distribution(axis: Axis) -> Any:
@@ -455,28 +416,13 @@ def _distribution(axis: Axis) -> Any:
     return kind(axis.low, axis.high, log=axis.log)
 
 
-def _to_optuna(axis: Axis, value: Any) -> Any:
-    return axis.choices.index(value) if axis.choices else value
-
-
 def _settings(trial: Any, space: tuple[Axis, ...]) -> dict[str, Any]:
     """What Optuna drew, as settings."""
-    drawn = {axis.field: (axis, trial.params[axis.field]) for axis in space}
-    return {field: axis.choices[raw] if axis.choices else axis.rounded(raw) for field, (axis, raw) in drawn.items()}
-
-
-def _setup(base_model: str | Path, splits: Splits, config: TrainConfig, space: tuple[Axis, ...]) -> dict[str, Any]:
-    """What a search rests on, as it stands in its journal."""
-    setup = {
-        "base_model": str(base_model),
-        "data_digest": data.digest(splits.train, splits.val),
-        "config": dataclasses.asdict(config),
-        "order": [axis.field for axis in space],
-        "ranges": {axis.field: axis.given for axis in space if not axis.choices},
-        "choices": {axis.field: axis.given for axis in space if axis.choices},
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(setup))
-    return plain
+    found = {}
+    for axis in space:
+        drawn = trial.params[axis.field]
+        found[axis.field] = axis.choices[drawn] if axis.choices else axis.rounded(drawn)
+    return found
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
@@ -484,9 +430,3 @@ def _difference(name: str, before: Any, now: Any) -> str:
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         return ", ".join(f"{key} ({short(before.get(key))} then, {short(now.get(key))} now)" for key in changed)
     return f"{name} ({before} then, {now} now)"
-
-
-def _positive(**counts: int) -> None:
-    bad = [f"{name}={value!r}" for name, value in counts.items() if type(value) is not int or value < 1]
-    if bad:
-        raise ConfigError("\n".join(f"{said} wants a whole number, 1 or more." for said in bad))

@@ -11,7 +11,7 @@ from toys import CHATML, GEMMA, LLAMA3, make_tokenizer
 from ftkit import chat
 from ftkit.chat import fold_tools, render, tokenize
 from ftkit.data import order_problem, to_messages
-from ftkit.data.formats import tools_text
+from ftkit.data.turns import tools_text
 from ftkit.errors import DataError
 
 CHAT = [

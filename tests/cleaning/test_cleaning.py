@@ -137,9 +137,8 @@ def test_worst_shows_the_drops_nearest_to_the_limit_beside_their_twins():
         chat(altered(t, draw, n), "a fine answer") for t, n in zip(texts, (1, 3, 1), strict=True)
     ]
     worst = clean(rows, [near_duplicates(0.7)]).worst(1)
-    assert (worst.drops[0].row, worst.drops[0].twin) == (4, 1)
+    assert [row[0] for row in worst.rows] == ["row 5", "row 2"]
     assert "‹changed" in str(worst) and "‹changed" in worst._repr_html_()
-    assert texts[1].split()[0] in worst.texts[0][1]
 
 
 def test_a_good_row_is_not_dropped_for_a_twin_that_goes_afterwards():

@@ -5,11 +5,6 @@ from toys import chat, chats
 from ftkit import cleaning, figures
 
 
-def test_lengths_figure_counts_what_would_be_cut():
-    ax = cleaning.plot_lengths([10, 20, 300], max_length=100, ax=figures.blank_axes())
-    assert "1 of 3 rows cut" in ax.get_legend().get_texts()[0].get_text()
-
-
 def test_cleaned_figure_has_a_bar_a_rule_and_its_rows():
     rows = [*chats(3), chats(3)[0], chat("Write to ana@shop.example please", "It is sent, as you asked.")]
     report = cleaning.clean(rows, [cleaning.exact_duplicates(), cleaning.personal_data()])

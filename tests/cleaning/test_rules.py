@@ -45,14 +45,6 @@ def test_of_a_chain_of_near_duplicates_one_row_stays():
     assert "linked through others" in report.dropped[1].reason
 
 
-def test_the_longest_answer_of_a_cluster_can_stay():
-    draw = random.Random(4)
-    text = random_text(draw, 80)
-    rows = [chat(text, "short answer"), chat(text, "a much longer and better answer")]
-    assert rows_dropped(clean(rows, [near_duplicates(0.7, keep="longest")]), "near-duplicates") == [0]
-    assert rows_dropped(clean(rows, [near_duplicates(0.7)]), "near-duplicates") == [1]
-
-
 def test_near_duplicates_of_the_prompt_alone():
     draw = random.Random(5)
     text = random_text(draw, 40)
@@ -105,7 +97,6 @@ def test_quality_by_share_shows_random_selection_beside_it():
         lambda: quality(lambda m: []),
         lambda: quality(keep=2),
         lambda: near_duplicates(1.5),
-        lambda: near_duplicates(keep="best"),
         lambda: cleaning.personal_data("hide"),
         lambda: cleaning.balance("task", at_most=0),
     ],

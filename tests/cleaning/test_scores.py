@@ -256,6 +256,7 @@ def test_rows_without_a_score_are_counted_and_never_chosen():
 )
 def test_no_row_left_behind_scores_better_than_a_chosen_one(scores, share, seed):
     class Rows(list):  # the few methods of a Dataset that select needs, so that a thousand draws stay fast
+        column_names = ("messages",)
         select = lambda self, picked: [self[i] for i in picked]  # noqa: E731
         __getitem__ = lambda self, key: list(self) if key == "messages" else list.__getitem__(self, key)  # noqa: E731
 
@@ -283,8 +284,8 @@ def test_table_shows_chosen_beside_random():
     table, without = selection._parts()
     chosen, drawn = table.rows
     assert table.head[1:] == ("rows", "mean score", "mean answer words", "distinct-2", "without a score")
-    assert chosen == ("chosen", "3", "3.000", "2.3", "0.500", "0")
-    assert drawn[:2] == ("random", "3")
+    assert chosen == ("chosen", 3, "3.000", "2.3", "0.500", 0)
+    assert drawn[:2] == ("random", 3)
     assert without.startswith("1 of 4 rows have no score") and without in selection._repr_html_()
 
 

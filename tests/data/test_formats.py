@@ -142,7 +142,7 @@ def test_chatml_may_stand_between_the_tokens_of_its_model():
 )
 def test_chatml_that_would_lose_text_is_refused(text, problem):
     with pytest.raises(DataError, match=problem):
-        to_messages({"text": text})
+        to_messages({"text": text}, "chatml")
 
 
 @pytest.mark.parametrize(
@@ -311,9 +311,9 @@ def chats(draw, rounds=3, tools=False):
 @settings(max_examples=100, deadline=None)
 @given(drawn=st.data())
 def test_a_chat_survives_every_format_that_can_hold_it(format, drawn):
-    chat = drawn.draw(chats(rounds=1 if format == "alpaca" else 3, tools=format in WITH_TOOLS))
+    chat = drawn.draw(chats(rounds=1 if format in ("alpaca", "prompt-completion") else 3, tools=format in WITH_TOOLS))
     row = from_messages(chat, format)
-    assert detect_format(row) == format
+    assert detect_format(row, [row]) == format
     assert to_messages(row, format) == chat
     assert to_messages(json.loads(json.dumps(row)), format) == chat
 
@@ -369,7 +369,8 @@ def test_sharegpt_writes_calls_as_function_call_turns():
 def test_openai_shapes_hold_calls_as_objects(format):
     row = from_messages(TOOL_CHAT, format, tools=json.dumps(TOOLS))
     assert row["tools"] == TOOLS
-    assert [*row.get("messages", row.get("prompt", []))][1]["tool_calls"][0] == ZURICH_CALL
+    turns = row["messages"] if format == "messages" else [*row["prompt"], *row["completion"]]
+    assert turns[1]["tool_calls"][0] == ZURICH_CALL
 
 
 @pytest.mark.parametrize(
@@ -431,7 +432,7 @@ WITH_SYSTEM = [{"role": "system", "content": "S"}, *WANTED]
     ],
 )
 def test_known_formats_are_told_by_their_columns(name, row, expected):
-    assert detect_format(row) == name
+    assert detect_format(row, [row]) == name
     assert to_messages(row) == expected
 
 

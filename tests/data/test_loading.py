@@ -127,7 +127,7 @@ def test_a_text_beside_a_label_is_no_chat_and_gets_a_mapping():
 
 
 def test_a_number_as_an_answer_is_refused_with_a_way_forward():
-    with pytest.raises(DataError, match=r"of type int \('1'\), wanted text: use str\(\)"):
+    with pytest.raises(DataError, match=r"of type int \('1'\), wanted text: put it in quotes"):
         data.load_examples([{"prompt": "how many?", "completion": 1}])
 
 

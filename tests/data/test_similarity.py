@@ -11,7 +11,7 @@ from toys import altered, random_text
 
 from ftkit import data
 from ftkit.data.shingles import flat_shingles
-from ftkit.data.similarity import signatures
+from ftkit.data.similarity import join, signatures
 from ftkit.errors import ConfigError, MissingExtra
 
 
@@ -33,7 +33,7 @@ def true_pairs(texts: list[str], threshold: float) -> set[tuple[int, int]]:
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 0.95, 1.0])
 def test_exact_search_finds_the_clusters_of_brute_force(threshold):
     texts = [*planted(1, 60, 40, changes=(0, 6)), "", "", "short one", "short one"]
-    wanted = data.join(len(texts), true_pairs(texts, threshold))
+    wanted = join(len(texts), true_pairs(texts, threshold))
     assert data.near_pairs(texts, threshold, method="exact").clusters() == wanted
 
 
@@ -43,7 +43,7 @@ def test_exact_search_finds_the_clusters_of_brute_force(threshold):
 )
 @settings(max_examples=100, deadline=None)
 def test_exact_search_agrees_with_brute_force_on_boilerplate(texts, threshold):
-    wanted = data.join(len(texts), true_pairs(texts, threshold))
+    wanted = join(len(texts), true_pairs(texts, threshold))
     assert data.near_pairs(texts, threshold, method="exact").clusters() == wanted
 
 
@@ -98,8 +98,8 @@ def test_apart_is_two_searches_in_one(method):
     both = data.near_pairs([*one, *two], method=method, apart=len(one)).pairs
     first, second = (data.near_pairs(texts, method=method).clusters() for texts in (one, two))
     links = [(p.first, p.second) for p in both]
-    assert data.join(len(one), [p for p in links if p[0] < len(one)]) == first
-    assert data.join(len(two), [(a - len(one), b - len(one)) for a, b in links if a >= len(one)]) == second
+    assert join(len(one), [p for p in links if p[0] < len(one)]) == first
+    assert join(len(two), [(a - len(one), b - len(one)) for a, b in links if a >= len(one)]) == second
     assert all((a < len(one)) == (b < len(one)) for a, b in links)
 
 

@@ -266,7 +266,7 @@ def test_an_older_file_stays_whole_when_writing_fails(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="disk is full"):
         data.save(data.Splits(part.select([0]), part, part), run)
     assert (run / "data/train.jsonl").read_bytes() == before
-    assert sorted(path.name for path in (run / "data").iterdir()) == ["test.jsonl", "train.jsonl", "val.jsonl"]
+    assert sorted(path.name for path in (run / "data").glob("[!.]*")) == ["test.jsonl", "train.jsonl", "val.jsonl"]
 
 
 def test_a_part_that_cannot_be_written_is_named(tmp_path):
@@ -276,3 +276,31 @@ def test_a_part_that_cannot_be_written_is_named(tmp_path):
     raw = part.add_column("raw", [b"x"] * 3)
     with pytest.raises(DataError, match=r"train row 1 cannot be written: JSON cannot hold bytes"):
         data.save(data.Splits(raw, part, part), Run(tmp_path / "here"))
+
+
+def test_a_prompt_ends_before_the_last_answer_that_may_be_trained():
+    turns = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "First.", "train": None},
+        {"role": "user", "content": "Two?"},
+        {"role": "assistant", "content": "Draft.", "train": False},
+    ]
+    assert data.prompt(turns) == turns[:1]
+    assert data.prompt(turns[:2]) == turns[:1]
+    assert data.prompt({"messages": turns, "tools": TOOLS, "id": 7}) == {"messages": turns[:1], "tools": TOOLS}
+    assert data.prompt({"messages": turns, "tools": None}) == {"messages": turns[:1]}
+    assert data.prompt({"messages": [], "text": "A mill."}) == {"messages": [], "text": "A mill."}
+    assert data.prompt([]) == []
+
+
+def test_documents_are_split_told_apart_and_saved(tmp_path):
+    """Rows of raw text have no messages: their text stands for them everywhere."""
+    texts = [f"Mill number {i} stands by river {i * 7}, and its wheel has {i + 9} blades of oak." for i in range(30)]
+    part = data.load_examples([{"text": text} for text in texts])
+    parts = data.split(part)
+    assert sorted(row["text"] for name in (parts.train, parts.val, parts.test) for row in name) == sorted(texts)
+    assert data.digest(part) != data.digest(part.select(range(29, -1, -1)))
+    assert len(data.leakage(part, part).exact) == 30
+    assert data.leakage(parts.train, parts.test).exact == ()
+    data.save(parts, Run(tmp_path / "here"))
+    assert data.digest(data.load_splits(Run(tmp_path / "here")).train) == data.digest(parts.train)

@@ -52,3 +52,48 @@ def test_interval_covers_the_mean_and_narrows_with_the_sample():
 def test_interval_of_nothing_but_zeros_does_not_claim_certainty():
     """Wilson's interval for 0 of 40 reaches 8.8 %."""
     assert interval([0.0] * 40) == Score(0.0, 0.0, pytest.approx(0.0876, abs=1e-4))
+
+
+BREST = '{"name": "tide", "arguments": {"port": "Brest", "days": [1, 2]}}'
+CALAIS = '{"name": "tide", "arguments": {"port": "Calais"}}'
+
+
+def hermes(*calls):
+    return "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "right"),
+    [
+        (hermes(BREST), hermes(BREST), 1.0),
+        (
+            "Let me look.\n" + hermes('{"arguments": {"days": [1, 2], "port": "Brest"}, "name": "tide"}'),
+            hermes(BREST),
+            1.0,
+        ),
+        (BREST, hermes(BREST), 1.0),
+        (BREST.replace("arguments", "parameters"), hermes(BREST), 1.0),
+        (f"[TOOL_CALLS] [{BREST}, {CALAIS}]", hermes(BREST, CALAIS), 1.0),
+        ('{"name": "tide", "arguments": "{\\"port\\": \\"Calais\\"}"}', hermes(CALAIS), 1.0),
+        (hermes(CALAIS, BREST), hermes(BREST, CALAIS), 0.0),
+        (hermes(BREST, BREST), hermes(BREST), 0.0),
+        (hermes(BREST) + hermes("{broken"), hermes(BREST), 0.0),
+        (hermes(BREST.replace("Brest", "brest!")), hermes(BREST), 0.0),
+        (hermes(BREST.replace("[1, 2]", "[2, 1]")), hermes(BREST), 0.0),
+        (hermes(BREST.replace("tide", "tides")), hermes(BREST), 0.0),
+        ("", hermes(BREST), 0.0),
+        ("tide Brest 1 2", hermes(BREST), 0.0),
+        (hermes(BREST), "At ten.", 0.0),
+        ('{"name": "Ada", "age": 3}', '{"name": "Ada", "age": 4}', 0.0),
+    ],
+)
+def test_a_call_is_compared_as_a_call(said, wanted, right):
+    """Names and arguments as objects, calls in their order; the order of keys and what is said beside do not count."""
+    assert exact_match(said, wanted) == right
+
+
+@given(st.text(max_size=60), st.text(alphabet='<>tool_call/{}[]":,name arguments', max_size=60))
+def test_any_text_equals_itself_and_is_never_a_foreign_error(text, broken):
+    for said in (text, broken, hermes(broken)):
+        assert exact_match(said, said) == 1.0
+        assert exact_match(said, hermes(BREST)) == 0.0

@@ -225,10 +225,10 @@ def test_looking_imports_nothing():
 
 def test_methods_on_one_model_are_found(model):
     """Only those of this model: the class and other models stay as they are."""
-    assert len(lessons.find_patches_on(model, "rival")) == 0
+    assert len(lessons.find_patches("rival", model=model)) == 0
     new = types.MethodType(compiled("/x/site-packages/rival/code.py")["forward"], model.lm_head)
     model.lm_head.forward = new
-    assert flat(lessons.find_patches_on(model, "rival")) == ["Linear.forward"]
+    assert flat(lessons.find_patches("rival", model=model)) == ["Linear.forward"]
 
 
 def test_table_counts_by_module(library):

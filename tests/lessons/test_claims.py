@@ -2,10 +2,9 @@
 
 import pytest
 
-from ftkit import lessons
+from ftkit import files, lessons
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError
-from ftkit.lessons.claims import _often_repeated
 
 CONFIG = TrainConfig(backend="transformers", per_device_train_batch_size=1)
 
@@ -56,16 +55,16 @@ def test_a_measurement_without_checkpointing_says_so(table):
 
 
 def test_each_claim_stands_beside_a_computed_value(points):
-    rows = {row.claim: row for row in lessons.memory_claims(points).rows}
-    assert "67 GB in mixed precision, 40 in pure bf16" in rows["gradients and optimiser states of a 7B"].computed
-    assert "75 GiB" in rows["7B to 8B, full fine-tuning"].computed
-    assert "measured 62 to 63" in rows["QLoRA of a 70B"].computed
-    assert "(to 76)" in rows["QLoRA of a 70B"].computed
-    assert "0.373" in rows["double quantisation saves"].computed
+    computed = {row[0]: row[2] for row in lessons.memory_claims(points).rows}
+    assert "67 GB in mixed precision, 40 in pure bf16" in computed["gradients and optimiser states of a 7B"]
+    assert "75 GiB" in computed["7B to 8B, full fine-tuning"]
+    assert "measured 62 to 63" in computed["QLoRA of a 70B"]
+    assert "(to 76)" in computed["QLoRA of a 70B"]
+    assert "0.373" in computed["double quantisation saves"]
 
 
 def test_qlora_shrinks_a_run_by_1_5_to_2_2_times(points):
-    text = next(row.computed for row in lessons.memory_claims(points).rows if row.claim == "QLoRA reduces memory")
+    text = next(row[2] for row in lessons.memory_claims(points).rows if row[0] == "QLoRA reduces memory")
     whole = float(text.split("the whole run ")[1].split(" times")[0])
     assert 1.5 <= whole <= 2.2
 
@@ -88,7 +87,7 @@ def test_tables_show_themselves(table, points):
         assert report._repr_html_().startswith("<table>")
 
 
-@pytest.mark.parametrize("row", _often_repeated("settings"), ids=lambda row: row["setting"])
+@pytest.mark.parametrize("row", files.sample("often_repeated")["settings"], ids=lambda row: row["setting"])
 def test_every_range_is_of_something_that_a_config_has(row):
     assert hasattr(TrainConfig(), row["setting"])
     assert row["low"] < row["high"]

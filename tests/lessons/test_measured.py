@@ -1,7 +1,6 @@
 """Public measurements: the numbers that the estimate promises, each point estimated without its own model."""
 
 import importlib
-import json
 from pathlib import Path
 from statistics import mean, median
 
@@ -9,7 +8,8 @@ import pytest
 
 from ftkit import lessons
 from ftkit.errors import DataError
-from ftkit.lessons import fit_constants, held_out
+from ftkit.lessons import held_out
+from ftkit.lessons.measured import fit_constants
 from ftkit.memory import Constants, estimate_setup
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ POINTS = ROOT / "tests/published/vram_dev.csv"
 
 @pytest.fixture(scope="module")
 def points():
-    return lessons.measurements(POINTS)[0]
+    return lessons.measurements()[0]
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,19 @@ def pairs(points):
 @pytest.fixture(scope="module")
 def rules():
     """`benchmarks/memory.py`, which knows what others say for the same runs."""
+    return of_benchmarks("memory")
+
+
+@pytest.fixture(scope="module")
+def table():
+    """`benchmarks/memory_points.py`, which reads the published table."""
+    return of_benchmarks("memory_points")
+
+
+def of_benchmarks(name):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
-        return importlib.import_module("memory")
+        return importlib.import_module(name)
 
 
 @pytest.mark.parametrize(("quality", "limit"), [("A", 0.05), ("B", 0.20)])
@@ -69,9 +79,9 @@ def test_the_constants_in_use_are_the_fitted_ones(points):
     assert fit_constants(points) == Constants()
 
 
-def test_points_of_the_package_are_those_of_the_table(points):
+def test_points_of_the_package_are_those_of_the_table(table):
     packaged, left_out = lessons.measurements()
-    assert packaged == points
+    assert (packaged, left_out) == table.read_points(POINTS)
     assert {row.model for row in left_out} == {"mistralai/Mixtral-8x7B-Instruct-v0.1", "bigcode/gpt_bigcode-santacoder"}
 
 
@@ -97,12 +107,12 @@ def test_every_point_names_its_source(points):
     assert all(len(point.source) > 10 for point in points)
 
 
-def test_a_missing_column_and_a_broken_number_are_named(tmp_path):
+def test_a_missing_column_and_a_broken_number_are_named(table, tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("id,model\nx,y\n")
     with pytest.raises(DataError, match="has no column method"):
-        lessons.measurements(path)
-    row = dict.fromkeys(lessons.COLUMNS, "") | {
+        table.read_points(path)
+    row = dict.fromkeys(table.COLUMNS, "") | {
         "id": "x1",
         "model": "HuggingFaceTB/SmolLM2-135M",
         "method": "lora",
@@ -113,11 +123,11 @@ def test_a_missing_column_and_a_broken_number_are_named(tmp_path):
     }
     path.write_text(",".join(row) + "\n" + ",".join(f'"{value}"' for value in row.values()) + "\n")
     with pytest.raises(DataError, match="Point x1"):
-        lessons.measurements(path)
+        table.read_points(path)
 
 
-def test_a_row_that_does_not_say_enough_is_left_out_with_the_reason(tmp_path):
-    row = dict.fromkeys(lessons.COLUMNS, "") | {
+def test_a_row_that_does_not_say_enough_is_left_out_with_the_reason(table, tmp_path):
+    row = dict.fromkeys(table.COLUMNS, "") | {
         "id": "x1",
         "model": "HuggingFaceTB/SmolLM2-135M",
         "method": "lora",
@@ -125,7 +135,7 @@ def test_a_row_that_does_not_say_enough_is_left_out_with_the_reason(tmp_path):
     }
     path = tmp_path / "p.csv"
     path.write_text(",".join(row) + "\n" + ",".join(f'"{value}"' for value in row.values()) + "\n")
-    found, left_out = lessons.measurements(path)
+    found, left_out = table.read_points(path)
     assert found == []
     assert "tokens" in left_out[0].reason
 
@@ -146,11 +156,6 @@ def test_accelerates_arithmetic_is_its_own(rules, method, dtype):
     sizes = {"float16": size / 2, "int4": size / 8}
     wanted = max(estimate_training_usage(size, dtype).values()) if method == "full" else sizes[dtype]
     assert rules.accelerate(size // 4, method) == pytest.approx(wanted / 2**30)
-
-
-def test_packaged_points_are_plain_json():
-    document = json.loads((ROOT / "ftkit/samples/memory_points.json").read_text())
-    assert {len(row) for row in document["rows"]} == {len(document["columns"])}
 
 
 def test_pairs_differ_in_the_method_alone():

@@ -2,9 +2,8 @@
 
 import pytest
 
-from ftkit import cleaning, lessons
+from ftkit import cleaning, files, lessons
 from ftkit.cleaning.cleaning import default_rules
-from ftkit.lessons.planted import defects
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +25,6 @@ def test_without_rules_only_broken_rows_are_caught():
 
 def test_dropping_look_alikes_is_counted_as_a_loss():
     exam = lessons.mark(cleaning.clean("messy", [cleaning.near_duplicates(0.5)], on_error="drop"))
-    looks = {d["line"] for d in defects() if d["kind"] == "look-alike"}
+    looks = {d["line"] for d in files.sample("messy_defects")["defects"] if d["kind"] == "look-alike"}
     assert len(exam.lost_lines) == len(looks)
     assert "good rows lost" in str(exam) and "✗" in exam._repr_html_()

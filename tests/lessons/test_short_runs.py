@@ -161,13 +161,6 @@ def test_mean_loss_of_the_batch_is_the_training_loss(model, token_rows):
     )
 
 
-def test_difference_has_its_sign_and_an_interval():
-    """After minus before: worse is positive."""
-    score = lessons.loss_difference([1.0, 2.0, 3.0], [1.5, 2.5, 3.5])
-    assert score.value == pytest.approx(0.5)
-    assert score.low <= score.value <= score.high
-
-
 def test_logits_leave_the_mode_and_need_no_gradient(model, tokenizer):
     model.train()
     logits = lessons.logits(model, tokenizer, "What is 1?")

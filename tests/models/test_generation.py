@@ -39,3 +39,17 @@ def test_drawn_answers_repeat_with_their_seed(model, tokenizer):
 
 def test_no_prompts_no_answers(model, tokenizer):
     assert generate(model, tokenizer, []) == []
+
+
+def test_a_prompt_is_a_question_messages_or_a_row_with_tools(model, tokenizer):
+    """The schemas of a row stand in what the model reads."""
+    question = [{"role": "user", "content": "High water?"}]
+    tokenizer.chat_template = "{{ (tools or '') | string }}" + tokenizer.chat_template
+    tools = [{"type": "function", "function": {"name": "tide", "parameters": {}}}]
+    read = []
+    model.generate = lambda input_ids, **_: read.append(tokenizer.decode(input_ids[0])) or input_ids
+    generate(model, tokenizer, ["High water?"])
+    generate(model, tokenizer, [question])
+    generate(model, tokenizer, [{"messages": question, "tools": tools}])
+    assert read[0] == read[1]
+    assert read[2] == str(tools) + read[0]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from toys import LLAMA3
 
 from ftkit import models
 from ftkit.config import TrainConfig
@@ -53,6 +54,16 @@ def test_a_pad_token_that_is_the_stop_token_is_replaced(base_folder, toy_config,
     tokenizer.save_pretrained(base_folder)
     _, loaded = models.load(base_folder, toy_config)
     assert loaded.pad_token == "<|endoftext|>"
+
+
+def test_an_adapter_answers_under_the_template_that_it_was_trained_with(base_folder, toy_config):
+    """The template is saved beside the weights; what the base model's folder says by then does not count."""
+    model, tokenizer = models.load(base_folder, toy_config)
+    tokenizer.chat_template = LLAMA3
+    models.save_adapter(models.add_lora(model, toy_config), tokenizer, base_folder.parent / "adapter")
+    _, loaded = models.load_adapter(base_folder.parent / "adapter", toy_config)
+    assert loaded.chat_template == LLAMA3
+    assert models.load(base_folder, toy_config)[1].chat_template != LLAMA3
 
 
 def test_folder_without_an_adapter(tmp_path):

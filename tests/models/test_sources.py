@@ -9,10 +9,10 @@ import threading
 
 import pytest
 
-from ftkit import models
+from ftkit import files, models
 from ftkit.errors import MissingExtra, ModelError
 from ftkit.models import sources
-from ftkit.models.sources import GGUF_FILE, _intact
+from ftkit.models.sources import GGUF_FILE
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_two_processes_may_convert_at_once_and_a_damaged_cache_is_mended(tmp_pat
     ]
     outputs = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
-    folder = tmp_path / "models" / models.BUNDLED
+    folder = tmp_path / "models" / f"{models.BUNDLED}-2"
     assert {out.strip() for out, _ in outputs} == {str(folder)}
-    assert _intact(folder)
+    assert files.problem(folder) is None
     weights = folder / "model.safetensors"
     with weights.open("r+b") as file:
         file.seek(1_000_000)
         file.write(b"\xff\xff")
-    assert not _intact(folder)
+    assert files.problem(folder) is not None
     subprocess.run([sys.executable, "-c", CONVERT], check=True, capture_output=True, env=environment)
-    assert _intact(folder)
+    assert files.problem(folder) is None

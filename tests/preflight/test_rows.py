@@ -253,3 +253,116 @@ def test_parts_that_are_put_together_anew_are_searched(look, good):
 def test_rows_of_an_empty_part_are_a_finding(look, good, tokenizer, config, part, id):
     parts = dataclasses.replace(good, **{part: getattr(good, part).select([])})
     assert finding(look(examples=preflight.tokenize_splits(parts, tokenizer, config)), id).severity == "error"
+
+
+def test_empty_answer(look):
+    silent = [*order_chat(0)[:1], {"role": "assistant", "content": " "}, *order_chat(1)]
+    found = finding(look(chats=[order_chat(2), silent, *map(order_chat, range(3, 20))]), "empty-answer")
+    assert (found.severity, found.rows) == ("warning", (2,))
+
+
+SCHEMA = {"type": "function", "function": {"name": "tide", "parameters": {"type": "object", "properties": {}}}}
+TELLS = CHATML.replace(
+    "{% for m in messages %}", "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}", 1
+)
+
+
+def tool_rows(system, result):
+    from datasets import Dataset
+
+    told = [{"role": "system", "content": system}] if system else []
+    chat = [*told, *order_chat(0), {"role": "tool", "content": result}, order_chat(0)[1]]
+    rows = [{"messages": order_chat(i), "tools": None} for i in range(1, 20)]
+    return Dataset.from_list([{"messages": chat, "tools": json.dumps([SCHEMA])}, *rows])
+
+
+@pytest.mark.parametrize(
+    ("system", "result", "rows"),
+    [
+        (f"<tools>{json.dumps(SCHEMA)}</tools>", "06:10", (1,)),
+        ("Ask tide where it helps.", "06:10", ()),
+        ("", "<tool_response>\n06:10\n</tool_response>", (1,)),
+        ("", "06:10", ()),
+    ],
+)
+def test_tools_told_twice(look, good, system, result, rows):
+    """By the text of the row, and by the template once more."""
+    wraps = TELLS.replace(
+        "{{ m['content'] }}",
+        "{% set tag = 'tool_response>' if m.role == 'tool' %}{{ '<' + tag if tag }}{{ m['content'] }}"
+        "{{ '</' + tag if tag }}",
+    )
+    parts = data.Splits(tool_rows(system, result), good.val, good.test)
+    report = look(examples=parts, tokenizer=make_tokenizer(wraps))
+    assert [found.rows for found in report.findings if found.id == "tools-told-twice"] == ([rows] if rows else [])
+
+
+@pytest.mark.parametrize("opened", ["<think>\n</think>", "<think>\n", "<think>\nA plan.\n</think>\n"])
+def test_double_reasoning(look, opened):
+    opens = CHATML.replace(
+        "{{ m['content'] }}", f"{{% if m.role == 'assistant' %}}{opened}{{% endif %}}{{{{ m['content'] }}}}"
+    )
+    thought = [order_chat(0)[0], {"role": "assistant", "content": "<think>Hm.</think>Six."}]
+    chats = [order_chat(1), thought, *map(order_chat, range(2, 20))]
+    found = finding(look(chats=chats, tokenizer=make_tokenizer(opens)), "double-reasoning")
+    assert (found.severity, found.rows) == ("warning", (2,))
+
+
+def test_prompt_differs(look):
+    """A template that asks with a think block which it never trains."""
+    asks = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n")
+    found = [f for f in look(tokenizer=make_tokenizer(asks)).warnings if f.id == "prompt-differs"]
+    assert found[0].rows == tuple(range(1, 33))
+    assert "<think>" in found[0].evidence
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|endoftext|>"])
+def test_control_token(look, role, token):
+    """An error in an answer, where the model would learn to write it; a warning where it is only read."""
+    held = [turn | {"content": f"One {token} two."} if turn["role"] == role else turn for turn in order_chat(0)]
+    report = look(chats=[order_chat(1), held, *map(order_chat, range(2, 20))])
+    found = finding(report, "control-token" if role == "assistant" else "double-template")
+    assert (found.severity, found.rows) == ("error" if role == "assistant" else "warning", (2,))
+    assert token in found.evidence
+
+
+def test_tags_of_reasoning_and_tools_may_stand_in_a_text(look):
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>", "<tool_call>"]})
+    thought = [order_chat(0)[0], {"role": "assistant", "content": "<think>Hm.</think>Six."}]
+    found = look(chats=[thought, *map(order_chat, range(1, 20))], tokenizer=tokenizer, model=None)
+    assert not {"control-token", "double-template"}.intersection(f.id for f in found.findings)
+
+
+def test_documents_split(tokenizer, config):
+    """Into pieces of max_length tokens, each with the start token; nothing is lost."""
+    from datasets import Dataset
+
+    texts = ["The mill stands by the river. " * n for n in (1, 60)]
+    documents = Dataset.from_list([{"messages": [], "text": text} for text in texts])
+    parts = data.Splits(documents, documents, documents)
+    starting = make_tokenizer(adds_bos=True)
+    rows = preflight.tokenize_splits(parts, starting, config)
+    assert [row.number for row in rows.train.readable] == [1, 2, 2, 2, 2]
+    assert {row.ids[0] for row in rows.train.readable} == {starting.bos_token_id}
+    assert max(len(row.ids) for row in rows.train.readable) == 512
+    assert starting.decode([i for row in rows.train.readable[1:] for i in row.ids[1:]]) == texts[1] + "<|im_end|>"
+    report = preflight.check(None, starting, rows, config)
+    found = finding([f for f in report.findings if "train" in f.title], "documents-split")
+    assert (found.severity, found.rows) == ("note", (2,))
+    assert not {"answers-cut", "turns-malformed", "missing-bos"}.intersection(f.id for f in report.findings)
+
+
+def test_a_template_that_does_not_end_is_tried_once(good, tokenizer, config, monkeypatch):
+    from ftkit.chat import templates
+
+    monkeypatch.setattr(templates, "_SECONDS", 0.2)
+    tokenizer.chat_template = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
+    with pytest.raises(DataError, match="did not end"):
+        preflight.tokenize_splits(good, tokenizer, config)
+
+
+def test_a_marker_in_a_single_prompt_is_no_chat_format(look):
+    asked = [{"role": "user", "content": "What is <|im_end|> for?"}, order_chat(0)[1]]
+    assert finding(look(chats=[asked]), "double-template").severity == "warning"

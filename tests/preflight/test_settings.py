@@ -91,6 +91,24 @@ def test_settings_that_suit_a_machine_have_no_error():
         assert errors == []
 
 
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant_with_warmup", "constant"])
+def test_warmup_ignored_exactly_where_the_schedule_ignores_it(kind):
+    """The scheduler of transformers decides, and each way out that is advised leads to no such finding."""
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    schedule = get_scheduler(kind, optimizer, num_warmup_steps=5, num_training_steps=20)
+    ignored = schedule.get_last_lr() == [1e-3]
+    settings = {"lr_scheduler_type": kind, "warmup_steps": 5}
+    found = preflight.check_settings(TrainConfig(**settings), CPU)
+    assert ("warmup-ignored" in {f.id for f in found}) == ignored
+    for way_out in ({"lr_scheduler_type": "constant_with_warmup"}, {"warmup_steps": 0}):
+        found = preflight.check_settings(TrainConfig(**settings | way_out), CPU, rows=400)
+        assert [f.id for f in found if f.id == "warmup-ignored"] == []
+        assert [f for f in found if f.field == "warmup_steps" and kind == "constant"] == []
+
+
 @pytest.mark.parametrize(("warmup", "severity"), [(50, "warning"), (30, "note")])
 def test_warmup_too_long(warmup, severity):
     found = settings_finding("warmup-too-long", max_steps=40, warmup_steps=warmup)

@@ -1,9 +1,11 @@
 """What the loss sees of the rows, and special tokens that tokenizer and model see differently."""
 
+import json
+
 import pytest
 from toys import CHATML, CUSTOMERS, LLAMA3, finding, make_tokenizer, order_chat
 
-from ftkit.chat import IGNORED, tokenize
+from ftkit.chat import IGNORED, fold_reasoning, tokenize
 
 
 def test_no_trained_tokens(look):
@@ -148,3 +150,48 @@ def test_template_tokens_untrained(look, model, value):
     found = finding(look(), "template-tokens-untrained")
     assert "<|im_start|>, <|im_end|>" in found.evidence
     assert found.severity == "warning"
+
+
+def test_answer_untrained_looks_at_every_answer(look):
+    """Llama's own template leaves out what an answer says beside its call."""
+    mute = CHATML.replace("{{ m['content'] }}", "{{ m['content'] if 'aside' not in m['content'] else '...' }}")
+    aside = [*order_chat(0)[:1], {"role": "assistant", "content": "An aside."}, *order_chat(1)]
+    found = finding(look(chats=[order_chat(2), aside], tokenizer=make_tokenizer(mute)), "answer-untrained")
+    assert found.rows == (2,)
+
+
+THOUGHT = [order_chat(0)[0], order_chat(0)[1] | {"reasoning_content": "Look it up first."}]
+
+
+def test_reasoning_untrained(look):
+    """The fix that is named was tried: with it the finding is gone; and nobody misses what should not be trained."""
+    chats = [order_chat(1), THOUGHT, *map(order_chat, range(2, 20))]
+    found = finding(look(chats=chats), "reasoning-untrained")
+    assert (found.severity, found.rows) == ("warning", (2,))
+    ids = {f.id for f in look(chats=list(map(fold_reasoning, chats))).findings}
+    assert "reasoning-untrained" not in ids | {
+        f.id for f in look(chats=chats, settings={"train_on": "answers"}).findings
+    }
+
+
+def test_call_untrained(look):
+    """A template that writes the name of a call and not all of its arguments."""
+    names = CHATML.replace(
+        "{{ m['content'] }}", "{{ m['content'] }}{% for c in m.tool_calls %}{{ c.function.name }}{% endfor %}"
+    )
+    call = json.dumps([{"type": "function", "function": {"name": "tide", "arguments": {"ports": ["Brest"]}}}])
+    called = [order_chat(0)[0], {"role": "assistant", "content": "", "tool_calls": call}]
+    rows = [called, *([turn | {"tool_calls": None} for turn in order_chat(i)] for i in range(1, 20))]
+    assert finding(look(chats=rows, tokenizer=make_tokenizer(names)), "call-untrained").rows == (1,)
+    whole = names.replace("c.function.name }}", "c.function.name }}{{ c.function.arguments | tojson }}")
+    assert look(chats=rows, tokenizer=make_tokenizer(whole)).errors == ()
+
+
+def test_an_inner_answer_may_end_with_another_marker_of_the_template(look):
+    """As gpt-oss does; only the last one must end in a stop token."""
+    inner = CHATML.replace(
+        "<|im_end|>\n{% endfor %}", "{{ '<|im_end|>' if loop.last else '<|end_header_id|>' }}\n{% endfor %}"
+    )
+    assert inner != CHATML
+    report = look(chats=[order_chat(i) + order_chat(i + 20) for i in range(20)], tokenizer=make_tokenizer(inner))
+    assert "stop-token-untrained" not in {f.id for f in report.findings}

@@ -17,9 +17,10 @@ from toys import CHECKPOINT_FACTS, CHECKPOINT_NAMES, make_checkpoint
 from ftkit import training
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, DataError, FtkitWarning, StorageError
+from ftkit.files import SEAL, remove_leftovers
 from ftkit.runs import Run
 from ftkit.training import HistoryPoint, checkpoints
-from ftkit.training.checkpoints import MARK, Mirror, newest, partial_folder, refuse_other, remove_leftovers
+from ftkit.training.checkpoints import Mirror, newest, partial_folder, refuse_other
 from ftkit.training.history import write_points
 
 
@@ -41,7 +42,7 @@ def test_what_is_half_written_does_not_count(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::ftkit.errors.FtkitWarning")
-@pytest.mark.parametrize("name", [*CHECKPOINT_NAMES, MARK])
+@pytest.mark.parametrize("name", [*CHECKPOINT_NAMES, SEAL])
 def test_cut_at_any_byte_the_older_one_is_used(tmp_path, name):
     """A file cut at any of its bytes, the mark among them, makes a checkpoint one that does not count."""
     older, newer = make_checkpoint(tmp_path, 5), make_checkpoint(tmp_path, 10)
@@ -87,13 +88,13 @@ def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_like_a_checkpoint
 
 def test_a_folder_without_its_mark_is_not_whole(tmp_path):
     place = make_checkpoint(tmp_path, 5)
-    (place / MARK).unlink()
+    (place / SEAL).unlink()
     assert "missing" in training.problem(place)
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
     place = make_checkpoint(tmp_path, 5)
-    (place / MARK).write_text(json.dumps({"format": 99}))
+    (place / SEAL).write_text(json.dumps({"format": 99}))
     with pytest.raises(DataError, match="newer ftkit"):
         newest(tmp_path)
 
@@ -101,7 +102,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
 def test_a_checkpoint_of_an_older_version_is_read(tmp_path):
     """Before digests were kept the mark held the facts alone, and the settings stood in the run's config.yaml."""
     place = make_checkpoint(tmp_path, 5)
-    (place / MARK).write_text(json.dumps(CHECKPOINT_FACTS))
+    (place / SEAL).write_text(json.dumps(CHECKPOINT_FACTS))
     saved = TrainConfig(lora_r=8).save(tmp_path / "config.yaml")
     assert newest(tmp_path) == place
     refuse_other(place, TrainConfig(lora_r=8), CHECKPOINT_FACTS, saved)
@@ -134,6 +135,8 @@ def test_the_settings_in_the_mark_count_and_not_a_file_edited_since(tmp_path):
         ("data_digest", "other data"),
         ("base_model", r"another base_model \(m then, x now\)"),
         ("backend", r"another backend \(transformers then, x now\)"),
+        ("base_weights", r"other weights of the base model, under the same name \(w then, x now\)"),
+        ("token_digest", "other tokens or labels, of another chat template"),
     ],
 )
 def test_every_fact_that_differs_is_named(tmp_path, fact, said):
@@ -232,8 +235,8 @@ def test_a_full_drive_warns_and_leaves_nothing_half(run, tmp_path):
         from ftkit.runs import Run
         run = Run.open({str(run.path)!r})
         (run / "checkpoints/checkpoint-10/big.bin").write_bytes(b"x" * 100_000)
-        from ftkit.training import checkpoints
-        checkpoints.seal(run / "checkpoints/checkpoint-10", {CHECKPOINT_FACTS!r})
+        from ftkit import files
+        files.seal(run / "checkpoints/checkpoint-10", {CHECKPOINT_FACTS!r})
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         with warnings.catch_warnings(record=True) as caught:

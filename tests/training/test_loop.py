@@ -10,18 +10,19 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from toys import make_model
 
 from ftkit import chat, data, models, training
-from ftkit.errors import ConfigError, DataError, FtkitWarning, MissingExtra, PreflightError, StorageError
-from ftkit.runs import Run
+from ftkit.errors import ConfigError, DataError, FtkitWarning, MissingExtra, PreflightError, StorageError, TrainingError
+from ftkit.runs import MARK, Run
 from ftkit.training import History, train
 from ftkit.training.checkpoints import newest
 from ftkit.training.history import COLUMNS
-from ftkit.training.loop import locked
+from ftkit.training.loop import _complete, locked
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def test_a_run_that_would_train_nothing_is_refused(model, tokenizer, splits, toy
     with warnings.catch_warnings(), pytest.raises(error, match=said):
         warnings.simplefilter("ignore", FtkitWarning)
         train(model, tokenizer, splits, toy_config.replace(max_length=16), run, preflight=preflight)
-    assert list(run.path.iterdir()) == []
+    assert [path.name for path in run.path.iterdir()] == [MARK]
 
 
 @pytest.mark.slow
@@ -261,6 +262,16 @@ def test_a_finished_run_is_not_overwritten_by_mistake(model, tokenizer, splits, 
         train(adapted, tokenizer, splits, toy_config, run)
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_a_run_whose_every_update_was_skipped_is_an_error(toy_config, run, dtype):
+    """The scaler of fp16 skips what overflows: after too few steps the adapter is what it was."""
+    recorder = SimpleNamespace(run=run, config=toy_config.replace(dtype=dtype), applied=0)
+    loop = SimpleNamespace(state=SimpleNamespace(global_step=4))
+    with pytest.raises(TrainingError, match=f"None of 4 weight updates was applied: in {dtype}"):
+        _complete(loop, recorder)
+    assert not (run / "adapter").exists()
+
+
 def test_rows_that_lose_part_of_their_answer_are_numbered(model, tokenizer, splits, toy_config, run):
     """Someone who never called preflight hears it from `train`."""
     longest = max(len(chat.tokenize(m, tokenizer)["input_ids"]) for m in splits.train["messages"])
@@ -271,7 +282,7 @@ def test_rows_that_lose_part_of_their_answer_are_numbered(model, tokenizer, spli
 def test_packing_is_refused_before_anything_is_touched(model, tokenizer, splits, toy_config, run):
     with pytest.raises(ConfigError, match="packing"):
         train(model, tokenizer, splits, toy_config.replace(packing=True), run)
-    assert list(run.path.iterdir()) == []
+    assert [path.name for path in run.path.iterdir()] == [MARK]
 
 
 def weights(run):
@@ -408,7 +419,7 @@ def test_a_mirror_that_vanishes_does_not_stop_the_training(tokenizer, splits, to
 HOLDER = """
 import sys, time
 from pathlib import Path
-from ftkit.training.loop import locked
+from ftkit.training.loop import _complete, locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -495,7 +506,7 @@ def test_the_check_refuses_before_anything_is_written(model, tokenizer, rows, to
     leaky = data.Splits(*(data.load_examples(part) for part in (rows[:6], rows[5:7], rows[7:])))
     with pytest.raises(PreflightError, match="leak-exact"):
         train(model, tokenizer, leaky, toy_config, run)
-    assert list(run.path.iterdir()) == []
+    assert [path.name for path in run.path.iterdir()] == [MARK]
 
 
 @pytest.mark.filterwarnings("default::ftkit.errors.FtkitWarning")
@@ -541,12 +552,45 @@ def test_trackio_gets_the_curve(tokenizer, tmp_path):
     assert [row[0] for row in sqlite3.connect(found[0]).execute("select distinct run_name from metrics")] == ["killed"]
 
 
-def test_a_loss_that_is_no_number_is_shown_as_it_is(model, tokenizer, splits, toy_config, run):
-    """Transformers would log the mean of the losses before it."""
+@pytest.mark.parametrize("save_steps", [0, 1])
+def test_a_run_whose_weights_are_no_numbers_is_not_finished(model, tokenizer, splits, toy_config, run, save_steps):
+    """The curve shows the loss as it is; Transformers would log the mean of the losses before it."""
     with torch.no_grad():
         model.lm_head.weight[0, 0] = float("nan")
-    history = train(model, tokenizer, splits, toy_config.replace(eval_steps=0), run)
-    assert history.diagnosis.ids[0] == "nan"
+    config = toy_config.replace(eval_steps=0, save_steps=save_steps)
+    with pytest.raises(TrainingError, match=r"no numbers .*No checkpoint has been kept.*lower learning_rate"):
+        train(model, tokenizer, splits, config, run)
+    assert History.load(run / "history.csv").diagnosis.ids[0] == "nan"
+    assert not run.finished("train")
+    assert not (run / "adapter").exists()
+    assert training.all_in(run / "checkpoints") == []
+
+
+def test_the_last_good_checkpoint_stays_when_the_weights_are_spoiled_later(tokenizer, splits, toy_config, run):
+    model = make_model()
+
+    def spoil(points, total):
+        if points[-1].step == 3:
+            with torch.no_grad():
+                model.lm_head.weight[0, 0] = float("inf")
+
+    with pytest.raises(TrainingError, match=r"The last good checkpoint is .*checkpoint-2\. Start"):
+        train(model, tokenizer, splits, toy_config.replace(eval_steps=0), run, watch=spoil)
+    assert newest(run / "checkpoints").name == "checkpoint-2"
+
+
+def test_a_run_that_leaves_the_adapter_as_it_was_is_not_finished(model, tokenizer, splits, toy_config, run):
+    """The first update of a warm-up has a learning rate of zero."""
+    config = toy_config.replace(max_steps=1, warmup_steps=5, eval_steps=0, save_steps=1)
+    with pytest.raises(TrainingError, match="what it was at the start: nothing is trained"):
+        train(model, tokenizer, splits, config, run)
+    assert not run.finished("train")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_within_the_warm_up_is_no_failure(model, tokenizer, splits, toy_config, run):
+    config = toy_config.replace(warmup_steps=2, eval_steps=0, save_steps=1)
+    assert train(model, tokenizer, splits, config, run).steps == 4
 
 
 @pytest.fixture

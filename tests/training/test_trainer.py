@@ -67,6 +67,31 @@ def test_an_adapter_in_fp16_is_trained_in_fp32(tokenizer, splits, toy_config, tm
     assert {p.dtype for p in loop.model.parameters() if p.requires_grad} == {wanted}
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_both_number_formats_are_said_and_no_logits_are_kept(model, tokenizer, splits, toy_config, tmp_path, dtype):
+    """Where one flag is left out TRL turns bf16 on; logits of the whole validation part would fill the memory."""
+    config = toy_config.replace(dtype=dtype)
+    parts = cut(preflight.tokenize_splits(splits, tokenizer, config), config)
+    told = build(models.add_lora(model, config), tokenizer, parts, config, Run.create("toy", tmp_path), []).args
+    assert (told.bf16, told.fp16) == (dtype == "bf16", dtype == "fp16")
+    assert told.prediction_loss_only
+    assert not told.dataloader_num_workers  # worker processes hang in notebooks
+
+
+def test_padding_hides_no_stop_token_where_both_are_one(model, tokenizer, splits, toy_config, tmp_path):
+    """Labels are padded by position: masked by id, no answer would ever learn to end."""
+    tokenizer.pad_token = tokenizer.eos_token
+    parts = cut(preflight.tokenize_splits(splits, tokenizer, toy_config), toy_config)
+    loop = build(models.add_lora(model, toy_config), tokenizer, parts, toy_config, Run.create("toy", tmp_path), [])
+    rows = sorted(parts["train"], key=lambda row: len(row["input_ids"]))
+    batch = loop.data_collator([dict(rows[0]), dict(rows[-1])])
+    for row, labels in zip((rows[0], rows[-1]), batch["labels"].tolist(), strict=True):
+        length = len(row["labels"])
+        assert labels[:length] == list(row["labels"])
+        assert set(labels[length:]) <= {-100}
+        assert row["labels"].count(tokenizer.eos_token_id) == 1
+
+
 def test_no_embedding_is_kept_for_good(model):
     """Transformers notes every embedding with bitsandbytes' manager for an 8-bit optimiser; nobody takes it out."""
     from bitsandbytes.optim import GlobalOptimManager

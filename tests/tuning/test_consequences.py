@@ -20,7 +20,6 @@ from ftkit.tuning.consequences import (
     duration,
     thinned,
     ticks,
-    updates_per_epoch,
     work_out,
 )
 
@@ -40,7 +39,7 @@ def test_parameters_are_the_published_ones():
 )
 def test_the_last_short_batch_is_an_update_too(rows, batch, accumulated, expected):
     config = TrainConfig(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulated)
-    assert updates_per_epoch(config, rows) == expected
+    assert work_out(config, Situation(CPU, SMOL, rows)).updates_per_epoch == expected
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant_with_warmup", "constant"])

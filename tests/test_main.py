@@ -1,0 +1,140 @@
+"""The command line: what its messages advise can be given to it, and whatever is given ends in one message."""
+
+import json
+import re
+import shlex
+import warnings
+from pathlib import Path
+
+import pytest
+from toys import make_model, make_tokenizer
+
+from ftkit import __main__ as command_line
+from ftkit import models, training
+from ftkit.config import TrainConfig
+from ftkit.errors import FtkitWarning, TrainingError
+
+PACKAGE = Path(command_line.__file__).parent
+
+TURNS = [{"the question": f"Where is key {i}?", "reply": f"On hook {i}, by the door."} for i in range(20)]
+
+
+@pytest.fixture
+def answers_trained(tmp_path, monkeypatch):
+    """Runs `train` on rows with a toy model, as far as the training itself: the answers that it would have read."""
+    handed = []
+
+    def train(model, tokenizer, splits, *_, **__):
+        """Stands where the training would begin."""
+        handed.extend(
+            row["messages"][-1]["content"] for part in (splits.train, splits.val, splits.test) for row in part
+        )
+        raise TrainingError("as far as this test goes")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "load", lambda *_: (make_model(), make_tokenizer()))
+    monkeypatch.setattr(models, "default_model", lambda: "toy")
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def run(rows, *arguments):
+        """The answers, sorted."""
+        TrainConfig(load_in_4bit=False, optim="adamw_torch").save(tmp_path / "c.yaml")
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        handed.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", FtkitWarning)
+            assert command_line.main(["train", "c.yaml", "--data", "rows.jsonl", *arguments]) == 1
+        return sorted(handed)
+
+    return run
+
+
+def test_a_mapping_is_given_as_the_message_advises(answers_trained, capsys):
+    """Columns of other names: the message says the option, and with the option the rows are read."""
+    assert answers_trained(TURNS) == []
+    (option,) = re.findall(r"On this command line: (--mapping .*)", capsys.readouterr().err)
+    assert answers_trained(TURNS, *shlex.split(option)) == sorted(row["reply"] for row in TURNS)
+
+
+def test_bad_rows_are_left_out_as_the_message_advises(answers_trained, capsys):
+    rows = [{"prompt": row["the question"], "completion": row["reply"]} for row in TURNS]
+    rows.append({"prompt": 5, "completion": None})
+    assert answers_trained(rows) == []
+    assert "On this command line: --on-error skip" in capsys.readouterr().err
+    assert len(answers_trained(rows, "--on-error", "skip")) == len(TURNS)
+    assert "left out 1 of 21 rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("advice", "option"), command_line._SAID_HERE.items())
+def test_what_messages_advise_in_python_can_be_said_here(advice, option):
+    """The option exists, and some message does advise it."""
+    command_line._parser().parse_args(["train", "c.yaml", "--data", "rows.jsonl", *shlex.split(option)])
+    texts = [path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py") if path.stem != "__main__"]
+    assert [text for text in texts if advice in text]
+
+
+def test_every_option_that_a_foreign_setting_leads_to_exists():
+    known = {word for word in command_line._parser().format_help().split() if word.startswith("--")}
+    train = command_line._parser()._subparsers._group_actions[0].choices["train"].format_help()
+    known |= set(re.findall(r"--[a-z-]+", train))
+    advised = re.findall(r"--[a-z-]+", (PACKAGE / "samples/setting_names.json").read_text(encoding="utf-8"))
+    assert set(advised) <= known
+
+
+def test_the_shares_of_the_parts_are_given(answers_trained):
+    rows = [{"prompt": row["the question"], "completion": row["reply"]} for row in TURNS]
+    assert len(answers_trained(rows, "--val", "0.3", "--test", "0.3")) == len(TURNS)
+    assert answers_trained(rows, "--val", "2") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "mapping"),
+    [
+        ("prompt=question,answer=reply", {"prompt": "question", "answer": "reply"}),
+        ("prompt=q,answer=a,system=s", {"prompt": "q", "answer": "a", "system": "s"}),
+        ("prompt=a, b,answer=c=d", {"prompt": "a, b", "answer": "c=d"}),
+    ],
+)
+def test_a_mapping_holds_columns_of_any_name(text, mapping):
+    assert command_line._mapping(text) == mapping
+
+
+@pytest.mark.parametrize("text", ["", "question", "prompt=", "=question", "\x1b[2J"])
+def test_a_mapping_of_another_shape_is_refused_with_the_right_one(text, capsys):
+    with pytest.raises(SystemExit):
+        command_line.main(["train", "c.yaml", "--data", "x.jsonl", "--mapping", text])
+    said = capsys.readouterr().err
+    assert "prompt=question,answer=reply" in said
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "none.yaml", "--data", "x.jsonl"],
+        ["train", ".", "--data", "x.jsonl"],
+        ["train", "\x1b[2J\u202e", "--data", "x.jsonl"],
+        ["train", "x" * 5000, "--data", "x.jsonl"],
+        ["train", "\udcff.yaml", "--data", "x.jsonl"],
+        ["notebook", "none"],
+        ["notebook", "x" * 5000 + ".ipynb"],
+        ["notebook", "\x1b[2J"],
+        ["notebook", "00", "-p", "seed", "[&a x, *a]"],
+        ["notebook", "00", "-p", "seed", "2001-99-99"],
+        ["notebook", "00", "-p", "seed", "{a: 1}"],
+        ["notebook", "00", "-p", "seed", "!!python/name:os.system x"],
+        ["notebook", "00", "-p", "x" * 10**5, "1"],
+        ["notebook", "00", "-p", "\x1b[31mseed", "1"],
+        ["notebook", ".", "-o", "out"],
+        ["quickstart", "-p", "none", "1"],
+    ],
+    ids=range(16),
+)
+def test_odd_arguments_end_in_one_message(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FTKIT_RUN_ROOT", str(tmp_path))
+    assert command_line.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert len(said) < 4_000
+    assert said.isprintable() or set(said) - set("\n\t") == {c for c in said if c.isprintable()}
+    assert "Traceback" not in said
