@@ -7,6 +7,7 @@ those of the processor: on a busy machine the second number is the one to compar
 """
 
 import argparse
+import itertools
 import json
 import random
 import resource
@@ -30,8 +31,8 @@ def write(path: Path, rows: int, words: int) -> None:
             if i % 10 == 9:
                 text[draw.randrange(words)] = f"new{i}"
             else:
-                start = draw.randrange(len(stream) - words)
-                text = stream[start : start + words]
+                starts = [draw.randrange(len(stream) - 10) for _ in range(0, words, 10)]
+                text = list(itertools.chain.from_iterable(stream[start : start + 10] for start in starts))[:words]
             cut = words * 2 // 5
             turns = [{"role": "user", "content": " ".join(text[:cut])}]
             turns.append({"role": "assistant", "content": " ".join(text[cut:])})

@@ -72,7 +72,12 @@ def _text(messages: Sequence[Mapping[str, Any]], document: str | None, part: str
 def text_of(messages: Sequence[Mapping[str, Any]], part: str = "all") -> str:
     """The text of a chat: all turns, those before the last answer ("prompt"), or the last answer ("answer")."""
     turns = {"all": messages, "prompt": messages[:-1], "answer": messages[-1:]}[part]
-    return "\n\n".join("\n".join(str(m[k]) for k in ("content", "tool_calls") if m.get(k)) for m in turns)
+    return "\n\n".join(map(_said, turns))
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    content, calls = turn.get("content"), turn.get("tool_calls")
+    return f"{content}\n{calls}" if content and calls else str(content or calls or "")
 
 
 def normalise(text: str) -> str:
