@@ -105,6 +105,7 @@ def near_pairs(
         buckets = _rare_buckets(known, threshold)
     else:
         buckets = _band_buckets(signatures(shingled(texts)), _rows_for(threshold))
+    buckets = _once(buckets)
     if apart is not None:
         buckets = _sides(buckets, apart)
     search = _Search(len(texts), threshold, across)
@@ -154,6 +155,15 @@ def close_pairs(texts: Sequence[str]) -> Pairs:
 def usual_method(texts: int) -> str:
     """What "auto" means for so many texts."""
     return "exact" if texts <= EXACT_TEXTS else "minhash"
+
+
+def _once(buckets: Iterable[list[int]]) -> Iterator[list[int]]:
+    """The buckets, each once: twins share most of their bands."""
+    seen: set[tuple[int, ...]] = set()
+    for bucket in buckets:
+        if (key := tuple(bucket)) not in seen:
+            seen.add(key)
+            yield bucket
 
 
 def _sides(buckets: Iterable[list[int]], border: int) -> Iterator[list[int]]:

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import warnings
+from array import array
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,10 +127,13 @@ def split(
         )
     order = sorted(groups)
     random.Random(seed).shuffle(order)
-    kinds = [None] * len(whole) if stratify is None else [_kind(value) for value in whole[stratify]]
-    filled = _filled(order, {key: Counter(kinds[i] for i in rows) for key, rows in groups.items()}, shares)
+    sizes: dict[str, Mapping[Any, int]] = {key: {None: len(rows)} for key, rows in groups.items()}
+    if stratify is not None:
+        kinds = [_kind(value) for value in whole[stratify][:]]
+        sizes = {key: Counter(kinds[i] for i in rows) for key, rows in groups.items()}
+    filled = _filled(order, sizes, shares)
     rows = {name: sorted(itertools.chain.from_iterable(groups[key] for key in part)) for name, part in filled.items()}
-    parts |= {name: whole.select(part) for name, part in rows.items()}
+    parts |= {name: whole.select(array("q", part)) for name, part in rows.items()}
     if repeats is None or len(shares) < 2:  # twins across a cut that the rows bring were not looked for
         return Splits(**parts)
     place = {row: number for number, row in enumerate(rows["train"], 1)}
@@ -203,7 +207,9 @@ def _groups(labels: Iterable[int]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _filled(order: list[str], sizes: Mapping[str, Counter[Any]], shares: Mapping[str, float]) -> dict[str, list[str]]:
+def _filled(
+    order: list[str], sizes: Mapping[str, Mapping[Any, int]], shares: Mapping[str, float]
+) -> dict[str, list[str]]:
     """Groups for train and the parts with shares, by rows of each kind; a group that a part has no room for is trained.
 
     `sizes` holds how many rows of each kind a group has.
@@ -219,15 +225,19 @@ def _filled(order: list[str], sizes: Mapping[str, Counter[Any]], shares: Mapping
         left -= wanted
     parts: dict[str, list[str]] = {"train": [], **{name: [] for name in shares}}
     for key in order:
-        part = next((name for name in room if sizes[key] <= room[name]), "train")
+        part = next((name for name in room if room[name] and _fits(sizes[key], room[name])), "train")
         parts[part].append(key)
         if part != "train":
-            room[part] -= sizes[key]
+            room[part] -= Counter(sizes[key])
     for name in shares:
         if not parts[name]:  # every group is too large: the smallest must do
-            parts[name].append(min(parts["train"], key=lambda key: sizes[key].total()))
+            parts[name].append(min(parts["train"], key=lambda key: sum(sizes[key].values())))
             parts["train"].remove(parts[name][0])
     return parts
+
+
+def _fits(sizes: Mapping[Any, int], room: Mapping[Any, int]) -> bool:
+    return all(rows <= room[kind] for kind, rows in sizes.items())
 
 
 def _rooms(kinds: Counter[Any], wanted: int) -> Counter[Any]:
