@@ -112,10 +112,12 @@ def load_examples(
     """Read any supported table into a `datasets.Dataset` with a `messages` column; other columns come along.
 
     Args:
-        source: a JSON, JSONL, CSV, TSV or Parquet file, a Hub dataset id, a list of dicts, a Dataset, or a bundled
-            name: "invoices" and "invoices_unseen" (extract products and prices; the second has layouts that training
-            never saw), "messy" and "messy_test" (a help desk's mail with planted defects), "general" (short questions).
-        split: keep only rows whose `split` column says so; for a Hub dataset the split to download ("train").
+        source: a JSON, JSONL, CSV, TSV, Parquet or Arrow file, perhaps packed (.gz, .bz2, .zst, .zip), a folder of such
+            files or of `save_to_disk`, a Hub dataset id, a list of dicts, a Dataset, or a bundled name: "invoices" and
+            "invoices_unseen" (extract products and prices; the second has layouts that training never saw), "messy"
+            and "messy_test" (a help desk's mail with planted defects), "general" (short questions).
+        split: keep only rows whose `split` column says so, by any usual name ("validation" finds "val"); for a Hub
+            dataset the split to download ("train").
         mapping: which columns hold what, for formats that `detect_format` does not know:
             `{"prompt": "question", "answer": "reply"}`, optionally `"system"`, `"context"` and `"reasoning"`;
             `{"messages": column}` for turns, `{"text": column}` for documents.
@@ -136,10 +138,19 @@ def load_examples(
     dataset = loaded.examples
     if split is None:
         return dataset
-    there = set(dataset["split"]) if "split" in dataset.column_names else set()
-    if split not in there:
+    names = dataset["split"][:] if "split" in dataset.column_names else []
+    there = set(names)
+    chosen = _same_split(split, there)
+    if not chosen:
         raise DataError(f"{name} has no split {split!r}; there are: {', '.join(sorted(map(str, there))) or 'none'}.")
-    return dataset.select([i for i, value in enumerate(dataset["split"]) if value == split])
+    return dataset.select([i for i, value in enumerate(names) if value in chosen])
+
+
+def _same_split(split: str, there: Iterable[Any]) -> set[Any]:
+    """The names that mean this split: itself, or else all other names of the same part ("val" for "validation")."""
+    part = readers.part(split)
+    names = set(there)
+    return names & {split} or {name for name in names if part and readers.part(name) == part}
 
 
 def read_rows(source: Any, *, mapping: Mapping[str, str] | None = None, merge_turns: bool = False) -> Loaded:
@@ -155,48 +166,70 @@ def read_rows(source: Any, *, mapping: Mapping[str, str] | None = None, merge_tu
 def _open(source: Any, split: str | None) -> tuple[str, readers.Rows, str | None]:
     """Name, numbered rows, and the split that is still to be picked out."""
     if not isinstance(source, str | Path):
-        if isinstance(source, Mapping) or hasattr(source, "columns"):
-            named = ", ".join(map(str, source)) if isinstance(source, Mapping) else "DataFrame"
-            raise DataError(
-                f"{type(source).__name__} ({named[:80]}) is no list of rows. Pick a part, such as source['train'], "
-                "or give frame.to_dict('records')."
-            )
-        if not isinstance(source, Iterable):
-            raise DataError(
-                f"{type(source).__name__} is no dataset: give a path, a Hub id, a list of dicts or a Dataset."
-            )
-        return "the given rows", ((f"row {n}", row) for n, row in enumerate(source, 1)), split
+        return "the given rows", _given(source), split
     text = str(source)
     if text in _SAMPLES:
         if (text, split) == ("invoices", "unseen"):
             text, split = "invoices_unseen", None
         file = resources.files("ftkit").joinpath("samples", f"{text}.jsonl")
         return text, readers.read(Path(str(file))), split
-    path = Path(text).expanduser()
-    hub_like = text.count("/") == 1 and path.suffix.lower() not in readers.ENDINGS and not path.parent.is_dir()
-    if hub_like and not path.exists():
-        return text, _hub_rows(text, split or "train"), None
-    if "/" not in text and path.suffix.lower() not in readers.ENDINGS and not path.exists():
+    name = readers.said(text)
+    with readers.explained(name):
+        path = Path(text).expanduser()
+        known = path.suffix.lower() in readers.ENDINGS or path.exists()
+        if not known and text.count("/") == 1 and not path.parent.is_dir():
+            return text, _hub_rows(text, split or "train"), None
+    if not known and "/" not in text:
         raise DataError(
-            f"{text!r} is no file and no bundled dataset. Bundled: {', '.join(_SAMPLES)}. A Hub id is 'owner/name'."
+            f"{name!r} is no file and no bundled dataset. Bundled: {', '.join(_SAMPLES)}. A Hub id is 'owner/name'."
         )
-    return text, readers.read(path), split
+    return name, readers.read(path), split
+
+
+def _given(source: Any) -> readers.Rows:
+    """Rows of a list, or of a Dataset without what Arrow fills in."""
+    if isinstance(source, Mapping) or hasattr(source, "columns"):
+        named = ", ".join(map(str, source)) if isinstance(source, Mapping) else "a table"
+        ways = {"to_pylist": "table.to_pylist()", "to_dicts": "frame.to_dicts()"}
+        way = next((way for name, way in ways.items() if hasattr(source, name)), "frame.to_dict('records')")
+        raise DataError(
+            f"{type(source).__name__} ({named[:80]}) is no list of rows. Pick a part, such as source['train'], "
+            f"or give {way}."
+        )
+    if not isinstance(source, Iterable):
+        raise DataError(f"{type(source).__name__} is no dataset: give a path, a Hub id, a list of dicts or a Dataset.")
+    if type(source).__module__.startswith("datasets."):
+        return _dataset_rows("the given rows", source)
+    return ((f"row {n}", {"messages": row} if isinstance(row, list) else row) for n, row in enumerate(source, 1))
+
+
+def _dataset_rows(name: str, dataset: Any) -> readers.Rows:
+    if hasattr(dataset, "cache_files") and dataset.format["type"] != "custom":  # a transform makes other rows
+        return readers.arrow_rows(name, dataset.with_format("arrow").iter(_BATCH))
+    rows = ((f"row {n}", readers.unpadded(row)) for n, row in enumerate(dataset, 1))
+    return readers.guarded(name, rows)
 
 
 def _hub_rows(name: str, split: str) -> readers.Rows:
-    from datasets import load_dataset
+    from datasets import get_dataset_split_names, load_dataset
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
-        rows = load_dataset(name, split=split)
+        try:
+            rows = load_dataset(name, split=split)
+        except ValueError as error:
+            there = _same_split(split, get_dataset_split_names(name)) if "Unknown split" in str(error) else ()
+            if not there:
+                raise
+            rows = load_dataset(name, split=min(there))
     except (DatasetsError, HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         # `datasets` raises FileNotFoundError and ConnectionError alike here: the text is what tells them apart
         raise DataError(
             f"{name!r} could not be read from the Hub: {(str(error) or type(error).__name__).splitlines()[0][:200]} "
             "Is the name right, the network there, and for gated data `hf auth login` done?"
         ) from error
-    return ((f"row {number}", row) for number, row in enumerate(rows, 1))
+    return _dataset_rows(name, rows)
 
 
 def _collect(name: str, rows: readers.Rows, mapping: Mapping[str, str] | None, merge_turns: bool) -> Loaded:
@@ -211,7 +244,7 @@ def _collect(name: str, rows: readers.Rows, mapping: Mapping[str, str] | None, m
     positions, numbers, unit = array("q"), array("q"), "row"
     with files.disk_errors_explained(Path(tempfile.gettempdir())):
         for position, (place, row) in enumerate(itertools.chain(first, rows)):
-            unit, number = place.split()
+            unit, number = place.split()[:2]
             try:
                 row = _converted(row, format, mapping, merge_turns, left)
                 if _answers_nothing(row["messages"]):

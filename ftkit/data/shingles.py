@@ -1,5 +1,6 @@
 """Texts as sets of word 5-grams: normalisation, words, 64-bit hashes of shingles, Jaccard similarity."""
 
+import itertools
 import os
 import re
 import unicodedata
@@ -42,16 +43,26 @@ class Texts(Sequence[str]):
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return [self[place] for place in range(*i.indices(len(self)))]
-        part, row = divmod(range(len(self))[i], len(self._examples))
-        example = self._examples[row]
-        return _text(example["messages"], example.get("text"), self._parts[part])
+        return next(self.at([range(len(self))[i]]))
 
     def __iter__(self) -> Iterator[str]:
         for part in self._parts:
-            for start in range(0, len(self._examples), _TEXTS_BATCH):
-                rows = self._examples[start : start + _TEXTS_BATCH]
-                documents = rows.get("text", [None] * len(rows["messages"]))
-                yield from (_text(*row, part) for row in zip(rows["messages"], documents, strict=True))
+            yield from (_text(*chat, part) for chat in chats(self._examples))
+
+    def at(self, places: Sequence[int]) -> Iterator[str]:
+        """The texts at these places, many fetched at once: one by one takes ten times as long."""
+        for start in range(0, len(places), _TEXTS_BATCH):
+            found = [divmod(place, len(self._examples)) for place in places[start : start + _TEXTS_BATCH]]
+            rows = chats(self._examples.select([row for _, row in found]))
+            yield from (_text(*row, self._parts[part]) for row, (part, _) in zip(rows, found, strict=True))
+
+
+def chats(examples: Any) -> Iterator[tuple[Sequence[Mapping[str, Any]], str | None]]:
+    """The messages of each row, and its document where it has none; read in batches, ten times as fast."""
+    columns = examples.select_columns([name for name in ("messages", "text") if name in examples.column_names])
+    for start in range(0, len(columns), _TEXTS_BATCH):
+        rows = columns[start : start + _TEXTS_BATCH]
+        yield from zip(rows["messages"], rows.get("text", itertools.repeat(None)), strict=False)
 
 
 def _text(messages: Sequence[Mapping[str, Any]], document: str | None, part: str) -> str:
@@ -61,7 +72,13 @@ def _text(messages: Sequence[Mapping[str, Any]], document: str | None, part: str
 def text_of(messages: Sequence[Mapping[str, Any]], part: str = "all") -> str:
     """The text of a chat: all turns, those before the last answer ("prompt"), or the last answer ("answer")."""
     turns = {"all": messages, "prompt": messages[:-1], "answer": messages[-1:]}[part]
-    return "\n\n".join("\n".join(str(m[k]) for k in ("content", "tool_calls") if m.get(k)) for m in turns)
+    return "\n\n".join(map(_said, turns))
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    if not (turn.get("reasoning_content") or turn.get("tool_calls")):  # most turns of most files
+        return str(turn.get("content") or "")
+    return "\n".join(str(turn[key]) for key in ("reasoning_content", "content", "tool_calls") if turn.get(key))
 
 
 def normalise(text: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ftkit.data.shingles import batches, flat_shingles, jaccard, shingled, word_shingles
+from ftkit.data.shingles import Texts, batches, flat_shingles, jaccard, shingled, word_shingles
 from ftkit.errors import ConfigError, MissingExtra
 from ftkit.tables import visible
 
@@ -105,6 +105,7 @@ def near_pairs(
         buckets = _rare_buckets(known, threshold)
     else:
         buckets = _band_buckets(signatures(shingled(texts)), _rows_for(threshold))
+    buckets = _once(buckets)
     if apart is not None:
         buckets = _sides(buckets, apart)
     search = _Search(len(texts), threshold, across)
@@ -156,6 +157,15 @@ def usual_method(texts: int) -> str:
     return "exact" if texts <= EXACT_TEXTS else "minhash"
 
 
+def _once(buckets: Iterable[list[int]]) -> Iterator[list[int]]:
+    """The buckets, each once: twins share most of their bands."""
+    seen: set[tuple[int, ...]] = set()
+    for bucket in buckets:
+        if (key := tuple(bucket)) not in seen:
+            seen.add(key)
+            yield bucket
+
+
 def _sides(buckets: Iterable[list[int]], border: int) -> Iterator[list[int]]:
     """The buckets, each cut where it crosses the border."""
     for bucket in buckets:
@@ -168,7 +178,7 @@ def _some_shingles(texts: Sequence[str], rows: Sequence[int]) -> dict[int, Any]:
     import numpy as np
 
     found, place = {}, iter(rows)
-    for batch in batches(texts[i] for i in rows):
+    for batch in batches(texts.at(rows) if isinstance(texts, Texts) else (texts[i] for i in rows)):
         hashes, offsets = flat_shingles(batch)
         for start, end in itertools.pairwise(offsets.tolist()):
             found[next(place)] = np.unique(hashes[start:end])
@@ -312,8 +322,8 @@ def signatures(batches: Iterable[tuple[Any, Any]]) -> Any:
     parts, lonely = [], itertools.count(2**63)
     for hashes, offsets in batches:
         rows = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, width, _SEED).to_rows()
-        values = itertools.chain.from_iterable(rows)
-        matrix = np.fromiter(values, dtype=np.uint64, count=(len(offsets) - 1) * width).reshape(-1, width)
+        values = b"".join(array("I", row).tobytes() for row in rows)  # three times as quick as numpy on the lists
+        matrix = np.frombuffer(values, dtype=np.uint32).reshape(-1, width).astype(np.uint64)
         for i in np.flatnonzero(offsets[1:] == offsets[:-1]):
             matrix[i] = np.uint64(next(lonely))
         parts.append(matrix)

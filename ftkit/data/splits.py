@@ -10,22 +10,24 @@ import json
 import os
 import random
 import warnings
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
 from ftkit import files, tables
-from ftkit.data import similarity
+from ftkit.data import readers, similarity
 from ftkit.data.formats import from_messages
 from ftkit.data.loading import load_examples
-from ftkit.data.shingles import Texts
+from ftkit.data.shingles import Texts, chats
 from ftkit.data.turns import Messages, plain
 from ftkit.errors import DataError, FtkitWarning
 from ftkit.runs import Run
 
 NAMES = ("train", "val", "test")
+_SORTED = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
 
 @tables.shown
@@ -76,57 +78,96 @@ class Splits:
 
 
 def split(
-    examples: Any, *, val: float = 0.1, test: float = 0.1, seed: int = 42, near: float | None = similarity.THRESHOLD
+    examples: Any,
+    *,
+    val: float = 0.1,
+    test: float = 0.1,
+    seed: int = 42,
+    near: float | None = similarity.THRESHOLD,
+    stratify: str | None = None,
 ) -> Splits:
     """Cut examples into train, val and test; rows with the same prompt, and near-duplicates, stay together.
 
-    Examples that bring a `split` column with train, val and test (the bundled sets do) keep that cut.
+    Examples that bring a `split` column keep that cut (validation, valid, dev, eval and evaluation are names of val); a
+    part that it lacks is cut from its train rows. Rows with other names are left out, with a warning.
 
     Args:
         examples: with `messages`.
-        val: share of the rows.
-        test: share of the rows.
+        val: share of the rows that are cut.
+        test: share of the rows that are cut.
         seed: of the cut.
         near: rows whose prompts, or whose whole texts, are at least this alike (Jaccard of word 5-grams) go to the same
             part; None looks at equal prompts only.
+        stratify: a column whose values shall have the same shares in every part, as far as twins allow.
 
     Raises:
-        DataError: too few rows, or shares that leave nothing to train on.
+        DataError: too few rows, no such column, or shares that leave nothing to train on.
     """
-    if "split" in examples.column_names and set(NAMES) <= set(examples["split"]):
-        return _own_cut(examples)
-    if not (0 < val < 1 and 0 < test < 1 and val + test < 1):
+    if stratify is not None and stratify not in examples.column_names:
+        raise DataError(f"stratify={stratify!r} is no column; there are: {', '.join(examples.column_names)}.")
+    named = _own_cut(examples)
+    shares = {name: share for name, share in (("test", test), ("val", val)) if not named.get(name)}
+    parts = {name: examples.select(rows) for name, rows in named.items()}
+    if not shares:
+        if stratify is not None:
+            warnings.warn(f"stratify={stratify!r} cuts nothing: the split column does.", FtkitWarning, stacklevel=2)
+        return Splits(**parts)
+    if not (all(0 < share < 1 for share in shares.values()) and sum(shares.values()) < 1):
         raise DataError(f"val={val}, test={test}: each wants a share between 0 and 1, together below 1.")
-    asked = zip(examples["messages"], _documents(examples), strict=True)
-    keys = [_key(prompt(messages) or document) for messages, document in asked]
+    whole = parts.get("train", examples)
+    keys = [_key(prompt(messages) or document) for messages, document in chats(whole)]
     together, repeats = _same_prompts(keys), None
     if near is not None:
-        together, repeats = _twins(examples, together, near)
+        together, repeats = _twins(whole, together, near)
     groups = {keys[group[0]]: group for group in _groups(together)}
-    if len(groups) < 3:
+    if len(groups) <= len(shares):
         raise DataError(
-            f"{len(examples)} rows with {len(groups)} different prompts cannot be cut into three parts; "
-            "at least 3 are wanted."
+            f"{len(whole)} rows with {len(groups)} different prompts cannot be cut into "
+            f"{'three' if len(shares) == 2 else 'two'} parts; at least {len(shares) + 1} are wanted."
         )
     order = sorted(groups)
     random.Random(seed).shuffle(order)
-    parts = _filled(order, {key: len(rows) for key, rows in groups.items()}, val, test)
-    rows = [sorted(itertools.chain.from_iterable(groups[key] for key in part)) for part in parts]
-    train, val_part, test_part = map(examples.select, rows)
-    if repeats is None:
-        return Splits(train, val_part, test_part)
-    place = {row: number for number, row in enumerate(rows[0], 1)}
+    sizes: dict[str, Mapping[Any, int]] = {key: {None: len(rows)} for key, rows in groups.items()}
+    if stratify is not None:
+        kinds = [_kind(value) for value in whole[stratify][:]]
+        sizes = {key: Counter(kinds[i] for i in rows) for key, rows in groups.items()}
+    filled = _filled(order, sizes, shares)
+    rows = {name: sorted(itertools.chain.from_iterable(groups[key] for key in part)) for name, part in filled.items()}
+    parts |= {name: whole.select(array("q", part)) for name, part in rows.items()}
+    if repeats is None or len(shares) < 2:  # twins across a cut that the rows bring were not looked for
+        return Splits(**parts)
+    place = {row: number for number, row in enumerate(rows["train"], 1)}
     in_train = tuple(tuple(place[i] for i in group) for group in repeats if group[0] in place)
-    return Splits(train, val_part, test_part, near, in_train)
+    return Splits(**parts, searched=near, repeats=in_train)
 
 
-def _own_cut(examples: Any) -> Splits:
-    """The parts that a column `split` names."""
-    named = {name: [i for i, part in enumerate(examples["split"]) if part == name] for name in NAMES}
-    if left := len(examples) - sum(map(len, named.values())):
-        message = f"{left} rows have another name in their split column and are left out."
+def _own_cut(examples: Any) -> dict[str, list[int]]:
+    """Rows of the parts that a column `split` names; empty where there is none, or none of its names is a part's."""
+    if "split" not in examples.column_names:
+        return {}
+    named: dict[str, list[int]] = {}
+    others: Counter[str] = Counter()
+    for i, value in enumerate(examples["split"]):
+        if part := readers.part(value):
+            named.setdefault(part, []).append(i)
+        else:
+            others[repr(value)] += 1
+    if others:
+        listed = ", ".join(f"{name} ({rows} rows)" for name, rows in others.most_common(5))
+        what = "These rows are left out." if named else "So the column is no cut, and all rows are cut anew."
+        message = f"The split column has names of no part: {listed}. {what} Parts are train, val and test."
         warnings.warn(message, FtkitWarning, stacklevel=3)
-    return Splits(*(examples.select(rows) for rows in named.values()))
+    if named and "train" not in named:
+        raise DataError(
+            f"The split column names {' and '.join(sorted(named))}, but no row to train on. "
+            "To cut these rows anew: split(examples.remove_columns('split'))."
+        )
+    return named
+
+
+def _kind(value: Any) -> Any:
+    """What stratifies a row: its value, or the JSON of a list."""
+    return value if isinstance(value, Hashable) else json.dumps(value, sort_keys=True, default=str)
 
 
 def _same_prompts(keys: Sequence[str]) -> list[int]:
@@ -166,26 +207,49 @@ def _groups(labels: Iterable[int]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _filled(order: list[str], sizes: Mapping[str, int], val: float, test: float) -> tuple[list[str], ...]:
-    """Groups for train, val and test, by rows; a group that is larger than what a part still wants goes to train."""
-    rows = sum(sizes.values())
-    wanted = {"test": max(1, round(test * rows)), "val": max(1, round(val * rows))}
-    wanted["val"] = max(1, min(wanted["val"], rows - wanted["test"] - 1))
-    parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+def _filled(
+    order: list[str], sizes: Mapping[str, Mapping[Any, int]], shares: Mapping[str, float]
+) -> dict[str, list[str]]:
+    """Groups for train and the parts with shares, by rows of each kind; a group that a part has no room for is trained.
+
+    `sizes` holds how many rows of each kind a group has.
+    """
+    kinds: Counter[Any] = Counter()
+    for group in sizes.values():
+        kinds.update(group)
+    room: dict[str, Counter[Any]] = {}
+    left = kinds.total() - 1
+    for place, (name, share) in enumerate(shares.items(), 1):
+        wanted = max(1, min(round(share * kinds.total()), left - (len(shares) - place)))
+        room[name] = _rooms(kinds, wanted)
+        left -= wanted
+    parts: dict[str, list[str]] = {"train": [], **{name: [] for name in shares}}
     for key in order:
-        part = next((name for name in wanted if sizes[key] <= wanted[name]), "train")
+        part = next((name for name in room if room[name] and _fits(sizes[key], room[name])), "train")
         parts[part].append(key)
         if part != "train":
-            wanted[part] -= sizes[key]
-    for name in ("test", "val"):
+            room[part] -= Counter(sizes[key])
+    for name in shares:
         if not parts[name]:  # every group is too large: the smallest must do
-            parts[name].append(min(parts["train"], key=lambda key: sizes[key]))
+            parts[name].append(min(parts["train"], key=lambda key: sum(sizes[key].values())))
             parts["train"].remove(parts[name][0])
-    return parts["train"], parts["val"], parts["test"]
+    return parts
+
+
+def _fits(sizes: Mapping[Any, int], room: Mapping[Any, int]) -> bool:
+    return all(rows <= room[kind] for kind, rows in sizes.items())
+
+
+def _rooms(kinds: Counter[Any], wanted: int) -> Counter[Any]:
+    """`wanted` rows shared out among the kinds by how many there are (largest remainders)."""
+    exact = {kind: wanted * rows / kinds.total() for kind, rows in kinds.items()}
+    rooms = Counter({kind: int(rows) for kind, rows in exact.items()})
+    rooms.update(sorted(exact, key=lambda kind: rooms[kind] - exact[kind])[: wanted - rooms.total()])
+    return rooms
 
 
 def _shorter(examples: Any, characters: int) -> list[int]:
-    sizes = (sum(len(turn["content"] or "") for turn in messages) for messages in examples["messages"])
+    sizes = (sum(len(t["content"] or "") for t in chat) if chat else len(text or "") for chat, text in chats(examples))
     return [row for row, size in enumerate(sizes) if size < characters]
 
 
@@ -264,18 +328,11 @@ def digest(*parts: Any) -> str:
     """Twelve hex digits that change when any message or document of these datasets, or their order, changes."""
     running = hashlib.sha256()
     for part in parts:
-        for messages, document in zip(part["messages"], _documents(part), strict=True):
-            turns: Any = [plain(m) for m in messages] or document
-            running.update(json.dumps(turns, sort_keys=True, ensure_ascii=False).encode())
+        for messages, document in chats(part):
+            running.update(_SORTED([plain(m) for m in messages] or document).encode())
         running.update(b"\x00")
     return running.hexdigest()[:12]
 
 
-def _documents(part: Any) -> Iterable[Any]:
-    """The raw text of rows without messages."""
-    return part["text"] if "text" in part.column_names else itertools.repeat(None, len(part))
-
-
 def _key(asked: Any) -> str:
-    text = json.dumps(asked, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
+    return hashlib.blake2b(_SORTED(asked).encode("utf-8", "replace"), digest_size=12).hexdigest()

@@ -107,7 +107,18 @@ def test_bundled_sets_have_the_promised_sizes():
 
 def test_unknown_split_lists_those_that_exist():
     with pytest.raises(DataError, match="test, train, val"):
-        data.load_examples("invoices", split="dev")
+        data.load_examples("invoices", split="holdout")
+
+
+@pytest.mark.parametrize("asked", ["val", "valid", "validation", "dev", "eval", "evaluation", "Validation"])
+def test_a_split_is_found_by_any_of_its_names(asked):
+    rows = [{"prompt": "Q", "completion": "A", "split": name} for name in ("train", "Valid", "test")]
+    assert data.load_examples(rows, split=asked)["split"][:] == ["Valid"]
+
+
+def test_a_split_of_exactly_that_name_comes_first():
+    rows = [{"prompt": "Q", "completion": "A", "split": name} for name in ("dev", "validation")]
+    assert data.load_examples(rows, split="dev")["split"][:] == ["dev"]
 
 
 def test_a_text_beside_a_label_is_no_chat_and_gets_a_mapping():

@@ -1,5 +1,6 @@
 """Parts that share no twins, what the search for them found, and the files of a run."""
 
+import itertools
 import json
 import random
 
@@ -122,6 +123,85 @@ def test_a_cut_that_the_file_brings_was_not_searched():
     splits = data.split(data.load_examples("invoices"))
     assert (splits.searched, splits.repeats) == (None, ())
     assert data.split(data.load_examples(chats(20)), near=None).searched is None
+
+
+def named_rows(*names, rows=20):
+    return data.load_examples([row | {"split": names[i % len(names)]} for i, row in enumerate(chats(rows))])
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "eval", "evaluation", "Validation", " DEV "])
+def test_a_files_own_cut_holds_under_every_name_of_its_parts(name):
+    splits = data.split(named_rows("train", "TRAIN", name, "Test"))
+    assert {part: set(getattr(splits, part)["split"]) for part in ("train", "val", "test")} == {
+        "train": {"train", "TRAIN"},
+        "val": {name},
+        "test": {"Test"},
+    }
+
+
+@pytest.mark.parametrize(("there", "cut"), [("eval", "test"), ("testing", "val")])
+def test_a_part_that_the_file_lacks_is_cut_from_train(there, cut):
+    """Equal prompts stay together, and nothing is taken from the part that the file brings."""
+    rows = [chat(f"Q{i // 2}", f"A{i}", split="train") for i in range(40)]
+    given = data.load_examples([*rows, *(chat(f"T{i}", "A", split=there) for i in range(10))])
+    splits = data.split(given)
+    assert (len(splits.train), len(getattr(splits, cut))) == (36, 4)
+    assert set(getattr(splits, cut)["split"]) == {"train"}
+    asked = [{m[0]["content"] for m in part["messages"]} for part in (splits.train, splits.val, splits.test)]
+    assert not (asked[0] & asked[1] or asked[0] & asked[2] or asked[1] & asked[2])
+    assert len(data.split(given, near=None).train) == 36
+
+
+def test_names_of_no_part_are_named_and_left_out():
+    with pytest.warns(FtkitWarning, match=r"'holdout' \(5 rows\), None \(5 rows\)\. These rows are left out"):
+        splits = data.split(named_rows("train", "test", "holdout", None))
+    assert len(splits.train) + len(splits.val) + len(splits.test) == 10
+
+
+def test_a_split_column_that_names_no_part_cuts_nothing_and_is_named():
+    with pytest.warns(FtkitWarning, match="'maths' .*all rows are cut anew"):
+        assert len(data.split(named_rows("maths", "poems")).train) == 16
+
+
+def test_a_file_without_rows_to_train_on_is_refused_and_the_advice_works():
+    rows = named_rows("test", "dev")
+    with pytest.raises(DataError, match=r"names test and val, but no row to train on.*remove_columns\('split'\)"):
+        data.split(rows)
+    assert len(data.split(rows.remove_columns("split")).train) == 16
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_stratified_parts_hold_no_more_of_a_value_than_its_share(seed):
+    """A partition that keeps equal prompts together, in which no value is crowded into a part."""
+    draw = random.Random(seed)
+    pairs = [(draw.randrange(40), draw.choice("abc")) for _ in range(80)]
+    rows = data.load_examples([chat(f"Q{n}", f"A{i}", kind=kind) for i, (n, kind) in enumerate(pairs)])
+    splits = data.split(rows, val=0.2, test=0.2, seed=seed, near=None, stratify="kind")
+    parts = [splits.train, splits.val, splits.test]
+    prompts = [{m[0]["content"] for m in part["messages"]} for part in parts]
+    assert sum(map(len, parts)) == len(pairs)
+    assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
+    for part, kind in itertools.product(parts[1:], "abc"):
+        assert part["kind"][:].count(kind) <= 0.2 * sum(k == kind for _, k in pairs) + 1
+
+
+def test_stratified_parts_keep_the_shares_of_a_column():
+    rows = data.load_examples([row | {"lang": ["de", "en", "en", "en"][i % 4]} for i, row in enumerate(chats(200))])
+    splits = data.split(rows, stratify="lang")
+    counted = [
+        [part["lang"][:].count(lang) for lang in ("de", "en")] for part in (splits.train, splits.val, splits.test)
+    ]
+    assert counted == [[40, 120], [5, 15], [5, 15]]
+    lists = rows.map(lambda row: {"tags": [row["lang"]]})
+    assert len(data.split(lists, stratify="tags").test) == 20
+
+
+def test_a_column_to_stratify_by_must_be_there_and_be_used():
+    rows = named_rows("train", "val", "test")
+    with pytest.raises(DataError, match=r"stratify='lang' is no column; there are: .*split"):
+        data.split(rows, stratify="lang")
+    with pytest.warns(FtkitWarning, match="cuts nothing: the split column does"):
+        data.split(rows, stratify="split")
 
 
 def test_short_rows_keep_what_the_search_found():
