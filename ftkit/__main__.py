@@ -50,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"{type(error).__name__}: {said}", file=sys.stderr)
         here = [option for advice, option in _SAID_HERE.items() if advice in said]
         for advised in re.findall(r"mapping=\{(.*?)\}", said)[:1]:
-            pairs = re.findall(r"'(\w+)': '(.*?)'(?:,|$)", advised)
-            here.append(f"--mapping {shlex.quote(','.join(map('='.join, pairs)))}")
+            pairs = re.findall(r"'(\w+)': (?:'(.*?)'(?:,|$)|\w+)", advised)
+            named = ",".join(f"{part}={column or 'COLUMN'}" for part, column in pairs)
+            here.append(f"--mapping {shlex.quote(named)}")
         if here and options.run is _train:
             _say(f"On this command line: {', '.join(here)}", file=sys.stderr)
         return 1
@@ -195,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
         "--mapping",
         type=_mapping,
         metavar="prompt=COLUMN,answer=COLUMN[,system=COLUMN]",
-        help="which columns hold what, where their names do not say so",
+        help="which columns hold what, where their names do not say so; as in data.load_examples",
     )
     option("--on-error", choices=("raise", "skip"), default="raise", help="skip leaves out rows that cannot be used")
     option("--val", type=float, default=0.1, help="share of the rows for validation (default: 0.1)")
