@@ -12,14 +12,15 @@ from ftkit.training import Recorder
 from ftkit.training.recorder import interruptible
 
 
-def test_the_first_sigint_asks_and_the_second_interrupts():
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_interrupts(number):
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), interruptible() as asked:
         assert not asked()
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         assert asked()
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
 
 
 def test_the_handler_before_comes_back():
