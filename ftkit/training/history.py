@@ -174,13 +174,14 @@ def holes(points: Sequence[HistoryPoint], every: int | None = None, last: int = 
     steps = [point.step for point in points if point.loss is not None]
     measured = [point.step for point in points if point.val_loss is not None]
     doubled = [step for found in (steps, measured) for step, count in Counter(found).items() if count > 1]
-    gaps = Counter(b - a for a, b in pairwise(steps[1:]))
-    every = every or max(gaps, key=gaps.__getitem__, default=max(steps, default=1))
+    ordered = sorted(set(steps))
+    gaps = Counter(b - a for a, b in pairwise(ordered[1:]))
+    every = every or max(gaps, key=gaps.__getitem__, default=max([1, *steps]))
     found = [f"step {step} stands in it twice" for step in sorted(set(doubled))]
     if steps != sorted(steps):
         found.append("its steps are out of order")
     reached = max([last - last % every, *steps])
-    for before, after in pairwise(sorted({0, *steps, reached})):
+    for before, after in pairwise(sorted({0, *ordered, reached})):
         if after - before > every or (after == reached and after not in steps):
             found.append(f"nothing between the steps {before} and {after}")
     return found

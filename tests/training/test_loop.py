@@ -685,7 +685,7 @@ def test_a_resumed_run_writes_again_what_was_lost_and_tells_of_a_hole(tokenizer,
     (run / "config.yaml").unlink()
     (run / "data/val.jsonl").unlink()
     lines = (run / "history.csv").read_text().splitlines(keepends=True)
-    (run / "history.csv").write_text("".join(lines[:2] + ["gar,bled\n"] + lines[4:]))
+    (run / "history.csv").write_text("".join([*lines[:2], "gar,bled\n", *lines[4:]]))
     with pytest.warns(FtkitWarning, match=r"history\.csv has a hole: .*line 3: 'gar,bled' is no point"):
         train(make_model(), tokenizer, splits, config, run)
     assert TrainConfig.load(run / "config.yaml") == config
