@@ -59,10 +59,10 @@ def test_a_process_that_ignores_sigint_goes_on_ignoring_it():
 
 def test_updates_that_the_scaler_skips_are_not_counted(toy_config, tmp_path):
     """A real scaler on a real parameter: an infinite gradient leaves the weights as they are."""
+    from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
-    from accelerate.state import AcceleratorState
 
-    AcceleratorState()
+    Accelerator(cpu=True)
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = AcceleratedOptimizer(torch.optim.SGD([weight], lr=0.1), scaler=torch.amp.GradScaler("cpu"))
     optimizer.gradient_state._set_sync_gradients(True)  # shared in a process: an earlier training may have left it off
