@@ -281,11 +281,6 @@ def resumable_step(run: Run) -> int | None:
     return checkpoints.step_of(sealed[-1]) if sealed else None
 
 
-def chosen(rows: Sequence[RunRow], names: Sequence[str]) -> list[RunRow]:
-    """The readable rows of these names, in the table's order."""
-    return [row for row in rows if row.name in names and row.history is not None]
-
-
 def _state(run: Run, history: History) -> str:
     try:
         if run.finished("train"):

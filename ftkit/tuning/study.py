@@ -371,7 +371,8 @@ def _attempt(
         if not place.finished("train"):
             short_run(_settings(trial, space), place, watcher)
     except (PreflightError, TrainingError) as error:
-        watcher.state, reason = "failed", str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
+        watcher.state = "failed" if watcher.state == "finished" else watcher.state  # its weights may be no numbers
     if watcher.state == "stopped" or (watcher.state == "finished" and not place.finished("train")):
         return False
     curve = place / "history.csv"
