@@ -352,7 +352,8 @@ class _Task:
                 model, tokenizer = models.load(self.base_model, settled)
                 train(model, tokenizer, self.splits, settled, place, stop=watcher.halt, watch=watcher)
         except (PreflightError, TrainingError) as error:
-            watcher.state, reason = "failed", str(error).splitlines()[0]
+            reason = str(error).splitlines()[0]
+            watcher.state = "failed" if watcher.state == "finished" else watcher.state  # its weights may be no numbers
         finally:
             model = None
             gc.collect()  # a model and its hooks refer to each other
