@@ -21,7 +21,7 @@ _Chat = list[dict[str, Any]]
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which templates look for it
 _READS_REASONING = re.compile(r"reasoning_content|[.'\"](?:thinking|reasoning)\b")
 _THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
-_SECONDS = 10  # that one rendering may take
+_SECONDS = 10  # of computing that one rendering may take
 _LARGEST = 1_000_000  # characters that a template may add of its own
 
 _HERMES = """# Tools
@@ -87,7 +87,7 @@ def _render(chat: _Chat, tools: _Chat, tokenizer: Any, add_generation_prompt: bo
             text = _applied(_arguments_as_text(chat), tools, tokenizer, add_generation_prompt)
     except TimeoutError as error:
         raise DataError(
-            f"The chat template did not end within {_SECONDS} seconds: it is broken. "
+            f"The chat template did not end within {_SECONDS} seconds of computing: it is broken. "
             "Take the template that the model's authors publish."
         ) from error
     except _template_errors() as error:
@@ -141,12 +141,12 @@ def _bounded() -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise TimeoutError
 
-    handler, timer = signal.signal(signal.SIGALRM, stop), signal.setitimer(signal.ITIMER_REAL, _SECONDS)
+    handler, timer = signal.signal(signal.SIGVTALRM, stop), signal.setitimer(signal.ITIMER_VIRTUAL, _SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, *timer)
-        signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_VIRTUAL, *timer)
+        signal.signal(signal.SIGVTALRM, handler or signal.SIG_DFL)
 
 
 def _arguments_as_text(chat: _Chat) -> _Chat:

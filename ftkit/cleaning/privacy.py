@@ -5,6 +5,7 @@ that a pattern could tell. We do it ourselves because the scanners that were tri
 know neither the checksum of an account number nor access keys.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -29,12 +30,13 @@ def personal_data(action: str = "flag") -> Rule:
     done, about = ACTIONS[action]
 
     def judge(at: int, row: Mapping[str, Any]) -> Ruling | None:
-        kinds: list[str] = []
-        for message in row["messages"]:
-            kinds += [hit.kind for hit in scan(text_of([message]))]
+        texts = [text_of([message]) for message in row["messages"]] or [row.get("text") or ""]
+        kinds = [hit.kind for hit in itertools.chain.from_iterable(map(scan, texts))]
         if not kinds:
             return None
         named = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
+        if action == "redact" and not row["messages"]:
+            return Ruling(f"{named}; a document is left out, not redacted", float(len(kinds)), action="drop")
         turns = list(map(_redacted, row["messages"])) if action == "redact" else None
         return Ruling(named, float(len(kinds)), action=done, messages=turns)
 
@@ -74,8 +76,9 @@ def redact(text: str) -> str:
 
 def _redacted(message: Mapping[str, Any]) -> dict[str, Any]:
     turn = dict(message)
-    if turn.get("content"):
-        turn["content"] = redact(turn["content"])
+    for key in ("content", "reasoning_content"):
+        if turn.get(key):
+            turn[key] = redact(turn[key])
     if turn.get("tool_calls"):
         turn["tool_calls"] = json.dumps(_inside(json.loads(turn["tool_calls"])), ensure_ascii=False)
     return turn

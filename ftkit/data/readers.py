@@ -43,7 +43,12 @@ _PARTS = {
 _NAMED_PART = re.compile(rf"({'|'.join(sorted(_PARTS, key=len, reverse=True))})(?![^\W\d_])", re.IGNORECASE)
 
 # Columns of one row: an object that has one of them is no wrapping around a list of rows.
-_OF_A_ROW = frozenset({"messages", "conversations", "prompt", "instruction", "question", "text"})
+_OF_A_ROW = frozenset(
+    (
+        *("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat"),
+        *("prompt", "instruction", "question", "text"),
+    )
+)
 
 # Files of `save_to_disk` and of the Hub that stand beside data.
 _BESIDE = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json"})

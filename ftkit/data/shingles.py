@@ -35,7 +35,7 @@ class Texts(Sequence[str]):
     def __init__(self, examples: Any, *parts: str) -> None:
         if unknown := set(parts) - set(PARTS):
             raise ConfigError(f"on={min(unknown)!r} is not one of {', '.join(PARTS)}.")
-        self._examples, self._parts = examples.select_columns("messages"), parts or ("all",)
+        self._examples, self._parts = examples, parts or ("all",)
 
     def __len__(self) -> int:
         return len(self._examples) * len(self._parts)
@@ -69,15 +69,13 @@ def _text(messages: Sequence[Mapping[str, Any]], document: str | None, part: str
     return text_of(messages, part) if messages else document or ""
 
 
+_SAID = ("reasoning_content", "content", "tool_calls")
+
+
 def text_of(messages: Sequence[Mapping[str, Any]], part: str = "all") -> str:
     """The text of a chat: all turns, those before the last answer ("prompt"), or the last answer ("answer")."""
     turns = {"all": messages, "prompt": messages[:-1], "answer": messages[-1:]}[part]
-    return "\n\n".join(map(_said, turns))
-
-
-def _said(turn: Mapping[str, Any]) -> str:
-    content, calls = turn.get("content"), turn.get("tool_calls")
-    return f"{content}\n{calls}" if content and calls else str(content or calls or "")
+    return "\n\n".join("\n".join(str(m[k]) for k in _SAID if m.get(k)) for m in turns)
 
 
 def normalise(text: str) -> str:

@@ -249,7 +249,7 @@ def _rooms(kinds: Counter[Any], wanted: int) -> Counter[Any]:
 
 
 def _shorter(examples: Any, characters: int) -> list[int]:
-    sizes = (sum(len(turn["content"] or "") for turn in messages) for messages, _ in chats(examples))
+    sizes = (sum(len(t["content"] or "") for t in chat) if chat else len(text or "") for chat, text in chats(examples))
     return [row for row, size in enumerate(sizes) if size < characters]
 
 

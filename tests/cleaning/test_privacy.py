@@ -86,3 +86,13 @@ def test_redaction_keeps_calls_valid_json():
 
 def test_an_ip_address_is_no_phone_number():
     assert redact("server 192.168.100.200 is down") == "server 192.168.100.200 is down"
+
+
+def test_reasoning_is_redacted_and_a_document_is_left_out():
+    """What is trained is looked through: the reasoning of an answer, and raw text."""
+    secret = {"role": "assistant", "content": "Done.", "reasoning_content": "Ask ana@shop.example first."}
+    report = clean([{"messages": [{"role": "user", "content": "Go"}, secret]}], [cleaning.personal_data("redact")])
+    assert report.kept[0]["messages"][1]["reasoning_content"] == "Ask [EMAIL] first."
+    documents = [{"text": "Ask ana@shop.example first."}, {"text": "Ask the miller first."}]
+    report = clean(documents, [cleaning.personal_data("redact")])
+    assert report.kept["text"][:] == ["Ask the miller first."]
