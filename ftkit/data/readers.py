@@ -343,7 +343,7 @@ def _json(file: _File) -> Rows:
     if isinstance(first, str):
         try:
             json.loads(first)
-            lined = not alone
+            lined = not alone or (lined and first.lstrip("\ufeff \t").startswith("{"))
         except json.JSONDecodeError as error:
             goes_on = error.pos >= len(first.rstrip(" \t\r\n,")) and not error.msg.startswith("Unterminated")
             lined = lined and (alone or not goes_on)

@@ -69,13 +69,16 @@ def _text(messages: Sequence[Mapping[str, Any]], document: str | None, part: str
     return text_of(messages, part) if messages else document or ""
 
 
-_SAID = ("reasoning_content", "content", "tool_calls")
-
-
 def text_of(messages: Sequence[Mapping[str, Any]], part: str = "all") -> str:
     """The text of a chat: all turns, those before the last answer ("prompt"), or the last answer ("answer")."""
     turns = {"all": messages, "prompt": messages[:-1], "answer": messages[-1:]}[part]
-    return "\n\n".join("\n".join(str(m[k]) for k in _SAID if m.get(k)) for m in turns)
+    return "\n\n".join(map(_said, turns))
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    if not (turn.get("reasoning_content") or turn.get("tool_calls")):  # most turns of most files
+        return str(turn.get("content") or "")
+    return "\n".join(str(turn[key]) for key in ("reasoning_content", "content", "tool_calls") if turn.get(key))
 
 
 def normalise(text: str) -> str:
