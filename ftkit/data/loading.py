@@ -187,27 +187,35 @@ def _open(source: Any, split: str | None) -> tuple[str, readers.Rows, str | None
 
 
 def _given(source: Any) -> readers.Rows:
-    """Rows of a list, or of a Dataset without what Arrow fills in."""
-    if isinstance(source, Mapping) or hasattr(source, "columns"):
-        named = ", ".join(map(str, source)) if isinstance(source, Mapping) else "a table"
+    """Rows of a list, of a Dataset without what Arrow fills in, or of an object in one of the shapes of JSON files."""
+    if hasattr(source, "columns"):
         ways = {"to_pylist": "table.to_pylist()", "to_dicts": "frame.to_dicts()"}
         way = next((way for name, way in ways.items() if hasattr(source, name)), "frame.to_dict('records')")
-        raise DataError(
-            f"{type(source).__name__} ({named[:80]}) is no list of rows. Pick a part, such as source['train'], "
-            f"or give {way}."
-        )
-    if not isinstance(source, Iterable):
+        raise DataError(f"{type(source).__name__} is no list of rows. Give {way}.")
+    if not isinstance(source, Iterable) or isinstance(source, bytes):
         raise DataError(f"{type(source).__name__} is no dataset: give a path, a Hub id, a list of dicts or a Dataset.")
+    if isinstance(source, Mapping) and not type(source).__module__.startswith("datasets."):
+        source = readers.shaped("the given object", dict(source))
+    if isinstance(source, Mapping):
+        return itertools.chain.from_iterable(
+            _dataset_rows("the given rows", part, name) for name, part in source.items()
+        )
     if type(source).__module__.startswith("datasets."):
         return _dataset_rows("the given rows", source)
     return ((f"row {n}", {"messages": row} if isinstance(row, list) else row) for n, row in enumerate(source, 1))
 
 
-def _dataset_rows(name: str, dataset: Any) -> readers.Rows:
+def _dataset_rows(name: str, dataset: Any, part: str | None = None) -> readers.Rows:
+    """Rows of a Dataset, which may be a part of a DatasetDict."""
     if hasattr(dataset, "cache_files") and dataset.format["type"] != "custom":  # a transform makes other rows
-        return readers.arrow_rows(name, dataset.with_format("arrow").iter(_BATCH))
-    rows = ((f"row {n}", readers.unpadded(row)) for n, row in enumerate(dataset, 1))
-    return readers.guarded(name, rows)
+        rows = readers.arrow_rows(name, dataset.with_format("arrow").iter(_BATCH))
+    else:
+        rows = readers.guarded(name, ((f"row {n}", readers.unpadded(row)) for n, row in enumerate(dataset, 1)))
+    for place, row in rows:
+        if part is None:
+            yield place, row
+        else:
+            yield f"{place} of {part}", {"split": part} | row if isinstance(row, dict) else row
 
 
 def _hub_rows(name: str, split: str) -> readers.Rows:

@@ -84,14 +84,15 @@ class _File:
     open: Callable[[], BinaryIO]
 
     @contextmanager
-    def text(self) -> Iterator[BinaryIO]:
-        """The bytes, if they look like text."""
+    def opened(self) -> Iterator[BinaryIO]:
+        """The bytes, if they do not begin like a file of another kind."""
         with self.open() as stream:
             start = stream.peek(32)[:32]  # type: ignore[attr-defined]
             for mark, what in _OTHER_KINDS.items():
-                if start.lower().startswith(mark.lower()):
+                if start.lower().startswith(mark.lower()) and not what.endswith(self.ending):
                     raise DataError(f"{self.name} is {what}.")
-            if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start[:4]:
+            text = self.ending not in (".parquet", ".arrow")
+            if text and (start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start[:4]):
                 raise DataError(
                     f"{self.name} is UTF-16 text (it begins with {start[:2].hex(' ')}); wanted UTF-8. "
                     f"Convert it: {_iconv(self.name, 'UTF-16')}"
@@ -334,7 +335,7 @@ def _unzstd(raw: Any) -> Any:
 
 def _json(file: _File) -> Rows:
     """JSON by its layout: a value a line, or one document (a list, an object), or values that take several lines."""
-    with file.text() as stream:
+    with file.opened() as stream:
         lines = (line for _, line in _lines(file, stream) if isinstance(line, DataError) or line.strip())
         first = next(lines, "")
         alone = isinstance(first, str) and next(lines, None) is None
@@ -344,7 +345,7 @@ def _json(file: _File) -> Rows:
             json.loads(first)
             lined = not alone or (lined and first.lstrip("\ufeff \t").startswith("{"))
         except json.JSONDecodeError as error:
-            goes_on = error.pos >= len(first.rstrip()) and not error.msg.startswith("Unterminated")
+            goes_on = error.pos >= len(first.rstrip(" \t\r\n,")) and not error.msg.startswith("Unterminated")
             lined = lined and (alone or not goes_on)
         except (ValueError, RecursionError):
             pass
@@ -352,7 +353,7 @@ def _json(file: _File) -> Rows:
 
 
 def _by_line(file: _File) -> Rows:
-    with file.text() as stream:
+    with file.opened() as stream:
         for number, line in _lines(file, stream):
             if isinstance(line, DataError):
                 yield f"line {number}", line
@@ -378,7 +379,7 @@ def _beyond_python(error: Exception) -> str:
 
 
 def _document(file: _File) -> Rows:
-    with file.text() as stream:
+    with file.opened() as stream:
         content = _whole(file, stream)
     try:
         text = content.decode("utf-8-sig")
@@ -395,12 +396,14 @@ def _document(file: _File) -> Rows:
     try:
         document = json.loads(text[start:])
     except (ValueError, RecursionError) as error:
-        if not (isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"):
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            yield from _values(file.name, text, start, listed=False)
+        elif file.ending != ".json":  # only its first line is broken
+            yield from _by_line(file)
+        else:
             raise _not_json(file.name, text, error) from error
-    else:
-        yield from ((f"row {number}", row) for number, row in enumerate(_shaped(file.name, document), 1))
         return
-    yield from _values(file.name, text, start, listed=False)
+    yield from ((f"row {number}", row) for number, row in enumerate(shaped(file.name, document), 1))
 
 
 def _whole(file: _File, stream: BinaryIO) -> bytearray:
@@ -412,7 +415,7 @@ def _whole(file: _File, stream: BinaryIO) -> bytearray:
     return content
 
 
-def _shaped(name: str, document: Any) -> list[Any]:
+def shaped(name: str, document: Any) -> list[Any]:
     """The rows of one object: lists under the names of parts, the one list in it, columns, or the object itself."""
     if not isinstance(document, dict):
         raise DataError(f"{name}: wanted a list of objects, found {type(document).__name__}.")
@@ -457,8 +460,9 @@ def _values(name: str, text: str, place: int, *, listed: bool) -> Rows:
             row = DataError(f"is longer than {_MOST}: no model reads that much. Split long documents first.")
         yield f"row {number}", row
         end = _past_space(text, end)
-        more = text.startswith(",", end) if listed else end < len(text)
-        place = _past_space(text, end + 1) if listed and more else end
+        comma = text.startswith(",", end)  # without brackets around, some write commas all the same
+        place = _past_space(text, end + 1) if comma else end
+        more = comma if listed else place < len(text)
     if listed and text[place:].rstrip() != "]":
         unended = json.JSONDecodeError("Expecting ',' or the end of the list", text, place)
         raise _not_json(name, text, unended)
@@ -508,13 +512,17 @@ def _not_utf8(file: _File, error: UnicodeDecodeError) -> str:
 
 
 def _iconv(name: str, encoding: str) -> str:
+    unpacked = _unpacked_name(name)
+    return f"iconv -f {encoding} -t UTF-8 {unpacked} > fixed{PurePath(unpacked).suffix}"
+
+
+def _unpacked_name(name: str) -> str:
     path = PurePath(name)
-    unpacked = path.with_suffix("") if path.suffix.lower() in _PACKED else path
-    return f"iconv -f {encoding} -t UTF-8 {unpacked.name} > fixed{unpacked.suffix}"
+    return path.stem if path.suffix.lower() in _PACKED else path.name
 
 
 def _csv(file: _File) -> Rows:
-    with file.text() as stream:
+    with file.opened() as stream:
         limit = csv.field_size_limit(MAX_LINE_BYTES)  # the default of 128 KiB refuses long documents; put back below
         try:
             yield from _table(file, _text_lines(file, stream))
@@ -524,6 +532,11 @@ def _csv(file: _File) -> Rows:
 
 def _table(file: _File, lines: Iterator[str]) -> Rows:
     start = list(itertools.islice(lines, 10))
+    if start and "\r" in start[0].rstrip("\r\n"):
+        raise DataError(
+            f"{file.name} ends its lines with carriage returns alone. Convert it: "
+            f"tr '\\r' '\\n' < {_unpacked_name(file.name)} > fixed{file.ending}"
+        )
     given = _SEPARATOR_LINE.fullmatch(start[0]) if start else None  # what Excel writes and obeys
     delimiter = given[1] if given else _delimiter(file, start)
     numbered = enumerate(itertools.chain(start, lines), 1)
@@ -631,7 +644,7 @@ def _parquet(file: _File) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
-    with file.open() as stream:
+    with file.opened() as stream:
         plain = isinstance(stream.raw, io.FileIO)  # type: ignore[attr-defined]
         source = stream if plain else pyarrow.BufferReader(_whole(file, stream))
         with pyarrow.parquet.ParquetFile(source) as table:
@@ -643,7 +656,7 @@ def _arrow(file: _File) -> Rows:
     """Arrow's format for files, or that for streams, which `datasets` writes."""
     import pyarrow
 
-    with file.open() as stream:
+    with file.opened() as stream:
         if stream.peek(6)[:6] == b"ARROW1":  # type: ignore[attr-defined]
             table = pyarrow.ipc.open_file(pyarrow.BufferReader(_whole(file, stream)))
             batches = (table.get_batch(i) for i in range(table.num_record_batches))

@@ -164,9 +164,11 @@ def test_a_second_change_sees_the_first():
         assert clean(rows, rules).kept["messages"][0][0]["content"] == "MAIL ME: [EMAIL]"
 
 
-@pytest.mark.parametrize("source", [{"train": [1]}, {"messages": []}])
-def test_a_dictionary_of_parts_is_no_list_of_rows(source):
-    with pytest.raises(DataError, match="is no list of rows"):
+@pytest.mark.parametrize(
+    ("source", "message"), [({"train": [1]}, "Unknown format"), ({"messages": []}, "has no turns")]
+)
+def test_a_dictionary_without_rows_is_refused(source, message):
+    with pytest.raises(DataError, match=message):
         clean(source, [])
 
 

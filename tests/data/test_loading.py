@@ -166,3 +166,29 @@ def test_a_deeply_nested_row_is_read_or_named(tmp_path, depth, place):
         assert len(data.load_examples(path)) == 2
     except DataError as error:
         assert "line 2" in str(error)
+
+
+def test_a_table_in_memory_is_refused_with_a_way_that_works():
+    pandas, arrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    rows = [{"prompt": "Q", "completion": "A"}]
+    for table, way in (
+        (pandas.DataFrame(rows), "frame.to_dict('records')"),
+        (arrow.Table.from_pylist(rows), "table.to_pylist()"),
+    ):
+        with pytest.raises(DataError) as caught:
+            data.load_examples(table)
+        assert str(caught.value).endswith(f"is no list of rows. Give {way}.")
+        followed = eval(way, {"frame": table, "table": table})
+        assert data.load_examples(followed)["messages"][:] == [WANTED]
+
+
+def test_parts_in_memory_fill_a_split_column():
+    datasets = pytest.importorskip("datasets")
+    row = {"prompt": "Q", "completion": "A"}
+    parts = {"train": [row, row], "validation": [row]}
+    for source in (
+        parts,
+        datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in parts.items()}),
+    ):
+        assert data.load_examples(source)["split"][:] == ["train", "train", "validation"]
+    assert data.load_examples({"prompt": ["Q", "Q"], "completion": ["A", "A"]})["messages"][:] == [WANTED] * 2

@@ -78,11 +78,18 @@ def test_json_files_of_every_layout(tmp_path, text):
         ("x.jsonl", gzip.compress(b"{}"), "is packed by gzip: give it the ending .gz"),
         ("x.csv", b"PK\x03\x04 a sheet", "save the sheet as CSV"),
         ("x.json", b"<!doctype html><p>Not found", "is a web page: download the file itself"),
+        ("x.parquet", b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
+        ("x.arrow", b"<html>Not found", "is a web page"),
         ("x.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
         ("x.jsonl", '{"a": 1}'.encode("utf-16-le"), "is UTF-16 text"),
         ("x.csv.gz", gzip.compress("a\tb\n".encode("utf-16")), "iconv -f UTF-16 -t UTF-8 x.csv > fixed.csv"),
         ("x.tar.gz", gzip.compress(b"x"), "Unpack it first"),
         ("x.gz", gzip.compress(b"x"), r"wanted a file that ends in .*perhaps packed"),
+        (
+            "x.csv",
+            b"prompt,completion\rQ,A\r",
+            r"carriage returns alone\. Convert it: tr '\\r' '\\n' < x\.csv > fixed\.csv",
+        ),
         ("x.tsv", b"prompt\tcompletion\na\tb\nc\n", "line 3: has 1 cells, but the header has 2"),
         ("x.xlsx", b"PK", "wanted a file that ends in"),
         ("x.json", b'"text"', "wanted a list of objects"),
@@ -196,6 +203,8 @@ TURNS = json.dumps(WANTED) + "\n"
         ("x.json", json.dumps({"prompt": WANTED[:1], "completion": WANTED[1:]}), 1),
         ("x.jsonl", json.dumps({"prompt": "Q", "completion": "A", "notes": [{"by": "B"}]}), 1),
         ("x.json", json.dumps({"version": "1.1", "data": [{"prompt": "Q", "completion": "A"}] * 2}), 2),
+        ("x.json", LINE.replace("\n", ",\n") * 2, 2),
+        ("x.jsonl", LINE.replace("\n", ",\n") * 2, 2),
         ("x.csv", "prompt\tcompletion\nQ\tA\n", 1),
         ("x.csv", "prompt|completion\nQ|A\n", 1),
         ("x.tsv", "prompt,completion\nQ,A\n", 1),
@@ -234,6 +243,14 @@ def test_arrow_tables_are_read_packed_or_not(tmp_path, ending, packing):
     path = tmp_path / f"x{ending}{packing}"
     packed(path, sink.getvalue().to_pybytes())
     assert data.load_examples(path)["messages"][:] == [WANTED] * 3
+
+
+@pytest.mark.parametrize("broken", ["oops", '{"prompt": "Q",', '{"prompt": "Q'])
+def test_a_broken_first_line_costs_no_other(tmp_path, broken):
+    path = tmp_path / "x.jsonl"
+    path.write_text(broken + "\n" + LINE * 2)
+    with pytest.warns(UserWarning, match="line 1: is not JSON"):
+        assert len(data.load_examples(path, on_error="skip")) == 2
 
 
 def test_lists_under_the_names_of_parts_fill_a_split_column(tmp_path):
