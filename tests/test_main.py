@@ -71,6 +71,29 @@ def test_bad_rows_are_left_out_as_the_message_advises(answers_trained, capsys):
     assert "left out 1 of 21 rows" in capsys.readouterr().err
 
 
+def test_neighbours_of_one_role_are_joined_as_the_message_advises(answers_trained, capsys):
+    ask = [{"role": "user", "content": "In short:"}]
+    rows = [
+        {
+            "messages": [
+                *ask,
+                {"role": "user", "content": row["the question"]},
+                {"role": "assistant", "content": row["reply"]},
+            ]
+        }
+        for row in TURNS
+    ]
+    assert answers_trained(rows) == []
+    assert "On this command line: --merge-turns" in capsys.readouterr().err
+    assert len(answers_trained(rows, "--merge-turns")) == len(TURNS)
+
+
+def test_parts_are_stratified_by_a_column(answers_trained):
+    rows = [{"prompt": row["the question"], "completion": row["reply"], "kind": "a"} for row in TURNS]
+    assert len(answers_trained(rows, "--stratify", "kind")) == len(TURNS)
+    assert answers_trained(rows, "--stratify", "mood") == []
+
+
 @pytest.mark.parametrize(("advice", "option"), command_line._SAID_HERE.items())
 def test_what_messages_advise_in_python_can_be_said_here(advice, option):
     """The option exists, and some message does advise it."""
