@@ -83,6 +83,7 @@ def train(
     report = check(model, tokenizer, rows, config, run=run)
     _obey(report, refuse=preflight)
     parts = trainer.cut(rows, config)
+    del rows  # lists of numbers, several times as large as the datasets cut from them
     lengths = [len(ids) for ids in parts["train"]["input_ids"]]
 
     with (
@@ -228,7 +229,7 @@ def _start_afresh(run: Run, splits: Splits, config: TrainConfig, mirror: Mirror 
 
     What a reader has put beside it stays.
     """
-    evaluated = [f"{name}.jsonl" for name in run.facts.get("evaluate", {})]
+    evaluated = [f"{name}.jsonl" for name in run.facts.get("evaluate", {}) if Path(name).name == name]
     for step in ("train", "evaluate"):
         run.reopen(step)
     for place in (*checkpoints.all_in(run / "checkpoints"), run / "checkpoints/best", run / "adapter"):
