@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -127,19 +127,26 @@ def remove_leftovers(path: Path) -> None:
 
 
 @contextmanager
-def folder(path: str | Path) -> Iterator[Path]:
+def folder(path: str | Path, names: Collection[str] | None = None) -> Iterator[Path]:
     """Yield a temporary folder that is sealed and takes the place of `path` when the block ends well, else vanishes.
+
+    With `names` files of these names alone are replaced; what else stands there stays.
 
     Raises:
         StorageError: something else stands there; or the disk is full, the folder cannot be written.
     """
     path = Path(path)
-    refuse_foreign(path)
+    refuse_foreign(path, names=names)
     with disk_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         working = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY))
         try:
             yield working
+            replaced_too = {*(names or ()), HIDDEN}
+            for name, beside in inside(path).items() if names is not None else ():
+                if name not in replaced_too:
+                    (working / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(beside, working / name, follow_symlinks=False)
             seal(working, {}, HIDDEN)
             working.chmod(0o755)
             if path.exists():
@@ -212,15 +219,15 @@ def strangers(folder: Path, *, edited: bool = False) -> list[str]:
     ]
 
 
-def refuse_foreign(folder: Path, *, edited: bool = False) -> None:
-    """Let nothing be written over a folder, or a link, that was not made here.
+def refuse_foreign(folder: Path, *, edited: bool = False, names: Collection[str] | None = None) -> None:
+    """Let nothing be written over a folder, or a link, that was not made here; with `names` over files of these names.
 
     Raises:
         StorageError: names what stands there.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise StorageError(f"{folder} is a link or a file, and a folder is wanted there. Move it, or choose another.")
-    if strange := strangers(folder, edited=edited):
+    if strange := [name for name in strangers(folder, edited=edited) if names is None or name in names]:
         raise StorageError(
             f"{folder} would be replaced, and ftkit did not write what is in it: {', '.join(strange[:3])}. Move that "
             "away, or choose another folder or run name."

@@ -9,11 +9,12 @@ from ftkit.data.leaks import leakage
 from ftkit.data.loading import Loaded, combined, load_examples, read_rows
 from ftkit.data.shingles import WORDS, Texts, jaccard, normalise, text_of, word_shingles, words
 from ftkit.data.similarity import BANDS, ROWS, THRESHOLD, close_pairs, distance, near_pairs, simhash
-from ftkit.data.splits import Splits, digest, load_splits, prompt, save, split
+from ftkit.data.splits import FILES, Splits, digest, load_splits, prompt, save, split
 from ftkit.data.turns import as_json, merge_turns, order_problem, parse_calls, parse_tools, plain
 
 __all__ = [
     "BANDS",
+    "FILES",
     "ROWS",
     "THRESHOLD",
     "WORDS",

@@ -27,6 +27,7 @@ from ftkit.errors import DataError, FtkitWarning
 from ftkit.runs import Run
 
 NAMES = ("train", "val", "test")
+FILES = tuple(f"{name}.jsonl" for name in NAMES)
 _SORTED = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
 
@@ -256,15 +257,15 @@ def _shorter(examples: Any, characters: int) -> list[int]:
 def save(splits: Splits, run: Run) -> Path:
     """Write `data/train.jsonl`, `val.jsonl` and `test.jsonl` into the run folder, with all their columns.
 
-    Tool calls and schemas are written as objects. The three appear together or not at all.
+    Tool calls and schemas are written as objects. The three appear together or not at all; other files there stay.
 
     Raises:
         DataError: a part without rows, or rows that are no chats; numbers the first.
-        StorageError: `data` holds files that were not saved by this function, or were edited since; the disk is full
-            or the folder cannot be written.
+        StorageError: files of these names stand there that this function did not write, or that were edited since; the
+            disk is full or the folder cannot be written.
     """
-    files.refuse_foreign(run / "data", edited=True)
-    with files.folder(run / "data") as working:
+    files.refuse_foreign(run / "data", edited=True, names=FILES)
+    with files.folder(run / "data", FILES) as working:
         for name in NAMES:
             part = getattr(splits, name)
             if len(part) == 0:

@@ -121,7 +121,7 @@ def _refuse(run: Run, config: TrainConfig, resume: bool) -> None:
     """What can be said before anything is loaded or tokenised."""
     run.refuse_foreign()
     files.refuse_foreign(run / "adapter")
-    files.refuse_foreign(run / "data", edited=True)
+    files.refuse_foreign(run / "data", edited=True, names=data.FILES)
     if resume and run.finished("train"):
         raise ConfigError(
             f"{run.path} holds a finished training. Choose another run name, or pass resume=False "
