@@ -43,12 +43,10 @@ _PARTS = {
 _NAMED_PART = re.compile(rf"({'|'.join(sorted(_PARTS, key=len, reverse=True))})(?![^\W\d_])", re.IGNORECASE)
 
 # Columns of one row: an object that has one of them is no wrapping around a list of rows.
-_OF_A_ROW = frozenset(
-    (
-        *("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat"),
-        *("prompt", "instruction", "question", "text"),
-    )
-)
+_OF_A_ROW = {
+    *("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat"),
+    *("prompt", "instruction", "question", "text"),
+}
 
 # Files of `save_to_disk` and of the Hub that stand beside data.
 _BESIDE = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json"})
@@ -70,7 +68,6 @@ _ADVICE = {
 }
 
 Row = dict[str, Any]
-
 Rows = Iterator[tuple[str, Any]]
 
 
@@ -259,13 +256,13 @@ def _members(path: Path, name: str, inner: str) -> list[_File]:
             return _unpacked(path, f"{name}/{said(member)}", member, archive.open(member))
 
     with zipfile.ZipFile(path) as archive:
-        members = [member.filename for member in archive.infolist() if not member.is_dir()]
+        members = sorted(member.filename for member in archive.infolist() if not member.is_dir())
     files = []
-    for member in sorted(members):
-        ending = _ending(member)
+    for member in members:
+        ending, place = _ending(member), said(member)
         if ending and _is_data(PurePath(member).name) and not member.startswith("__MACOSX"):
-            place = f"{inner}/{said(member)}" if inner else said(member)
-            files.append(_File(f"{name}/{said(member)}", place, ending, partial(opened, member)))
+            step = f"{inner}/{place}" if inner else place
+            files.append(_File(f"{name}/{place}", step, ending, partial(opened, member)))
     return files
 
 
@@ -323,10 +320,6 @@ class _Bounded(io.RawIOBase):
         super().close()
 
 
-def _ungzip(raw: Any) -> Any:
-    return gzip.GzipFile(fileobj=raw)
-
-
 def _unzstd(raw: Any) -> Any:
     import pyarrow
 
@@ -355,13 +348,13 @@ def _json(file: _File) -> Rows:
 def _by_line(file: _File) -> Rows:
     with file.opened() as stream:
         for number, line in _lines(file, stream):
-            if isinstance(line, DataError):
-                yield f"line {number}", line
-            elif line.strip():
+            if isinstance(line, DataError) or line.strip():
                 yield f"line {number}", _parsed(line)
 
 
-def _parsed(line: str) -> Any:
+def _parsed(line: str | DataError) -> Any:
+    if isinstance(line, DataError):
+        return line
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
@@ -402,8 +395,8 @@ def _document(file: _File) -> Rows:
             yield from _by_line(file)
         else:
             raise _not_json(file.name, text, error) from error
-        return
-    yield from ((f"row {number}", row) for number, row in enumerate(shaped(file.name, document), 1))
+    else:
+        yield from ((f"row {number}", row) for number, row in enumerate(shaped(file.name, document), 1))
 
 
 def _whole(file: _File, stream: BinaryIO) -> bytearray:
@@ -489,13 +482,8 @@ def _lines(file: _File, stream: BinaryIO) -> Iterator[tuple[int, str | DataError
         if not raw:
             return
         if len(raw) > MAX_LINE_BYTES:
-            yield (
-                number,
-                DataError(
-                    f"is longer than {_MOST}: no model reads that much. "
-                    "Is it one JSON object a line? Split long documents first."
-                ),
-            )
+            hint = "Is it one JSON object a line? Split long documents first."
+            yield number, DataError(f"is longer than {_MOST}: no model reads that much. {hint}")
             while raw and not raw.endswith(b"\n"):  # what follows belongs to the same line
                 raw = stream.readline(MAX_LINE_BYTES)
             continue
@@ -553,13 +541,8 @@ def _table(file: _File, lines: Iterator[str]) -> Rows:
         if len(cells) == len(header):
             yield f"line {number}", dict(zip(header, cells, strict=True))
         elif cells:
-            yield (
-                f"line {number}",
-                DataError(
-                    f"has {len(cells)} cells, but the header has {len(header)} ({', '.join(header[:6])}). "
-                    "Put quotes around text that holds the separator."
-                ),
-            )
+            wanted = f"has {len(cells)} cells, but the header has {len(header)} ({', '.join(header[:6])})"
+            yield f"line {number}", DataError(f"{wanted}. Put quotes around text that holds the separator.")
 
 
 def _records(file: _File, numbered: Iterator[tuple[int, str]], delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -676,6 +659,6 @@ _READERS: dict[str, Callable[[_File], Rows]] = {
     ".arrow": _arrow,
 }
 
-_PACKED: dict[str, Callable[[Any], Any]] = {".gz": _ungzip, ".bz2": bz2.BZ2File, ".zst": _unzstd}
+_PACKED: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".zst": _unzstd}
 
 ENDINGS = frozenset({*_READERS, *_PACKED, ".zip"})

