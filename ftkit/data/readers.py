@@ -48,6 +48,8 @@ _OF_A_ROW = {
     *("prompt", "instruction", "question", "text"),
 }
 
+_TURNS = ({"role", "content"}, {"from", "value"})
+
 # Files of `save_to_disk` and of the Hub that stand beside data.
 _BESIDE = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json"})
 
@@ -417,7 +419,7 @@ def shaped(name: str, document: Any) -> list[Any]:
     if any(map(part, lists)):
         rows = itertools.chain.from_iterable([(key, row) for row in rows] for key, rows in lists.items())
         return [{"split": key} | (row if isinstance(row, dict) else {"messages": row}) for key, row in rows]
-    if set(document) == {"columns", "index", "data"} and all(map(lists.get, ("data",))):  # pandas, orient="split"
+    if set(document) == {"columns", "index", "data"} and "data" in lists:  # pandas, orient="split"
         return [dict(zip(document["columns"], cells, strict=False)) for cells in document["data"]]
     columns = [list(value.values()) if isinstance(value, dict) else value for value in values]
     if all(isinstance(value, dict) and value for value in values) and len(set(map(tuple, values))) == 1:
@@ -444,7 +446,7 @@ def _values(name: str, text: str, place: int, *, listed: bool) -> Rows:
         number += 1
         try:
             row, end = decoder.raw_decode(text, place)
-            if listed and number == 1 and _is_turn(row):
+            if listed and number == 1 and isinstance(row, dict) and any(turn <= row.keys() for turn in _TURNS):
                 row, end = decoder.raw_decode(text, begin)
                 listed = False
         except (ValueError, RecursionError) as error:
@@ -459,10 +461,6 @@ def _values(name: str, text: str, place: int, *, listed: bool) -> Rows:
     if listed and text[place:].rstrip() != "]":
         unended = json.JSONDecodeError("Expecting ',' or the end of the list", text, place)
         raise _not_json(name, text, unended)
-
-
-def _is_turn(row: Any) -> bool:
-    return isinstance(row, dict) and ({"role", "content"} <= set(row) or {"from", "value"} <= set(row))
 
 
 def _past_space(text: str, place: int) -> int:
@@ -528,9 +526,9 @@ def _table(file: _File, lines: Iterator[str]) -> Rows:
     given = _SEPARATOR_LINE.fullmatch(start[0]) if start else None  # what Excel writes and obeys
     delimiter = given[1] if given else _delimiter(file, start)
     numbered = enumerate(itertools.chain(start, lines), 1)
+    records = _records(file, (line for _, line in numbered), delimiter)
     if given:
-        next(numbered)
-    records = _records(file, numbered, delimiter)
+        next(records)
     header = next(records, (1, []))[1]
     if not "".join(header).strip():
         raise DataError(f"{file.name}: the first line is blank; a header with the columns' names is wanted.")
@@ -545,22 +543,16 @@ def _table(file: _File, lines: Iterator[str]) -> Rows:
             yield f"line {number}", DataError(f"{wanted}. Put quotes around text that holds the separator.")
 
 
-def _records(file: _File, numbered: Iterator[tuple[int, str]], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _records(file: _File, lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Cells as CSV has them, each record with the number of its first line."""
-    taken: list[int] = []
-
-    def lines() -> Iterator[str]:
-        for number, line in numbered:
-            taken.append(number)
-            yield line
-
+    reader, number = csv.reader(lines, delimiter=delimiter, strict=True), 1
     try:
-        for cells in csv.reader(lines(), delimiter=delimiter, strict=True):
-            yield taken[0], cells
-            taken.clear()
+        for cells in reader:
+            yield number, cells
+            number = reader.line_num + 1
     except csv.Error as error:
         hint = "A quote is never closed, or a cell is too long: save it as JSONL."
-        raise DataError(f"{file.name} line {taken[0]}: not CSV ({error}). {hint}") from error
+        raise DataError(f"{file.name} line {number}: not CSV ({error}). {hint}") from error
 
 
 def _tabbed(numbered: Iterator[tuple[int, str]], width: int) -> Iterator[tuple[int, list[str]]]:

@@ -194,38 +194,24 @@ def _checked_folder(path: Path) -> str:
 
 
 def _reach(name: str) -> None:
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import constants, errors, hf_hub_download
 
     page = f"{constants.ENDPOINT}/{name}"
     offline = f"The bundled model {BUNDLED!r} needs no network."
+    reasons = {  # the narrower errors stand first
+        errors.HFValidationError: f"is no model name: a Hub id is 'owner/name'. {offline}",
+        errors.GatedRepoError: f"is gated. Open {page}, accept its terms, then run `hf auth login` or set HF_TOKEN. "
+        f"Ungated: 'Qwen/Qwen2.5-1.5B-Instruct', {BUNDLED!r}.",
+        errors.RepositoryNotFoundError: f"is not on the Hub, or is private: see {page}. Check the spelling; for a "
+        "private model run `hf auth login` or set HF_TOKEN.",
+        errors.LocalEntryNotFoundError: f"is not in the cache and the Hub cannot be reached. {offline}",
+        errors.OfflineModeIsEnabled: f"is not in the cache and the Hub cannot be reached. {offline}",
+        errors.EntryNotFoundError: f"has no config.json, so it is no Transformers model (a GGUF or adapter "
+        f"repository?): {page}.",
+    }
     try:
         hf_hub_download(name, "config.json")
-    except HFValidationError as error:
-        raise ModelError(f"{name!r} is no model name: a Hub id is 'owner/name'. {offline}") from error
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{name!r} is gated. Open {page}, accept its terms, then run `hf auth login` or set HF_TOKEN. "
-            f"Ungated: 'Qwen/Qwen2.5-1.5B-Instruct', {BUNDLED!r}."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{name!r} is not on the Hub, or is private: see {page}. Check the spelling; for a private model "
-            "run `hf auth login` or set HF_TOKEN."
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise ModelError(f"{name!r} is not in the cache and the Hub cannot be reached. {offline}") from error
-    except EntryNotFoundError as error:
-        raise ModelError(
-            f"{name!r} has no config.json, so it is no Transformers model (a GGUF or adapter repository?): {page}."
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelError(f"{name!r} could not be read from the Hub ({error}). {offline}") from error
+    except (errors.HFValidationError, errors.EntryNotFoundError, OSError) as error:
+        unread = f"could not be read from the Hub ({error}). {offline}"
+        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), unread)
+        raise ModelError(f"{name!r} {reason}") from error
