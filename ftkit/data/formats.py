@@ -110,8 +110,7 @@ def to_messages(
     Args:
         row: column name to value.
         format: as `detect_format` names it; found from the row's own columns when None.
-        mapping: for other columns: `{"prompt": column, "answer": column}` and optionally `"system"`, `"context"` (put
-            after the prompt) and `"reasoning"`; or `{"messages": column}` for turns, `{"text": column}` for documents.
+        mapping: for other columns, as `load_examples` takes it.
         merge_turns: join neighbouring turns of one role.
         left: receives the names of what is not read.
 
@@ -317,14 +316,6 @@ def _pair(prompt: Any, answer: Any, more: Any = None) -> Messages:
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": spoken(answer, "an answer")}]
 
 
-def _to_messages(chat: Messages) -> Row:
-    return {"messages": list(map(_with_calls, chat))}
-
-
-def _to_sharegpt(chat: Messages) -> Row:
-    return {"conversations": list(itertools.chain.from_iterable(map(_spoken, chat)))}
-
-
 def _spoken(turn: Mapping[str, Any]) -> Iterator[Row]:
     """One turn of ShareGPT, or two where an assistant says something and calls tools."""
     more = {k: v for k, v in turn.items() if k not in ("role", "content", "tool_calls")}
@@ -384,8 +375,8 @@ _MORE = ("system", "context", "reasoning")
 
 _WRITERS: dict[str, Callable[[Messages], Row]] = {
     "alpaca": _to_alpaca,
-    "sharegpt": _to_sharegpt,
+    "sharegpt": lambda chat: {"conversations": list(itertools.chain.from_iterable(map(_spoken, chat)))},
     "chatml": _to_chatml,
-    "messages": _to_messages,
+    "messages": lambda chat: {"messages": list(map(_with_calls, chat))},
     "prompt-completion": _to_prompt_completion,
 }

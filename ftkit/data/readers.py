@@ -19,7 +19,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -75,17 +74,31 @@ Rows = Iterator[tuple[str, Any]]
 
 @dataclass(frozen=True)
 class _File:
-    """A file of data wherever it stands: what messages call it, its place in a folder or archive, and its bytes."""
+    """A file of data wherever it stands: what messages call it, and its place in a folder or archive."""
 
+    path: Path
     name: str
     inner: str
     ending: str  # without that of a packing
-    open: Callable[[], BinaryIO]
+    member: str = ""  # of the archive at `path`
+
+    def bytes(self) -> BinaryIO:
+        """What it holds, out of its packing."""
+        unpack = _PACKED.get(PurePath(self.member or self.path).suffix.lower())
+        if self.member:
+            with zipfile.ZipFile(self.path) as archive:
+                raw: Any = archive.open(self.member)
+        else:
+            raw = self.path.open("rb", buffering=0)
+        if unpack or self.member:
+            most = max(_UNPACKED, _TIMES * self.path.stat().st_size)
+            raw = _Bounded(self.name, raw, unpack(raw) if unpack else raw, most)
+        return io.BufferedReader(raw)
 
     @contextmanager
     def opened(self) -> Iterator[BinaryIO]:
         """The bytes, if they do not begin like a file of another kind."""
-        with self.open() as stream:
+        with self.bytes() as stream:
             start = stream.peek(32)[:32]  # type: ignore[attr-defined]
             for mark, what in _OTHER_KINDS.items():
                 if start.lower().startswith(mark.lower()) and not what.endswith(self.ending):
@@ -190,21 +203,16 @@ def _without_none(value: Any) -> Any:
 
 def _rows(path: Path, name: str) -> Rows:
     files = _files(path, name)
-    parts = [_part_of_file(file.inner) for file in files]
+    parts = []
+    for file in files:  # the part that a file's name begins with, or else its folder's
+        matches = filter(None, map(_NAMED_PART.match, reversed(PurePath(file.inner).parts)))
+        parts.append(next((found[1].lower() for found in matches), None))
     for file, named in zip(files, parts, strict=True):
         for place, found in _READERS[file.ending](file):
             row = {"messages": found} if isinstance(found, list) else found  # a chat as the list of its turns
             if any(parts) and isinstance(row, dict):
                 row = {"split": named} | row
             yield f"{place} of {file.inner}" if len(files) > 1 else place, row
-
-
-def _part_of_file(name: str) -> str | None:
-    """The part that a file's name begins with, or else its folder's."""
-    for step in reversed(PurePath(name).parts):
-        if found := _NAMED_PART.match(step):
-            return found[1].lower()
-    return None
 
 
 def _files(path: Path, name: str, inner: str = "") -> list[_File]:
@@ -228,7 +236,7 @@ def _files(path: Path, name: str, inner: str = "") -> list[_File]:
         advice = _ADVICE.get(path.suffix.lower()) or _ADVICE.get(Path(path.stem).suffix.lower(), "")
         wanted = f"{', '.join(_READERS)}, perhaps packed ({', '.join(_PACKED)}, .zip)"
         raise DataError(f"{name}: wanted a file that ends in {wanted}. {advice}".rstrip())
-    return [_File(name, inner, ending, lambda: _unpacked(path, name, path.name, path.open("rb", buffering=0)))]
+    return [_File(path, name, inner, ending)]
 
 
 def _walked(folder: Path, name: str) -> list[Path]:
@@ -253,10 +261,6 @@ def _is_data(name: str) -> bool:
 
 
 def _members(path: Path, name: str, inner: str) -> list[_File]:
-    def opened(member: str) -> BinaryIO:
-        with zipfile.ZipFile(path) as archive:
-            return _unpacked(path, f"{name}/{said(member)}", member, archive.open(member))
-
     with zipfile.ZipFile(path) as archive:
         members = sorted(member.filename for member in archive.infolist() if not member.is_dir())
     files = []
@@ -264,7 +268,7 @@ def _members(path: Path, name: str, inner: str) -> list[_File]:
         ending, place = _ending(member), said(member)
         if ending and _is_data(PurePath(member).name) and not member.startswith("__MACOSX"):
             step = f"{inner}/{place}" if inner else place
-            files.append(_File(f"{name}/{place}", step, ending, partial(opened, member)))
+            files.append(_File(path, f"{name}/{place}", step, ending, member))
     return files
 
 
@@ -286,14 +290,6 @@ def _ending(name: str) -> str | None:
     if ending in _PACKED:
         ending = PurePath(path.stem).suffix.lower()
     return ending if ending in _READERS else None
-
-
-def _unpacked(path: Path, name: str, last: str, raw: Any) -> BinaryIO:
-    """A file's bytes, out of its packing."""
-    unpack = _PACKED.get(PurePath(last).suffix.lower())
-    if unpack or not isinstance(raw, io.FileIO):
-        raw = _Bounded(name, raw, unpack(raw) if unpack else raw, max(_UNPACKED, _TIMES * path.stat().st_size))
-    return io.BufferedReader(raw)
 
 
 class _Bounded(io.RawIOBase):
@@ -474,6 +470,14 @@ def _not_json(where: str, text: str, error: Exception) -> DataError:
     return DataError(f"{where} line {error.lineno}: not JSON ({error}).{cut}")
 
 
+def _text_lines(file: _File, stream: BinaryIO) -> Iterator[str]:
+    """Lines of a file of which no line can be left out."""
+    for number, line in _lines(file, stream):
+        if isinstance(line, DataError):
+            raise DataError(f"{file.name} line {number} {line}")
+        yield line
+
+
 def _lines(file: _File, stream: BinaryIO) -> Iterator[tuple[int, str | DataError]]:
     for number in itertools.count(1):
         raw = stream.readline(MAX_LINE_BYTES + 1)
@@ -590,14 +594,6 @@ def _tabbed(numbered: Iterator[tuple[int, str]], width: int) -> Iterator[tuple[i
 def _between_tabs(line: str) -> list[str]:
     text = line.rstrip("\r\n")
     return text.split("\t") if text else []
-
-
-def _text_lines(file: _File, stream: BinaryIO) -> Iterator[str]:
-    """Lines of a file of which no line can be left out."""
-    for number, line in _lines(file, stream):
-        if isinstance(line, DataError):
-            raise DataError(f"{file.name} line {number} {line}")
-        yield line
 
 
 def _refuse_twice(file: _File, names: list[str]) -> None:

@@ -104,7 +104,9 @@ def near_pairs(
         known = _some_shingles(texts, range(len(texts)))
         buckets = _rare_buckets(known, threshold)
     else:
-        buckets = _band_buckets(signatures(shingled(texts)), _rows_for(threshold))
+        # hashes a band: 8 at a threshold from 0.8 on, 4 from 0.55 on (finds 93 % there), else 2
+        rows = next(rows for least, rows in ((0.8, ROWS), (0.55, 4), (0, 2)) if threshold >= least)
+        buckets = _band_buckets(signatures(shingled(texts)), rows)
     buckets = _once(buckets, apart)
     search = _Search(len(texts), threshold, across)
     for chunk in batches((bucket for bucket in buckets if search.is_open(bucket)), _FETCHED):
@@ -303,13 +305,6 @@ def signatures(batches: Iterable[tuple[Any, Any]]) -> Any:
             matrix[i] = np.uint64(next(lonely))
         parts.append(matrix)
     return np.concatenate(parts) if parts else np.zeros((0, width), dtype=np.uint64)
-
-
-def _rows_for(threshold: float) -> int:
-    """Hashes a band, fewer for a lower threshold: 8 from 0.8 on, 4 from 0.55 (finds 93 % there), else 2."""
-    if threshold >= 0.8:
-        return ROWS
-    return 4 if threshold >= 0.55 else 2
 
 
 def _band_buckets(matrix: Any, rows: int = ROWS) -> Iterator[list[int]]:

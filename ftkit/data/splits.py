@@ -119,7 +119,8 @@ def split(
     if not (all(0 < share < 1 for share in shares.values()) and sum(shares.values()) < 1):
         raise DataError(f"val={val}, test={test}: each wants a share between 0 and 1, together below 1.")
     whole = parts.get("train", examples)
-    keys = [_key(prompt(messages) or document) for messages, document in chats(whole)]
+    asked = (_SORTED(prompt(messages) or document) for messages, document in chats(whole))
+    keys = [hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest() for text in asked]
     first: dict[str, int] = {}
     together, repeats = [first.setdefault(key, i) for i, key in enumerate(keys)], None  # with equal prompts
     if near is not None:
@@ -318,7 +319,3 @@ def digest(*parts: Any) -> str:
             running.update(_SORTED([plain(m) for m in messages] or document).encode())
         running.update(b"\x00")
     return running.hexdigest()[:12]
-
-
-def _key(asked: Any) -> str:
-    return hashlib.blake2b(_SORTED(asked).encode("utf-8", "replace"), digest_size=12).hexdigest()

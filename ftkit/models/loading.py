@@ -121,7 +121,11 @@ def add_lora(model: Any, config: TrainConfig) -> Any:
             "This base model already carries an adapter from an earlier add_lora or train. Go on with the model "
             "that add_lora returned, or call models.load again for a fresh one."
         )
-    _check_targets(model, config)
+    there = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if "Linear" in type(module).__name__}
+    if missing := [name for name in config.target_modules if name not in there]:
+        raise ConfigError(
+            f"target_modules {', '.join(missing)} are not in this model. It has: {', '.join(sorted(there))}."
+        )
     adapted = _adapted(model, config)
     trained = [name.split(".") for name, weight in adapted.named_parameters() if weight.requires_grad]
     if without := [target for target in config.target_modules if not any(target in parts for parts in trained)]:
@@ -434,11 +438,3 @@ def _distinct_pad(tokenizer: Any) -> None:
         spare = ("<|finetune_right_pad_id|>", "<|vision_pad|>", "<pad>", "[PAD]", "<|endoftext|>", tokenizer.unk_token)
         there = tokenizer.get_vocab().keys() - {tokenizer.eos_token}
         tokenizer.pad_token = next((token for token in spare if token in there), tokenizer.eos_token)
-
-
-def _check_targets(model: Any, config: TrainConfig) -> None:
-    there = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if "Linear" in type(module).__name__}
-    if missing := [name for name in config.target_modules if name not in there]:
-        raise ConfigError(
-            f"target_modules {', '.join(missing)} are not in this model. It has: {', '.join(sorted(there))}."
-        )
