@@ -1,7 +1,9 @@
 """Any table to `messages`: files, the Hub and bundled sets in, splits out; rows that cannot be read are named.
 
 `load_examples` makes examples of a source, `split` cuts them so that no answer leaks, `save` puts them in a run's
-folder; `near_pairs` and `leakage` find texts that are nearly the same. Past this room a chat is a list of `messages`.
+folder; `near_pairs` and `leakage` find texts that are nearly the same. Past this room a chat is a list of `messages`,
+whose turns may hold reasoning, calls, and `train` False for an answer that is context; a document is a row with no
+messages and a `text`.
 """
 
 from ftkit.data.formats import from_messages, to_messages
