@@ -56,16 +56,10 @@ def finding(id: str, variant: str = "", *, rows: Iterable[int] = (), **facts: An
         rows: training rows that it is about.
         facts: also `field`, where the setting is not always the same.
     """
-    texts = _TEXTS[id] | _TEXTS[id].get(variant, {})
-    return Finding(
-        id=id,
-        severity=texts.get("severity", "error"),
-        title=texts["title"].format(**facts),
-        evidence=texts.get("evidence", "{listed}").format(**facts),
-        fix=texts["fix"].format(**facts),
-        field=facts.get("field", texts.get("field", "")),
-        rows=tuple(rows),
-    )
+    words = {"severity": "error", "evidence": "{listed}", "field": "{field}"} | _TEXTS[id]
+    words = files.worded(words, variant, {"field": "", **facts})
+    about = {name: words[name] for name in ("severity", "title", "evidence", "fix", "field")}
+    return Finding(id, **about, rows=tuple(rows))
 
 
 @tables.shown
