@@ -349,15 +349,6 @@ def _number_problem(name: str, value: Any, whole: bool, low: float, high: float,
     return None
 
 
-# Effort: what the run learns and how long it takes. Ranges: `TrainConfig`'s own typical ones.
-_EFFORT = ["lora_r", "lora_alpha", "max_steps", "num_train_epochs", "warmup_steps", "eval_steps", "save_steps"]
-_EFFORT += ["max_eval_examples", "learning_rate"]
-_EFFORTS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "quick look": ("does it learn at all? Twenty updates, a narrow adapter", (8, 16, 20, 1.0, 2, 10, 10, 16, 2e-4)),
-    "balanced": ("one pass over the data with the usual adapter", (16, 32, -1, 1.0, 10, 20, 50, 100, 2e-4)),
-    "thorough": ("three passes, a wide adapter, a gentler step size", (32, 64, -1, 3.0, 50, 50, 100, 200, 1e-4)),
-}
-
 # Visible memory: what torch reports on the usual cloud machines, GiB.
 MACHINES = {
     "T4": Hardware("cuda", "Tesla T4", 14.6, (7, 5), False, 2),
@@ -365,16 +356,14 @@ MACHINES = {
     "A100": Hardware("cuda", "NVIDIA A100-SXM4-40GB", 39.5, (8, 0), True, 12),
 }
 
-# Memory against speed: what fits an 8B model in 4-bit there. Everything else is left as it is.
-_ROOM = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "load_in_4bit")
-_ROOMS = {"T4": (1, 8, 1024, True), "L4": (2, 4, 2048, True), "A100": (8, 1, 2048, False)}
-
-EFFORTS = tuple(_EFFORTS)
+# Efforts (what the run learns, and how long it takes), then machines (what fits an 8B model in 4-bit there).
+_PRESETS: dict[str, dict[str, Any]] = sample("presets")
+EFFORTS = tuple(name for name in _PRESETS if name not in MACHINES)
 
 
 def preset_names() -> tuple[str, ...]:
     """All presets, efforts first."""
-    return (*_EFFORTS, *MACHINES)
+    return tuple(_PRESETS)
 
 
 def describe_preset(name: str) -> str:
@@ -383,10 +372,7 @@ def describe_preset(name: str) -> str:
     Raises:
         ConfigError: no preset of that name.
     """
-    if name in _EFFORTS:
-        return _EFFORTS[name][0]
-    machine = MACHINES[_known(name)]
-    return f"batch, length and number format for {machine.name} ({machine.memory_gib:.0f} GiB)"
+    return str(_preset(name)["about"])
 
 
 def preset_settings(name: str) -> dict[str, Any]:
@@ -395,12 +381,7 @@ def preset_settings(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: no preset of that name.
     """
-    if name in _EFFORTS:
-        return dict(zip(_EFFORT, _EFFORTS[name][1], strict=True))
-    machine = MACHINES[_known(name)]
-    dtype = "bf16" if machine.bf16 else "fp16"
-    room = dict(zip(_ROOM, _ROOMS[name], strict=True))
-    return {"dtype": dtype, "gradient_checkpointing": True, "optim": "adamw_8bit", **room}
+    return dict(_preset(name)["settings"])
 
 
 def preset_variant(config: TrainConfig, name: str) -> TrainConfig:
@@ -412,7 +393,7 @@ def preset_variant(config: TrainConfig, name: str) -> TrainConfig:
     return config.replace(**preset_settings(name))
 
 
-def _known(name: str) -> str:
-    if name not in MACHINES:
-        raise ConfigError(f"{name!r} is no preset. There are: {', '.join(preset_names())}.")
-    return name
+def _preset(name: str) -> dict[str, Any]:
+    if name not in _PRESETS:
+        raise ConfigError(f"{name!r} is no preset. There are: {', '.join(_PRESETS)}.")
+    return _PRESETS[name]

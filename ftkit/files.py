@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ftkit.errors import DataError, StorageError
+from ftkit.errors import DataError, FtkitError, StorageError
 
 SEAL = "ftkit.json"  # of a checkpoint
 HIDDEN = ".ftkit.json"  # of a folder that other programs read
@@ -68,23 +68,26 @@ def disk_errors_explained(path: Path) -> Iterator[None]:
 
 
 # What torch and safetensors say, in classes of their own, when a file does not fit.
-WRITE_FAILED = ("No space left", "File too large", "inline_container", "iostream error", "PytorchStreamWriter")
+_WRITE_FAILED = ("No space left", "File too large", "inline_container", "iostream error", "PytorchStreamWriter")
 
 
 @contextmanager
-def weight_errors_explained(path: Path) -> Iterator[None]:
-    """Turn what torch and safetensors raise when weights do not fit on the disk into a StorageError."""
+def weight_errors_explained(path: Path, way: str = "or choose another folder") -> Iterator[None]:
+    """Turn what torch and safetensors raise when weights do not fit on the disk into a StorageError.
+
+    `way` says what to do beside freeing some space.
+    """
     from safetensors import SafetensorError
 
     try:
         yield
     except (SafetensorError, RuntimeError) as error:
-        if any(sign in str(error) for sign in WRITE_FAILED):
-            raise StorageError(
-                f"Cannot write {path}: the disk is full or refuses a file of this size. "
-                "Free some space, or choose another folder."
-            ) from error
-        raise
+        full = path.exists() and shutil.disk_usage(path).free < 2**20
+        if isinstance(error, FtkitError) or not (full or any(sign in str(error) for sign in _WRITE_FAILED)):
+            raise
+        raise StorageError(
+            f"Cannot write {path}: the disk is full or refuses a file of this size. Free some space, {way}."
+        ) from error
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:

@@ -181,8 +181,8 @@ def _validation(train: Pairs, val: Pairs, config: Any) -> list[Reading]:
     if last_step > best_step and last > 1.05 * best + 0.01 and end <= 1.05 * at_best:
         setting = "max_steps" if config is not None and config.max_steps > 0 else "num_train_epochs"
         length = _now(config, setting, named=True)
-        medians = {"at_best": at_best, "end": end}
-        return [_reading("overfitting", step=best_step, best=best, last=last, length=length, **medians)]
+        about: dict[str, Any] = {"best": best, "last": last, "at_best": at_best, "end": end, "length": length}
+        return [_reading("overfitting", step=best_step, **about)]
     if last > 2 * end + 0.3 and len(train) >= _ENOUGH_POINTS:
         return [_reading("gap", step=last_step, end=end, last=last)]
     return []

@@ -6,7 +6,6 @@ rows and settings is said by `preflight` alone; here it is obeyed.
 """
 
 import os
-import shutil
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,15 +17,7 @@ from typing import Any
 from ftkit import data, figures, files, models
 from ftkit.config import TrainConfig
 from ftkit.data import Splits
-from ftkit.errors import (
-    ConfigError,
-    FtkitError,
-    FtkitWarning,
-    MissingExtra,
-    StorageError,
-    TrainingError,
-    without_secrets,
-)
+from ftkit.errors import ConfigError, FtkitWarning, MissingExtra, StorageError, TrainingError, without_secrets
 from ftkit.hardware import detect, peak_memory_gib
 from ftkit.preflight import SETTINGS_CHECKS, PreflightReport, check, tokenize_splits
 from ftkit.runs import Run
@@ -87,7 +78,13 @@ def train(
     parts = trainer.cut(rows, config)
     lengths = [len(ids) for ids in parts["train"]["input_ids"]]
 
-    with locked(run.path), interruptible(stop) as asked, _disk_errors_explained(run.path), models.no_datasets_bars():
+    with (
+        locked(run.path),
+        interruptible(stop) as asked,
+        files.disk_errors_explained(run.path),
+        files.weight_errors_explained(run.path, "and call train again: it resumes from the last complete checkpoint"),
+        models.no_datasets_bars(),
+    ):
         copy = _recovered(run, config, mirror, resume)
         model = models.add_lora(model, config)
         models.choose_attention(model, max(lengths))
@@ -184,24 +181,6 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _disk_errors_explained(path: Path) -> Iterator[None]:
-    """As `files` does, and for checkpoints that do not fit: torch and safetensors raise classes of their own then."""
-    from safetensors import SafetensorError
-
-    try:
-        with files.disk_errors_explained(path):
-            yield
-    except (SafetensorError, RuntimeError) as error:
-        full = shutil.disk_usage(path).free < 2**20 or any(sign in str(error) for sign in files.WRITE_FAILED)
-        if isinstance(error, FtkitError) or not full:
-            raise
-        raise StorageError(
-            f"Cannot write {path}: the disk is full or refuses a file of this size. Free some space and call train "
-            "again: it resumes from the last complete checkpoint."
-        ) from error
 
 
 def _recovered(run: Run, config: TrainConfig, folder: str | Path | None, resume: bool) -> Mirror | None:
