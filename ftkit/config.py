@@ -1,4 +1,4 @@
-"""The choices of one training run: every knob, its range, its usual range and its help text, written once.
+"""The choices of one training run: every knob with its default; help, range and usual range are in samples/knobs.json.
 
 Knows nothing of models, data or widgets. Names are TRL's for training and PEFT's for adapters.
 """

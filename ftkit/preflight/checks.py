@@ -2,7 +2,8 @@
 
 `check` looks at model, tokenizer, rows and settings and gives a report; `check_settings` needs the settings alone.
 Errors stop a training, warnings cost quality or time, notes explain. Nothing is run through the model unless
-`probe=True`. Knows the order of the checks and why one cannot be made; what they look for stands in the other files.
+`probe=True`. Knows which checks are made and why one cannot be; what they look for stands in the other files, their
+order and their words in samples/findings.json.
 """
 
 import statistics
