@@ -29,6 +29,12 @@ def sample(name: str) -> Any:
     return json.loads(resources.files("ftkit").joinpath("samples", f"{name}.json").read_text(encoding="utf-8"))
 
 
+def worded(texts: Mapping[str, Any], variant: str, facts: Mapping[str, Any]) -> dict[str, str]:
+    """Sentences of a sample with `facts` in their gaps; those of `variant`, where there are any, replace the usual."""
+    chosen = {**texts, **texts.get(variant, {})}
+    return {name: text.format(**facts) for name, text in chosen.items() if isinstance(text, str)}
+
+
 @contextmanager
 def disk_errors_explained(path: Path) -> Iterator[None]:
     """Turn the system's errors about `path` into a StorageError that says what to do."""

@@ -17,14 +17,7 @@ from typing import Any
 from ftkit import data, figures, files, models
 from ftkit.config import TrainConfig
 from ftkit.data import Splits
-from ftkit.errors import (
-    ConfigError,
-    FtkitWarning,
-    MissingExtra,
-    StorageError,
-    TrainingError,
-    without_secrets,
-)
+from ftkit.errors import ConfigError, FtkitWarning, MissingExtra, StorageError, TrainingError, without_secrets
 from ftkit.hardware import detect, peak_memory_gib
 from ftkit.preflight import SETTINGS_CHECKS, PreflightReport, check, tokenize_splits
 from ftkit.runs import Run
