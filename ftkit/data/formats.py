@@ -126,8 +126,8 @@ def to_messages(
         if missing := [column for column in mapping.values() if column not in row]:
             raise DataError(f"lacks {', '.join(missing)}; its columns are {', '.join(row)}")
         names = {"prompt": "prompt", "answer": "completion", "reasoning": "reasoning_content"}
-        beside = {k: v for k, v in row.items() if k in (*_MARK_COLUMNS, *MEDIA) and k not in mapping.values()}
-        row = beside | {names.get(key, key): row[column] for key, column in mapping.items()}
+        kept = {k: v for k, v in row.items() if k in (*_MARK_COLUMNS, *MEDIA) and k not in mapping.values()}
+        row = kept | {names.get(key, key): row[column] for key, column in mapping.items()}
         format = "messages" if "messages" in mapping else "text" if "text" in mapping else "prompt-completion"
     name = format or detect_format(row, [row])
     if name not in _FORMATS:
