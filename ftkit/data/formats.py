@@ -37,6 +37,7 @@ _TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialo
 _SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 _REASONING_COLUMNS = ("reasoning_content", "reasoning", "thinking", "thought")
 _MARK_COLUMNS = ("label", "kto_tag")
+_BESIDE = frozenset((*_SYSTEM_COLUMNS, *_REASONING_COLUMNS, *_MARK_COLUMNS))
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 _CHATML_TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
@@ -125,8 +126,8 @@ def to_messages(
         if missing := [column for column in mapping.values() if column not in row]:
             raise DataError(f"lacks {', '.join(missing)}; its columns are {', '.join(row)}")
         names = {"prompt": "prompt", "answer": "completion", "reasoning": "reasoning_content"}
-        beside = {k: v for k, v in row.items() if k in (*_MARK_COLUMNS, *MEDIA) and k not in mapping.values()}
-        row = beside | {names.get(key, key): row[column] for key, column in mapping.items()}
+        kept = {k: v for k, v in row.items() if k in (*_MARK_COLUMNS, *MEDIA) and k not in mapping.values()}
+        row = kept | {names.get(key, key): row[column] for key, column in mapping.items()}
         format = "messages" if "messages" in mapping else "text" if "text" in mapping else "prompt-completion"
     name = format or detect_format(row, [row])
     if name not in _FORMATS:
@@ -140,16 +141,20 @@ def to_messages(
     if name == "text":
         refuse_media(as_text(row["text"], "a text"), "a text")
         return []
-    earlier = read_turns(items(row.get("history"), "a history"), left)  # Alpaca's: pairs of question and answer
-    messages = [*earlier, *converter(row, left)]
+    messages = converter(row, left)
+    if history := items(row.get("history"), "a history"):  # Alpaca's: pairs of question and answer
+        messages = [*read_turns(history, left), *messages]
     if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
         del messages[0]
-    messages = _with_system(row, messages)
+    beside = _BESIDE & row.keys()  # most rows have nothing there
+    messages = _with_system(row, messages) if beside else messages
     messages = turns.merge_turns(messages) if merge_turns else messages
     if problem := order_problem(messages):
         raise DataError(problem)
-    _reason(row, messages)
-    return messages if _is_wanted(row) else untrained(messages)
+    if beside:
+        _reason(row, messages)
+        messages = messages if _is_wanted(row) else untrained(messages)
+    return messages
 
 
 def from_messages(messages: Sequence[Mapping[str, Any]], format: str, *, tools: Any = None) -> dict[str, Any]:

@@ -147,12 +147,13 @@ def is_yes(value: Any, what: str) -> bool:
 
 def blank(value: Any) -> bool:
     """Whether an optional cell holds nothing: None, NaN, no text, or what exports write for it (nan, None, N/A)."""
+    if value is None:
+        return True
     if isinstance(value, str):
         return value.strip().lower() in _EMPTY
     if isinstance(value, float):
         return value != value
-    empty = hasattr(value, "__len__") and not len(value)
-    return value is None or empty or type(value).__name__ in ("NAType", "NaTType")
+    return type(value).__name__ in ("NAType", "NaTType") or (hasattr(value, "__len__") and not len(value))
 
 
 def parse_calls(value: Any, where: str = "a turn") -> list[dict[str, Any]]:
