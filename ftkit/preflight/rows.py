@@ -22,7 +22,7 @@ MOST_ROWS = 20_000  # more would take more than a few seconds: `data.leakage` an
 _RENDERED = 100  # rows whose text is searched for what their turns say
 _READ = 2_000  # rows whose text is searched for what the template adds
 _SHOWN_PROMPT = 30
-_TAGS = {f"<{end}{name}>" for name in ("think", "tool_call", "tool_response", "tools") for end in ("", "/")}
+_TAG = re.compile(r"</?(think|tool_call|tool_response|tools)>")  # such may stand in a text
 _REASONS = 5
 _SHOWN = 5
 _ASKED, _ANSWERED = "probe-question", "probe-answer"
@@ -266,7 +266,7 @@ def _check_told(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
         tagged = any(turn["role"] == "tool" and "<tool_response>" in turn["content"] for turn in turns)
         if tagged or any(name in system for name in schemas) or any("<think>" in turn["content"] for turn in turns):
             text = tokenizer.decode(row.ids)
-            said = "\n".join(str(value) for turn in turns for value in turn.values())
+            said = "\n".join(str(value) for value in itertools.chain.from_iterable(turn.values() for turn in turns))
             twice = any(f'"{name}"' in system and text.count(name) > said.count(name) for name in schemas)
             if twice or (tagged and text.count("<tool_response>") > said.count("<tool_response>")):
                 told.append(row.number)
@@ -309,7 +309,8 @@ def _markers(tokenizer: Any) -> tuple[str, ...]:
 def _check_markers(part: TokenisedPart, markers: Sequence[str], tokenizer: Any) -> Iterator[Finding]:
     """Text that the tokenizer reads as control tokens; tags of reasoning and tools may stand in a text."""
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    known = [token for token in dict.fromkeys([*markers, "<|im_end|>", "<|im_start|>", *special]) if token not in _TAGS]
+    candidates = dict.fromkeys([*markers, "<|im_end|>", "<|im_start|>", *special])
+    known = [token for token in candidates if not _TAG.fullmatch(token)]
     openings = {token[0] for token in known}
     asked: dict[int, str] = {}
     answered: dict[int, str] = {}
