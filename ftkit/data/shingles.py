@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import unicodedata
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -53,7 +54,7 @@ class Texts(Sequence[str]):
         """The texts at these places, many fetched at once: one by one takes ten times as long."""
         for start in range(0, len(places), _TEXTS_BATCH):
             found = [divmod(place, len(self._examples)) for place in places[start : start + _TEXTS_BATCH]]
-            rows = chats(self._examples.select([row for _, row in found]))
+            rows = chats(self._examples.select(array("q", [row for _, row in found])))
             yield from (_text(*row, self._parts[part]) for row, (part, _) in zip(rows, found, strict=True))
 
 
