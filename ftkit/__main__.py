@@ -33,6 +33,7 @@ _NEEDED = (
 # What messages advise in Python, and how it is said here.
 _SAID_HERE = {
     "on_error='skip'": "--on-error skip",
+    "merge_turns=True": "--merge-turns",
     "resume=False": "--fresh",
     "preflight=False": "--no-preflight",
     "run_root='runs'": "--root runs",
@@ -50,8 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"{type(error).__name__}: {said}", file=sys.stderr)
         here = [option for advice, option in _SAID_HERE.items() if advice in said]
         for advised in re.findall(r"mapping=\{(.*?)\}", said)[:1]:
-            pairs = re.findall(r"'(\w+)': '(.*?)'(?:,|$)", advised)
-            here.append(f"--mapping {shlex.quote(','.join(map('='.join, pairs)))}")
+            pairs = re.findall(r"'(\w+)': (?:'(.*?)'(?:,|$)|\w+)", advised)
+            named = ",".join(f"{part}={column or 'COLUMN'}" for part, column in pairs)
+            here.append(f"--mapping {shlex.quote(named)}")
         if here and options.run is _train:
             _say(f"On this command line: {', '.join(here)}", file=sys.stderr)
         return 1
@@ -107,8 +109,10 @@ def _notebook(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     config = TrainConfig.load(options.config)
-    examples = data.load_examples(options.data, mapping=options.mapping, on_error=options.on_error)
-    splits = data.split(examples, val=options.val, test=options.test, seed=config.seed)
+    how = {"mapping": options.mapping, "merge_turns": options.merge_turns, "on_error": options.on_error}
+    examples = data.load_examples(options.data, **how)
+    cut = {"val": options.val, "test": options.test, "stratify": options.stratify}
+    splits = data.split(examples, **cut, seed=config.seed)
     model, tokenizer = models.load(options.model or models.default_model(), config)
     run = Run.create(options.name or Path(options.config).stem, options.root)
     _say(f"{splits}\neffective batch size {config.effective_batch_size}")
@@ -195,11 +199,13 @@ def _parser() -> argparse.ArgumentParser:
         "--mapping",
         type=_mapping,
         metavar="prompt=COLUMN,answer=COLUMN[,system=COLUMN]",
-        help="which columns hold what, where their names do not say so",
+        help="which columns hold what, where their names do not say so; as in data.load_examples",
     )
+    option("--merge-turns", action="store_true", help="join neighbouring turns of one role instead of refusing them")
     option("--on-error", choices=("raise", "skip"), default="raise", help="skip leaves out rows that cannot be used")
     option("--val", type=float, default=0.1, help="share of the rows for validation (default: 0.1)")
     option("--test", type=float, default=0.1, help="share of the rows for the test at the end (default: 0.1)")
+    option("--stratify", metavar="COLUMN", help="a column whose values shall have the same shares in every part")
     option("--model", help="default: what suits the machine")
     option("--run", dest="name", help="name of the run folder (default: the config's); an interrupted one is resumed")
     option("--fresh", action="store_true", help="replace what an earlier training left in the run folder")

@@ -18,7 +18,7 @@ from ftkit.files import write_text
 from ftkit.hardware import Hardware
 from ftkit.tables import Table
 
-_MOST_BYTES, _DEEPEST = 64 * 2**10, 10  # a config that `save` writes has four kilobytes, and lists alone
+_MOST_BYTES, _MOST_PARTS, _DEEPEST = 64 * 2**10, 2_000, 10  # what `save` writes: 4,000 bytes, 80 parts, 2 deep
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -324,11 +324,12 @@ def _composed(name: Any, text: bytes) -> Any:
     if len(text) > _MOST_BYTES:
         raise ConfigError(f"{name} is no config: it holds more than {_MOST_BYTES:,} bytes. Give YAML of a few lines.")
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST or isinstance(event, yaml.AliasEvent):
+        if count > _MOST_PARTS or depth > _DEEPEST or isinstance(event, yaml.AliasEvent):
             where = f"{name} is not YAML of settings: line {event.start_mark.line + 1}"  # type: ignore[union-attr]
-            raise ConfigError(f"{where} has values in values, or *names for them. Write plain `name: value` lines.")
+            many = "thousands of values, values in values, or *names for them"
+            raise ConfigError(f"{where} has {many}. Write plain `name: value` lines.")
     return yaml.compose(text, Loader=yaml.SafeLoader)
 
 

@@ -29,7 +29,7 @@ from ftkit.tables import message
 _SECRETS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{10,}|(?:sk-|xox[abp]-|gh[oprsu]_|github_pat_|glpat-|AIza|AKIA)[\w-]{10,})"
     r"|(?<=://)[^\s/@'\"]+(?=@)"
-    r"|(?i:(?P<name>(?:\w*api_?key|(?:hf|access|auth)_token|\btoken|passw(?:or)?d|\w*secret)(?:\"\s*:|=)\s*['\"]?"
+    r"|(?i:(?P<name>(?:api_?key|(?:hf|access|auth)_token|\btoken|passw(?:or)?d|secret)(?:\"\s*:|=)\s*['\"]?"
     r"|\bbearer\s+(?=\S{8}))(?!None\b|null\b|True\b|False\b)[^\s&,;'\")\]}]+)"
 )
 

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ftkit.errors import DataError, StorageError
+from ftkit.errors import DataError, FtkitError, StorageError
 
 SEAL = "ftkit.json"  # of a checkpoint
 HIDDEN = ".ftkit.json"  # of a folder that other programs read
@@ -62,23 +62,25 @@ def disk_errors_explained(path: Path) -> Iterator[None]:
 
 
 # What torch and safetensors say, in classes of their own, when a file does not fit.
-WRITE_FAILED = ("No space left", "File too large", "inline_container", "iostream error", "PytorchStreamWriter")
+_WRITE_FAILED = ("No space left", "File too large", "inline_container", "iostream error", "PytorchStreamWriter")
 
 
 @contextmanager
 def weight_errors_explained(path: Path) -> Iterator[None]:
-    """Turn what torch and safetensors raise when weights do not fit on the disk into a StorageError."""
+    """As `disk_errors_explained`, and for weights that do not fit: torch and safetensors raise classes of their own."""
     from safetensors import SafetensorError
 
     try:
-        yield
+        with disk_errors_explained(path):
+            yield
     except (SafetensorError, RuntimeError) as error:
-        if any(sign in str(error) for sign in WRITE_FAILED):
-            raise StorageError(
-                f"Cannot write {path}: the disk is full or refuses a file of this size. "
-                "Free some space, or choose another folder."
-            ) from error
-        raise
+        failed = any(sign in str(error) for sign in _WRITE_FAILED) or shutil.disk_usage(path.parent).free < 2**20
+        if isinstance(error, FtkitError) or not failed:
+            raise
+        raise StorageError(
+            f"Cannot write {path}: the disk is full or refuses a file of this size. Free some space, or choose another "
+            "folder. A training that is called again goes on from its last complete checkpoint."
+        ) from error
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:

@@ -50,11 +50,16 @@ def answers_trained(tmp_path, monkeypatch):
     return run
 
 
-def test_a_mapping_is_given_as_the_message_advises(answers_trained, capsys):
-    """Columns of other names: the message says the option, and with the option the rows are read."""
-    assert answers_trained(TURNS) == []
+@pytest.mark.parametrize("columns", [("question", "response"), ("the question", "my, reply")])
+def test_a_mapping_is_given_as_the_message_advises(answers_trained, capsys, columns):
+    """Proposed columns stand in the option; where none can be proposed a person writes them in."""
+    rows = [dict(zip(columns, turn.values(), strict=True)) for turn in TURNS]
+    assert answers_trained(rows) == []
     (option,) = re.findall(r"On this command line: (--mapping .*)", capsys.readouterr().err)
-    assert answers_trained(TURNS, *shlex.split(option)) == sorted(row["reply"] for row in TURNS)
+    flag, given = shlex.split(option)
+    for column in columns:
+        given = given.replace("COLUMN", column, 1)
+    assert answers_trained(rows, flag, given) == sorted(row["reply"] for row in TURNS)
 
 
 def test_bad_rows_are_left_out_as_the_message_advises(answers_trained, capsys):
@@ -64,6 +69,29 @@ def test_bad_rows_are_left_out_as_the_message_advises(answers_trained, capsys):
     assert "On this command line: --on-error skip" in capsys.readouterr().err
     assert len(answers_trained(rows, "--on-error", "skip")) == len(TURNS)
     assert "left out 1 of 21 rows" in capsys.readouterr().err
+
+
+def test_neighbours_of_one_role_are_joined_as_the_message_advises(answers_trained, capsys):
+    ask = [{"role": "user", "content": "In short:"}]
+    rows = [
+        {
+            "messages": [
+                *ask,
+                {"role": "user", "content": row["the question"]},
+                {"role": "assistant", "content": row["reply"]},
+            ]
+        }
+        for row in TURNS
+    ]
+    assert answers_trained(rows) == []
+    assert "On this command line: --merge-turns" in capsys.readouterr().err
+    assert len(answers_trained(rows, "--merge-turns")) == len(TURNS)
+
+
+def test_parts_are_stratified_by_a_column(answers_trained):
+    rows = [{"prompt": row["the question"], "completion": row["reply"], "kind": "a"} for row in TURNS]
+    assert len(answers_trained(rows, "--stratify", "kind")) == len(TURNS)
+    assert answers_trained(rows, "--stratify", "mood") == []
 
 
 @pytest.mark.parametrize(("advice", "option"), command_line._SAID_HERE.items())

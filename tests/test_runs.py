@@ -6,8 +6,8 @@ import os
 import pytest
 
 from ftkit.config import TrainConfig
-from ftkit.errors import DataError, MissingArtifact, StorageError
-from ftkit.runs import Run
+from ftkit.errors import ConfigError, DataError, FtkitWarning, MissingArtifact, StorageError
+from ftkit.runs import MARK, Run, remove
 
 
 @pytest.mark.parametrize("root", ["file/runs", "/sys/runs"])
@@ -119,3 +119,117 @@ def test_sample_is_a_finished_run():
     run = Run.sample()
     assert run.finished("train")
     assert run.require("adapter/adapter_model.safetensors").stat().st_size < 12 * 2**20
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "",
+            " ",
+            ".",
+            "..",
+            "a/..",
+            "../a",
+            "/abs",
+            "a/",
+            "a//b",
+            "none/a",
+            "a\\b",
+            "C:a",
+            "C:\\a",
+            ".git",
+            "-r",
+            "a.",
+            "a ",
+        ),
+        *("a\0b", "a\nb", "\x1b[31m", "\ud800", "a\u2028b", "CON", "nul.txt", "x" * 151, "ü" * 100, 7),
+    ],
+)
+def test_a_run_name_is_that_of_one_folder(tmp_path, name):
+    with pytest.raises(ConfigError, match="is no name of a run"):
+        Run.create(name, tmp_path / "root")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["train-constant 1e-4", "größer", "20260101-120000", "a.b", "x" * 150, "study/first"])
+def test_other_names_are_taken(tmp_path, name):
+    (tmp_path / "study").mkdir()
+    assert Run.create(name, tmp_path).path == tmp_path / name
+
+
+def test_a_folder_before_the_name_may_not_lead_out_of_the_root(tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/link").symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match="no folder link in its root"):
+        Run.create("link/a", tmp_path / "root")
+
+
+@pytest.mark.parametrize("there", ["notes.txt", "adapter/mine.bin", ".git/HEAD", "run.json"])
+def test_a_folder_that_ftkit_did_not_make_is_refused(tmp_path, there):
+    """Another program may call a file run.json too."""
+    mine = tmp_path / "demo" / there
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"id": 7}')
+    with pytest.raises(StorageError, match="ftkit did not make it"):
+        Run.create("demo", tmp_path)
+    with pytest.raises(StorageError, match="ftkit did not make it"):
+        Run.open(tmp_path / "demo").refuse_foreign()
+    if there == "run.json":
+        with pytest.raises(StorageError, match="ftkit did not make it"):
+            Run.open(tmp_path / "demo").finish("train")
+    assert mine.read_text() == '{"id": 7}'
+
+
+def test_an_empty_folder_gets_the_mark_and_a_marked_one_is_continued(tmp_path):
+    (tmp_path / "demo").mkdir()
+    run = Run.create("demo", tmp_path)
+    assert (run / MARK).is_file()
+    (run / "notes.txt").write_text("mine")
+    Run.create("demo", tmp_path).refuse_foreign()
+
+
+def test_a_run_of_an_earlier_version_has_no_mark_and_is_known_by_its_run_json(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/run.json").write_text(json.dumps({"finished": ["train"], "versions": {"ftkit": "0.1.0"}}))
+    Run.create("old", tmp_path).refuse_foreign()
+    Run.sample().refuse_foreign()
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "adapter", "data", "eval", "figures", "history.csv", "run.json", ".lock"]
+)
+def test_a_link_in_a_run_is_not_written_through(tmp_path, name):
+    run = Run.create("demo", tmp_path)
+    (run / name).symlink_to(tmp_path)
+    with pytest.raises(StorageError, match=f"{name} is a link"):
+        run.refuse_foreign()
+
+
+def test_only_a_marked_folder_is_removed(tmp_path):
+    run = Run.create("demo", tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to(run.path)
+    for path in (tmp_path / "mine", tmp_path / "link", run.path):
+        remove(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "mine"]
+
+
+def test_comparing_runs_of_other_versions_warns(tmp_path):
+    a, b = Run.create("a", tmp_path), Run.create("b", tmp_path)
+    for run in (a, b):
+        run.finish("train", steps=3)
+    Run.compare(a, b)
+    facts = b.facts
+    facts["versions"]["ftkit"] = "0.0.1"
+    (b / "run.json").write_text(json.dumps(facts))
+    with pytest.warns(FtkitWarning, match=r"other versions \(ftkit .* and 0\.0\.1\)"):
+        Run.compare(a, b)
+
+
+def test_run_json_repeats_no_secret(tmp_path):
+    run = Run.create("x", tmp_path)
+    run.finish("train", server="https://ada:pass@host/v1", note="hf_abcdefghijklmnop", api_key="hunter2", steps=3)
+    text = (run / "run.json").read_text()
+    assert not [secret for secret in ("ada", "pass", "hf_", "hunter2") if secret in text]
+    assert run.facts["train"]["steps"] == 3

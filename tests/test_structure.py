@@ -180,3 +180,18 @@ def test_command_line_errors_are_one_message():
 
 def sources(path: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+
+
+def test_everything_pretrained_is_read_through_one_helper():
+    """There code of strangers is refused and weights come from safetensors alone; a call beside it would forget one."""
+    beside = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Attribute) or path.name == "sources.py":
+                continue
+            of = getattr(node.value, "id", "")
+            if node.attr == "from_pretrained" or (node.attr == "from_config" and of.startswith("Auto")):
+                beside.append(f"{path.name}:{node.lineno}")
+    assert beside == []
+    text = (PACKAGE / "models/sources.py").read_text()
+    assert (text.count(".from_pretrained("), text.count(".from_config(")) == (1, 1)

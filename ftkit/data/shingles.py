@@ -219,14 +219,14 @@ def jaccard(a: Any, b: Any) -> float:
     return shared / (len(a) + len(b) - shared)
 
 
-def batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in lists of bounded length and size."""
-    batch: list[str] = []
+def batches(items: Iterable[Any], limit: int = _BATCH_CHARACTERS) -> Iterator[list[Any]]:
+    """Texts or lists in lists of bounded length; what they hold together is bounded by `limit`."""
+    batch: list[Any] = []
     size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if len(batch) == _BATCH or size > _BATCH_CHARACTERS:
+    for item in items:
+        batch.append(item)
+        size += len(item)
+        if len(batch) == _BATCH or size >= limit:
             yield batch
             batch, size = [], 0
     if batch:

@@ -109,7 +109,7 @@ def near_pairs(
     if apart is not None:
         buckets = _sides(buckets, apart)
     search = _Search(len(texts), threshold, across)
-    for chunk in _chunks(bucket for bucket in buckets if search.is_open(bucket)):
+    for chunk in batches((bucket for bucket in buckets if search.is_open(bucket)), _FETCHED):
         if method != "exact":
             known = _some_shingles(texts, sorted(set().union(*chunk)))
         for bucket in chunk:
@@ -207,20 +207,6 @@ def _rare_buckets(rows: dict[int, Any], threshold: float) -> Iterator[list[int]]
     owner = np.concatenate(owners)
     for group in _equal_groups(np.concatenate(keys)):
         yield owner[group].tolist()
-
-
-def _chunks(buckets: Iterable[list[int]]) -> Iterator[list[list[int]]]:
-    """Buckets in lists that together hold a bounded number of texts."""
-    chunk: list[list[int]] = []
-    size = 0
-    for bucket in buckets:
-        chunk.append(bucket)
-        size += len(bucket)
-        if size >= _FETCHED:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
 
 
 class _Search:

@@ -35,11 +35,7 @@ def gpu_table() -> tuple[GPU, ...]:
 
 
 def gpu(name: str) -> GPU:
-    """A card by its name, such as "T4" or "A100 80 GB".
-
-    Raises:
-        ConfigError: unknown; lists the known ones.
-    """
+    """A card by its name, such as "T4" or "A100 80 GB"; a ConfigError lists the known ones."""
     cards = {card.name.lower(): card for card in gpu_table()}
     if name.strip().lower() not in cards:
         raise ConfigError(f"{name!r} is not in the table. There are: {', '.join(card.name for card in gpu_table())}.")
@@ -59,15 +55,11 @@ def advice(estimated: MemoryEstimate, room_gib: float) -> str:
     found = verdict(estimated, room_gib)
     if found == YES:
         return f"It fits: {estimated.high_gib:.1f} of {room_gib:.1f} GiB at the high end."
+    likely, high = f"likely {estimated.likely_gib:.1f}", f"at the high end {estimated.high_gib:.1f}"
     if found == NO:
-        return (
-            f"It does not fit: likely {estimated.likely_gib:.1f} of {room_gib:.1f} GiB. "
-            f"Most is {estimated.dominant}; `savings` lists what to change."
-        )
-    return (
-        f"It is tight: likely {estimated.likely_gib:.1f}, at the high end {estimated.high_gib:.1f} "
-        f"of {room_gib:.1f} GiB. Try a step on the longest batch first."
-    )
+        most = f"Most is {estimated.dominant}; `savings` lists what to change."
+        return f"It does not fit: {likely} of {room_gib:.1f} GiB. {most}"
+    return f"It is tight: {likely}, {high} of {room_gib:.1f} GiB. Try a step on the longest batch first."
 
 
 @dataclass(frozen=True)
@@ -100,13 +92,10 @@ class Fits:
 
 
 def fits(estimated: MemoryEstimate, gpus: Sequence[GPU] | None = None) -> Fits:
-    """Hold an estimate against cards.
+    """Hold an estimate, which must be for a GPU, against cards.
 
     A card on which even the high end fits says "fits"; one on which the likely peak fits and the high end does not says
     "tight": try it, with a step on the longest batch first.
-
-    Raises:
-        ConfigError: the estimate is for a CPU.
     """
     if estimated.device != "cuda":
         raise ConfigError("This estimate is for a CPU's process. Estimate with device='cuda' to hold it against GPUs.")

@@ -92,17 +92,11 @@ class ModelShape:
         return rest / (self.hidden_size * self.intermediate_size)
 
     def targets(self, names: Sequence[str]) -> tuple[Matrix, ...]:
-        """The matrices of one layer that `target_modules` means.
-
-        Raises:
-            ConfigError: a name that the model does not have; lists those that it has.
-        """
+        """The matrices of one layer that `target_modules` means; a ConfigError names those that the model lacks."""
         there = {matrix.name: matrix for matrix in self.matrices}
         if missing := [name for name in names if name not in there]:
-            raise ConfigError(
-                f"target_modules {', '.join(missing)} are not in {self.name} ({self.family}). "
-                f"It has: {', '.join(there)}."
-            )
+            lacking = f"target_modules {', '.join(missing)} are not in {self.name} ({self.family})"
+            raise ConfigError(f"{lacking}. It has: {', '.join(there)}.")
         return tuple(there[name] for name in names)
 
     def lora_parameters(self, r: int, target_modules: Sequence[str], *, use_dora: bool = False) -> int:
@@ -141,9 +135,9 @@ class ModelShape:
 
 
 def find(name: str | Path) -> ModelShape:
-    """The shape behind a model's name: a listed one, the bundled model, a local folder, or a Hub id.
+    """The shape behind a model's name: a listed one (`names()`), the bundled model, a local folder, or a Hub id.
 
-    Listed shapes (`names()`) and folders need no network; of a Hub id only `config.json` is fetched.
+    Of a Hub id only `config.json` is fetched.
 
     Raises:
         ModelError: neither listed nor a folder, and the Hub does not give its config; says why.
@@ -258,12 +252,10 @@ def _facts(config: Any) -> tuple[dict[str, Any], str]:
     if isinstance(config, str | Path):
         path = Path(config).expanduser()
         path = path / "config.json" if path.is_dir() else path
+        if not path.exists():
+            raise ModelError(f"{path} does not exist. Wanted: a config.json; `memory.find` also takes names.")
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ModelError(
-                f"{path} does not exist. Wanted: a config.json; `memory.find` also takes names."
-            ) from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ModelError(f"{path} is no JSON ({error}). Wanted: the config.json of a model.") from error
         given = path.parent.name
@@ -278,15 +270,11 @@ def _facts(config: Any) -> tuple[dict[str, Any], str]:
 def _refuse(facts: Mapping[str, Any], who: str) -> None:
     """Refuse what a decoder's arithmetic would count wrongly, and damaged widths, before anything is built."""
     if any(facts.get(key) for key in _EXPERT_KEYS):
-        raise ConfigError(
-            f"{who} is a mixture of experts: which experts a token visits decides its memory, so no estimate is given. "
-            f"{_DESCRIBED}"
-        )
+        reason = "is a mixture of experts: which experts a token visits decides its memory"
+        raise ConfigError(f"{who} {reason}, so no estimate is given. {_DESCRIBED}")
     if any(facts.get(key) for key in _OTHER_SENSES):
-        raise ConfigError(
-            f"{who} also reads pictures or sound, which need memory that its text settings do not show, "
-            f"so no estimate is given. {_DESCRIBED}"
-        )
+        reason = "also reads pictures or sound, which need memory that its text settings do not show"
+        raise ConfigError(f"{who} {reason}, so no estimate is given. {_DESCRIBED}")
     if facts.get("is_encoder_decoder"):
         raise ConfigError(f"{who} is an encoder with a decoder; only decoders are described. {_DESCRIBED}")
     if not facts.get("model_type"):
@@ -299,9 +287,8 @@ def _refuse(facts: Mapping[str, Any], who: str) -> None:
         if value is None and key in _OPTIONAL:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(
-                f"{key}={value!r} in the config of this {facts['model_type']}: wanted a whole number of 1 or more."
-            )
+            where = f"{key}={value!r} in the config of this {facts['model_type']}"
+            raise ConfigError(f"{where}: wanted a whole number of 1 or more.")
 
 
 def _not_described(who: str, reason: str) -> ConfigError:

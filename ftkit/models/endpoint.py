@@ -40,7 +40,7 @@ class Endpoint:
         MissingExtra: the `openai` package is not installed.
     """
 
-    base_url: str
+    base_url: str = field(repr=False)
     model: str
     api_key: str | None = field(default=None, repr=False)
     cache: str | Path | None = None

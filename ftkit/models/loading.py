@@ -111,8 +111,9 @@ def add_lora(model: Any, config: TrainConfig) -> Any:
     """Attach a fresh LoRA adapter; the base weights freeze. A model that has an adapter comes back as it is.
 
     Raises:
-        ConfigError: `target_modules` that the model does not have (names the ones it has), or a base model whose layers
-            already carry an adapter from an earlier call.
+        ConfigError: `target_modules` that the model does not have (names the ones it has) or that get no trainable
+            weights, or a base model whose layers already carry an adapter from an earlier call.
+        ModelError: Unsloth was to speed it up, and changed nothing.
     """
     if is_adapted(model):
         return model
@@ -129,7 +130,22 @@ def add_lora(model: Any, config: TrainConfig) -> Any:
             f"target_modules {', '.join(without)} got no trainable weights from {backend_of(model)}. "
             "Leave them out, or take another backend."
         )
+    if _is_unsloth(model) and not any(_is_by_unsloth(module.forward) for module in adapted.modules()):
+        raise ModelError(
+            "Unsloth left every layer of this model as it was, so it would be neither faster nor smaller. Restart the "
+            "kernel and load it before other Hugging Face imports, or use backend='transformers'."
+        )
     return adapted
+
+
+def _is_by_unsloth(function: Any) -> bool:
+    """Whether a method, or what it wraps, was written by Unsloth or compiled into its cache."""
+    function = getattr(function, "__func__", function)
+    while function is not None:
+        if "unsloth" in getattr(getattr(function, "__code__", None), "co_filename", ""):
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
 
 
 def _adapted(model: Any, config: TrainConfig) -> Any:
@@ -313,7 +329,7 @@ def adapter_digest(model: Any) -> str:
 
 
 def base_digest(model: Any) -> str:
-    """Twelve hex digits that tell the frozen weights of a model from others of the same name.
+    """Twelve hex digits that tell the weights below the adapter of a model from others of the same name.
 
     Up to 1,024 values of every tensor, evenly spaced, whatever their number format: other weights differ nearly
     everywhere, and all values of a large model would take seconds. Taken from memory and not from files, so that a
@@ -323,7 +339,7 @@ def base_digest(model: Any) -> str:
 
     running = hashlib.sha256()
     for name, weight in model.named_parameters():
-        if "lora_" not in name and not weight.requires_grad:
+        if "lora_" not in name and "modules_to_save" not in name:
             flat = weight.detach().reshape(-1)
             picked = flat[:: max(1, flat.numel() // 1024)]
             running.update(str(tuple(weight.shape)).encode())

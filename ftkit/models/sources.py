@@ -145,7 +145,9 @@ def pretrained(factory: Any, source: Any, *before: Any, **settings: Any) -> Any:
     except Exception as error:  # tokenizers raises Exception itself; all others have classes of their own
         if isinstance(error, MemoryError) or "out of memory" in str(error):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if "trust_remote_code" in str(error):
+            reason = "it brings custom code that would have to be run."
         raise ModelError(
             f"{str(source)!r} could not be loaded: {reason} Wanted: config.json, tokenizer files and *.safetensors of "
             "a kind that Transformers itself knows; pickled weights and code from a model's folder are not loaded, "

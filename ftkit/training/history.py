@@ -174,13 +174,14 @@ def holes(points: Sequence[HistoryPoint], every: int | None = None, last: int = 
     steps = [point.step for point in points if point.loss is not None]
     measured = [point.step for point in points if point.val_loss is not None]
     doubled = [step for found in (steps, measured) for step, count in Counter(found).items() if count > 1]
-    gaps = Counter(b - a for a, b in pairwise(steps[1:]))
-    every = every or max(gaps, key=gaps.__getitem__, default=max(steps, default=1))
+    ordered = sorted(set(steps))
+    gaps = Counter(b - a for a, b in pairwise(ordered[1:]))
+    every = every or max(gaps, key=gaps.__getitem__, default=max([1, *steps]))
     found = [f"step {step} stands in it twice" for step in sorted(set(doubled))]
     if steps != sorted(steps):
         found.append("its steps are out of order")
     reached = max([last - last % every, *steps])
-    for before, after in pairwise(sorted({0, *steps, reached})):
+    for before, after in pairwise(sorted({0, *ordered, reached})):
         if after - before > every or (after == reached and after not in steps):
             found.append(f"nothing between the steps {before} and {after}")
     return found
@@ -278,11 +279,6 @@ def resumable_step(run: Run) -> int | None:
         return None
     sealed = [place for place in checkpoints.all_in(run / "checkpoints") if checkpoints.mark(place)]
     return checkpoints.step_of(sealed[-1]) if sealed else None
-
-
-def chosen(rows: Sequence[RunRow], names: Sequence[str]) -> list[RunRow]:
-    """The readable rows of these names, in the table's order."""
-    return [row for row in rows if row.name in names and row.history is not None]
 
 
 def _state(run: Run, history: History) -> str:

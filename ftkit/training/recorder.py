@@ -61,6 +61,7 @@ class Recorder:
                     FtkitWarning,
                     stacklevel=2,
                 )
+            self.points = list({(p.step, p.loss is None): p for p in self.points}.values())  # each once
             write_points(self.path, self.points)
             self.applied, self.start = int(noted.get("applied", 0)), str(noted.get("start", ""))
         self.earlier_s = max((p.seconds or 0.0 for p in self.points), default=0.0)

@@ -45,9 +45,8 @@ class StepTime:
     def of_step(cls, seconds: float, config: TrainConfig) -> Self:
         """From the seconds of one weight update under `config`."""
         if not 0 < seconds < float("inf"):
-            raise ConfigError(
-                f"seconds_per_step={seconds!r}: a step takes more than 0 seconds. Leave it out to measure one."
-            )
+            given = f"seconds_per_step={seconds!r}"
+            raise ConfigError(f"{given}: a step takes more than 0 seconds. Leave it out to measure one.")
         return cls(seconds / config.effective_batch_size, "given", config=config)
 
     @classmethod

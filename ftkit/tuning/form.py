@@ -262,9 +262,8 @@ class Session:
         trainer = self._ready()
         run = Run.create(f"panel-{config.digest()[:6]}", self._root)
         if run.finished("train"):
-            raise ConfigError(
-                f"{run.path} holds a finished training with these settings. Change one, such as seed, to train again."
-            )
+            done = f"{run.path} holds a finished training with these settings"
+            raise ConfigError(f"{done}. Change one, such as seed, to train again.")
         step = resumable_step(run)
 
         def work() -> History:
@@ -315,9 +314,8 @@ class Session:
 
     def _ready(self) -> Trainer:
         if self.trainer is None:
-            raise ConfigError(
-                "There is nothing to train: give config_form a model's name and examples=data.split(...)."
-            )
+            wanted = "give config_form a model's name and examples=data.split(...)"
+            raise ConfigError(f"There is nothing to train: {wanted}.")
         if self.running:
             raise ConfigError("A run is under way. Stop it first.")
         return self.trainer

@@ -26,6 +26,7 @@ _LABEL_PX, _BOX_PX, _BUTTON_PX = 190, 72, 104
 _SERIES, _COARSE, _MANY_DECADES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 2.0, 5.0), 5
 _NO_SLIDER_FROM = 2**31 - 1  # a seed has no better or worse end
 _COLOURS = {"error": "#d13c32", "warning": "#ad6500", "note": "#4f7ca6"}  # to be read on white and on black
+_RUN_BUTTONS = ("Train", "Stop", "Measure")
 _BUTTONS = {
     "Train": ("success", "play", "Train these settings, or go on where they were stopped"),
     "Stop": ("warning", "stop", "Finish this update, save, and leave a run that can go on"),
@@ -50,7 +51,7 @@ class Panel:
         self._w, self._act, self._trainable = ipywidgets, act, trainable
         self.rows = {name: KnobRow(name, targets, lambda *moved: act("set", *moved)) for name in SPECS}
         self.presets = [self._button(name, "preset", name) for name in (*config.EFFORTS, *config.MACHINES)]
-        self.buttons = {name: self._button(name, name) for name in ("Train", "Stop", "Measure")}
+        self.buttons = {name: self._button(name, name) for name in _RUN_BUTTONS}
         pages = [ipywidgets.VBox([self.rows[name].root for name in in_group(group)]) for group in GROUPS]
         self.tabs = ipywidgets.Tab(children=pages)
         self.tabs.selected_index = GROUPS.index("adapter")
@@ -66,7 +67,7 @@ class Panel:
 
     def _button(self, name: str, *act: str) -> Any:
         style, icon, tip = _BUTTONS.get(name) or ("", "", config.describe_preset(name))
-        width = f"{_BUTTON_PX}px" if act == (name,) else "auto"
+        width = f"{_BUTTON_PX}px" if name in _RUN_BUTTONS else "auto"
         layout = self._w.Layout(width=width, flex="0 0 auto")
         button = self._w.Button(description=name, tooltip=tip, layout=layout, button_style=style, icon=icon)
         button.on_click(lambda _: self._act(*act))

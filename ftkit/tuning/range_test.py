@@ -115,23 +115,20 @@ def learning_rate_range(
     """
     problems = []
     if not (math.isfinite(low) and math.isfinite(high) and 0 < low < high):
-        problems.append(
-            f"low={low!r}, high={high!r}: wanted two rates above 0, the low one first, such as 1e-5 and 1e-1."
-        )
+        given = f"low={low!r}, high={high!r}"
+        problems.append(f"{given}: wanted two rates above 0, the low one first, such as 1e-5 and 1e-1.")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2 * _WIDTH:
         problems.append(f"steps={steps!r} wants a whole number, {2 * _WIDTH} or more: fewer show no curve.")
     if not models.is_adapted(model):
-        problems.append(
-            "The model has no adapter, and none could be taken out again without a trace. Call models.add_lora first."
-        )
+        why = "and none could be taken out again without a trace"
+        problems.append(f"The model has no adapter, {why}. Call models.add_lora first.")
     if problems:
         raise ConfigError("\n".join(problems))
     rows = [tokenize(example, tokenizer, max_length=config.max_length) for example in examples]
     rows = [row for row in rows if any(label != IGNORED for label in row["labels"][1:])]
     if not rows:
-        raise DataError(
-            f"No row has a trained token within max_length={config.max_length}. Raise it, or look at the examples."
-        )
+        limit = f"max_length={config.max_length}"
+        raise DataError(f"No row has a trained token within {limit}. Raise it, or look at the examples.")
     rates: list[float] = []
     losses: list[float] = []
     with _kept(model):

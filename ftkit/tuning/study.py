@@ -221,9 +221,8 @@ def load_optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise MissingExtra(
-            "A search over settings needs Optuna. Run: pip install 'optuna>=5,<6' (the extra ftkit[sweep])"
-        ) from error
+        install = "pip install 'optuna>=5,<6' (the extra ftkit[sweep])"
+        raise MissingExtra(f"A search over settings needs Optuna. Run: {install}") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # a log line about every study and trial says nothing new
     return optuna
 
@@ -239,9 +238,8 @@ def _begin(run: Run, setup: dict[str, Any], space: tuple[Axis, ...], queue: list
     before = study.user_attrs.get("setup", setup)
     if differing := [name for name in {**before, **setup} if before.get(name) != setup.get(name)]:
         said = "; ".join(_difference(name, before.get(name), setup.get(name)) for name in differing)
-        raise ConfigError(
-            f"{run.path} holds a search with another setup: {said}. Choose another folder, or pass resume=False."
-        )
+        other = f"{run.path} holds a search with another setup: {said}"
+        raise ConfigError(f"{other}. Choose another folder, or pass resume=False.")
     if "setup" not in study.user_attrs:
         study.set_user_attr("setup", setup)
         for settings in queue:
@@ -352,7 +350,8 @@ class _Task:
                 model, tokenizer = models.load(self.base_model, settled)
                 train(model, tokenizer, self.splits, settled, place, stop=watcher.halt, watch=watcher)
         except (PreflightError, TrainingError) as error:
-            watcher.state, reason = "failed", str(error).splitlines()[0]
+            reason = str(error).splitlines()[0]
+            watcher.state = "failed" if watcher.state == "finished" else watcher.state  # its weights may be no numbers
         finally:
             model = None
             gc.collect()  # a model and its hooks refer to each other

@@ -249,7 +249,7 @@ def test_pickled_weights_and_remote_code_are_refused(tokenizer, tmp_path):
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(ModelError, match="code from a model's folder are not loaded"):
+    with pytest.raises(ModelError, match="it brings custom code"):
         cleaning.load_reward_model(tmp_path)
     assert not (tmp_path / "ran").exists()
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")

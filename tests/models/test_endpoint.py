@@ -219,3 +219,11 @@ def test_missing_openai_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(MissingExtra, match=r"pip install 'ftkit\[judge\]'"):
         Endpoint("http://127.0.0.1:9/v1", "tiny")
+
+
+def test_neither_the_key_nor_a_password_in_the_url_is_shown():
+    endpoint = Endpoint("http://ada:pass@127.0.0.1:9/v1", "m", api_key="hunter2")
+    assert not [secret for secret in ("ada", "pass", "hunter2") if secret in repr(endpoint)]
+    with pytest.raises(ConfigError, match="is no URL") as told:
+        Endpoint("ftp://ada:pass@127.0.0.1", "m")
+    assert "pass" not in str(told.value)

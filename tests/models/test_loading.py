@@ -5,11 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from toys import LLAMA3
 
 from ftkit import models
 from ftkit.config import TrainConfig
-from ftkit.errors import ConfigError, FtkitWarning, MissingArtifact, MissingExtra, ModelError
+from ftkit.errors import ConfigError, FtkitWarning, MissingArtifact, MissingExtra, ModelError, StorageError
 from ftkit.hardware import Hardware
 from ftkit.models import generate, loading, sources
 from ftkit.models.loading import SMALL_HUB_MODEL, _in_reach, choose_backend
@@ -167,3 +169,228 @@ def test_a_card_without_the_hub_gets_the_bundled_model_and_is_told(monkeypatch):
     with pytest.warns(FtkitWarning, match=r"cannot be reached\. So .* is taken"):
         assert models.default_model() == models.BUNDLED
     _in_reach.cache_clear()
+
+
+@pytest.fixture
+def adapter(base_folder, tokenizer, toy_config, tmp_path):
+    """A saved adapter whose B is not zero, on a base in a folder."""
+    model = models.add_lora(models.load(base_folder, toy_config)[0], toy_config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.5)
+    return models.save_adapter(model, tokenizer, tmp_path / "adapter")
+
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def tensors(change):
+    """An edit of the tensors in an adapter's file."""
+
+    def edit(path):
+        found = load_file(path / WEIGHTS)
+        save_file(change(found), path / WEIGHTS)
+
+    return edit
+
+
+def facts(**changed):
+    """An edit of an adapter's config."""
+
+    def edit(path):
+        known = json.loads((path / "adapter_config.json").read_text())
+        (path / "adapter_config.json").write_text(json.dumps(known | changed))
+
+    return edit
+
+
+def tokenizer_code(path):
+    config = path / "tokenizer_config.json"
+    known = json.loads(config.read_text()) | {
+        "tokenizer_class": "Own",
+        "auto_map": {"AutoTokenizer": ["own.Own", None]},
+    }
+    config.write_text(json.dumps(known))
+    (path / "own.py").write_text("raise SystemExit('its code ran')")
+
+
+def only_pickled(path):
+    torch.save({"x": torch.zeros(1)}, path / "adapter_model.bin")
+    (path / WEIGHTS).unlink()
+
+
+@pytest.mark.parametrize(
+    ("edit", "error", "said"),
+    [
+        (lambda path: (path / WEIGHTS).unlink(), MissingArtifact, "has no adapter_model"),
+        (lambda path: (path / WEIGHTS).write_bytes(b""), ModelError, "is damaged"),
+        (lambda path: (path / WEIGHTS).write_bytes((path / WEIGHTS).read_bytes()[:-9]), ModelError, "is damaged"),
+        (lambda path: (path / WEIGHTS).write_bytes((path / WEIGHTS).read_bytes()[:40]), ModelError, "is damaged"),
+        (only_pickled, ModelError, "pickled weights .* convert them once"),
+        (tensors(lambda found: {}), ModelError, "holds no tensors"),
+        (tensors(lambda found: dict(list(found.items())[1:])), ModelError, r"is missing \(1 of"),
+        (tensors(lambda found: found | {"more.lora_A.weight": torch.ones(2)}), ModelError, "is of no use"),
+        (tensors(lambda found: {f"x.{name}": t for name, t in found.items()}), ModelError, "is missing"),
+        (tensors(lambda found: {n: t[:-1].contiguous() for n, t in found.items()}), ModelError, "size mismatch"),
+        (tensors(lambda found: {n: t * float("nan") for n, t in found.items()}), ModelError, "no numbers"),
+        (tensors(lambda found: {n: t * float("inf") for n, t in found.items()}), ModelError, "no numbers"),
+        (facts(r=2), ModelError, "size mismatch"),
+        (facts(target_modules=["q_proj"]), ModelError, "is of no use"),
+        (facts(target_modules=["nowhere"]), ModelError, "could not be loaded"),
+        (facts(peft_type="UNHEARD"), ModelError, "could not be loaded"),
+        (facts(base_model_name_or_path=None), ModelError, "is no model's name"),
+        (facts(base_model_name_or_path="./nowhere"), ModelError, "no such folder"),
+        (lambda path: (path / "adapter_config.json").write_text("[]"), ModelError, "is damaged"),
+        (lambda path: (path / "adapter_config.json").write_text('{"r":'), ModelError, "is damaged"),
+        (lambda path: (path / "adapter_config.json").write_bytes(b"\xff"), ModelError, "is damaged"),
+        (lambda path: (path / "tokenizer.json").write_text("{"), ModelError, "could not be loaded"),
+        (tokenizer_code, ModelError, "custom code"),
+    ],
+)
+def test_an_adapter_that_is_not_what_it_seems_is_refused(adapter, toy_config, edit, error, said):
+    """PEFT itself takes most of these: what is missing stays as it was made, and only a warning tells."""
+    edit(adapter)
+    with pytest.raises(error, match=said):
+        models.load_adapter(adapter, toy_config)
+
+
+def test_a_whole_adapter_loads(adapter, toy_config):
+    model, _ = models.load_adapter(adapter, toy_config)
+    assert all((weight == 0.5).all() for name, weight in model.named_parameters() if "lora_B" in name)
+
+
+def base_code(path):
+    known = json.loads((path / "config.json").read_text())
+    known |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (path / "config.json").write_text(json.dumps(known))
+    (path / "own.py").write_text("raise SystemExit('its code ran')")
+
+
+def shards(named):
+    """A model whose index names these files."""
+
+    def edit(path):
+        index = {"metadata": {}, "weight_map": {"model.norm.weight": named}}
+        (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return edit
+
+
+def with_a_hole(path):
+    found = load_file(path / "model.safetensors")
+    found.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(found, path / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (base_code, "could not be loaded"),
+        (tokenizer_code, "custom code"),
+        (with_a_hole, "no weights for model.layers.1.mlp.up_proj.weight"),
+        (shards("pytorch_model.bin"), "is no safetensors file in its folder"),
+        (shards("../model.safetensors"), "is no safetensors file in its folder"),
+        (shards("model-2-of-2.safetensors"), "is no safetensors file in its folder"),
+        (lambda path: (path / "model.safetensors.index.json").write_text("[]"), "is damaged"),
+        (lambda path: (path / "adapter_config.json").write_text("{}"), "Use models.load_adapter"),
+        (lambda path: (path / "model.safetensors").write_bytes(b"cut"), "could not be loaded"),
+        (lambda path: (path / "config.json").write_text("{"), "could not be loaded"),
+        (lambda path: (path / "tokenizer.json").write_text("{"), "could not be loaded"),
+    ],
+)
+def test_a_base_that_is_damaged_or_wants_its_own_code_is_refused(base_folder, toy_config, edit, said):
+    edit(base_folder)
+    with pytest.raises(ModelError, match=said):
+        models.load(base_folder, toy_config)
+
+
+@pytest.mark.parametrize(
+    ("edit", "answer"),
+    [
+        (base_code, "y\n"),
+        pytest.param(base_code, "", marks=pytest.mark.slow),
+        pytest.param(tokenizer_code, "y\n", marks=pytest.mark.slow),
+        pytest.param(tokenizer_code, "", marks=pytest.mark.slow),
+    ],
+)
+def test_no_code_from_a_folder_runs_whatever_stands_on_stdin(base_folder, edit, answer):
+    edit(base_folder)
+    script = (
+        "import sys; from ftkit import models; from ftkit.config import TrainConfig\n"
+        "models.load(sys.argv[1], TrainConfig(backend='transformers', load_in_4bit=False, dtype='fp32'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(base_folder)], input=answer, capture_output=True, text=True
+    )
+    assert "ModelError" in done.stderr
+    assert "its code ran" not in done.stderr
+    assert "[y/N]" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("edit", [base_code, tokenizer_code])
+def test_unsloth_does_not_see_what_wants_its_own_code(base_folder, edit):
+    edit(base_folder)
+    script = (
+        "import sys; from ftkit import models; from ftkit.config import TrainConfig\n"
+        "models._ = models.import_unsloth_first(); import unsloth; seen = []\n"
+        "unsloth.FastLanguageModel.from_pretrained = lambda *a, **k: print('Unsloth saw it')\n"
+        "models.load(sys.argv[1], TrainConfig(backend='unsloth', load_in_4bit=False, dtype='fp32'))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(base_folder)], input="y\n", capture_output=True, text=True)
+    assert "ModelError" in done.stderr, done.stderr[-2000:]
+    assert "Unsloth saw it" not in done.stdout
+    assert "its code ran" not in done.stderr
+
+
+def test_targets_without_trainable_weights_are_an_error(base_folder, toy_config, monkeypatch):
+    """A backend that passes a module over says nothing by itself."""
+    attach = loading._adapted
+
+    def forgetful(model, config):
+        return attach(model, config.replace(target_modules=("q_proj",)))
+
+    monkeypatch.setattr(loading, "_adapted", forgetful)
+    with pytest.raises(ConfigError, match="target_modules up_proj got no trainable weights"):
+        models.add_lora(
+            models.load(base_folder, toy_config)[0], toy_config.replace(target_modules=("q_proj", "up_proj"))
+        )
+
+
+def test_an_unsloth_that_changed_nothing_is_an_error(base_folder, toy_config, monkeypatch):
+    model, _ = models.load(base_folder, toy_config)
+    attach = loading._adapted
+    plain = attach(model, toy_config)
+    monkeypatch.setattr(loading, "_adapted", lambda model, config: plain)
+    monkeypatch.setattr(loading, "_is_unsloth", lambda model: True)
+    monkeypatch.setattr(loading, "is_adapted", lambda model: False)
+    del model.peft_config
+    with pytest.raises(ModelError, match="Unsloth left every layer"):
+        models.add_lora(model, toy_config)
+    space = {}
+    exec(compile("def forward(self): pass", "/x/unsloth_compiled_cache/one.py", "exec"), space)
+    monkeypatch.setattr(type(model), "forward", space["forward"])
+    assert models.add_lora(model, toy_config) is plain
+
+
+def test_an_adapter_is_not_saved_over_a_folder_of_somebody_else(model, tokenizer, toy_config, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    with pytest.raises(StorageError, match=r"thesis\.txt"):
+        models.save_adapter(models.add_lora(model, toy_config), tokenizer, tmp_path / "mine")
+    assert (tmp_path / "mine/thesis.txt").exists()
+
+
+def test_other_base_weights_have_another_digest_and_an_adapter_changes_nothing(model, toy_config):
+    before = models.base_digest(model)
+    start = models.adapter_digest(models.add_lora(model, toy_config))
+    adapted = model
+    assert models.base_digest(adapted) == before
+    with torch.no_grad():
+        first = next(weight for name, weight in adapted.named_parameters() if "lora_A" in name)
+        first[0, 0] += 1
+    assert models.adapter_digest(adapted) != start
+    with torch.no_grad():
+        adapted.model.layers[0].mlp.up_proj.weight.add_(1e-3)
+    assert models.base_digest(adapted) != before

@@ -1,13 +1,18 @@
 """From a name to a folder: the bundled model, local folders, and names that cannot be had."""
 
+import copy
 import http.server
+import json
 import os
 import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ftkit import files, models
 from ftkit.errors import MissingExtra, ModelError
@@ -129,3 +134,57 @@ def test_two_processes_may_convert_at_once_and_a_damaged_cache_is_mended(tmp_pat
     assert files.problem(folder) is not None
     subprocess.run([sys.executable, "-c", CONVERT], check=True, capture_output=True, env=environment)
     assert files.problem(folder) is None
+
+
+SAMPLES = Path(sources.__file__).parents[1] / "samples"
+
+
+@pytest.fixture(scope="module")
+def read_and_corrected():
+    """The GGUF's tokenizer as Transformers reads it, and as it is saved; without the weights."""
+    from transformers import AutoTokenizer
+
+    gguf = sources._gguf()
+    read = sources.pretrained(AutoTokenizer, gguf.parent, gguf_file=gguf.name)
+    read.clean_up_tokenization_spaces = False
+    return read, sources._corrected(copy.deepcopy(read))
+
+
+def same(pair, text):
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for tokenizer in pair]
+    return ids[0] == ids[1] and pair[0].decode(ids[0]) == pair[1].decode(ids[1])
+
+
+@pytest.mark.slow
+def test_the_bundled_tokenizer_is_saved_as_the_byte_level_one_that_it_is(read_and_corrected, tmp_path):
+    """Else converters to GGUF take it for SentencePiece. Ids and texts of all bundled rows stay."""
+    _, corrected = read_and_corrected
+    corrected.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert saved["model"]["byte_fallback"] is False
+    assert saved["decoder"]["type"] == "ByteLevel"
+    texts = [line for path in SAMPLES.rglob("*.jsonl") for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(texts) > 1000
+    assert [text for text in texts if not same(read_and_corrected, text)] == []
+
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None)
+@given(text=st.text())
+def test_on_any_text_the_corrected_tokenizer_says_the_same(read_and_corrected, text):
+    assert same(read_and_corrected, text)
+
+
+@pytest.mark.slow
+def test_a_conversion_of_an_earlier_version_is_not_used(tmp_path):
+    """It stands under another name: the folder of this version is made beside it."""
+    old = tmp_path / "models" / models.BUNDLED
+    old.mkdir(parents=True)
+    (old / "tokenizer.json").write_text("{}")
+    environment = {**os.environ, "FTKIT_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", CONVERT], capture_output=True, text=True, env=environment)
+    folder = Path(done.stdout.strip())
+    assert folder.parent == old.parent
+    assert folder != old
+    assert json.loads((folder / "tokenizer.json").read_text())["model"]["byte_fallback"] is False
+    assert (old / "tokenizer.json").read_text() == "{}"

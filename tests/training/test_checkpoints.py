@@ -288,6 +288,70 @@ def test_a_drive_that_is_not_mounted_is_refused_at_the_start(run, tmp_path):
         Mirror.open(tmp_path / "no/such/drive", run)
 
 
+def test_a_checkpoint_without_its_seal_is_moved_aside_and_told(tmp_path):
+    """Nobody knows who wrote it; one with a stranger in it is kept as well."""
+    for step, edit in (
+        (5, lambda place: (place / SEAL).unlink()),
+        (10, lambda place: (place / "notes").write_text("x")),
+    ):
+        place = make_checkpoint(tmp_path, step, keep=9)
+        edit(place)
+        (tmp_path / f"{place.name}.not-ours").mkdir()
+        with pytest.warns(FtkitWarning, match=rf"kept as checkpoint-{step}\.not-ours-2"):
+            checkpoints.remove(place)
+        assert (tmp_path / f"checkpoint-{step}.not-ours-2/optimizer.pt").exists()
+    assert training.all_in(tmp_path) == []
+
+
+def test_a_linked_checkpoint_is_not_removed_where_it_lies(tmp_path):
+    place = make_checkpoint(tmp_path / "elsewhere", 5)
+    (tmp_path / "checkpoint-5").symlink_to(place)
+    with pytest.warns(FtkitWarning, match="is kept as"):
+        checkpoints.remove(tmp_path / "checkpoint-5")
+    assert (place / "optimizer.pt").exists()
+
+
+@pytest.mark.parametrize("inside", ["data", "checkpoints", "new"])
+def test_a_mirror_within_the_run_is_refused(run, inside):
+    with pytest.raises(StorageError, match="lie within each other"):
+        Mirror.open(run / inside, run)
+
+
+def test_a_run_within_its_mirror_is_refused(run):
+    with pytest.raises(StorageError, match="lie within each other"):
+        Mirror.open(run.path.parents[1], run)
+
+
+def test_a_link_to_the_run_is_no_mirror(run, tmp_path):
+    (tmp_path / "link").symlink_to(run.path)
+    with pytest.raises(StorageError, match="lie within each other"):
+        Mirror.open(tmp_path / "link", run)
+
+
+def test_a_folder_of_somebody_else_in_the_mirror_is_left_alone(run, tmp_path):
+    mine = tmp_path / "drive/demo/adapter/mine.bin"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(StorageError, match="ftkit did not make it"):
+        Mirror.open(tmp_path / "drive", run)
+    assert mine.read_text() == "mine"
+
+
+def test_a_stranger_in_the_mirror_outlives_pushes_and_clearing(run, copy):
+    (run / "figures").mkdir()
+    (run / "figures/loss.png").write_bytes(b"new")
+    copy.push(run)
+    for name in ("figures/paper.svg", "checkpoints/.git", "data.csv"):
+        (copy.path / name).write_text("mine")
+    (run / "figures/loss.png").write_bytes(b"newer")
+    copy.push(run)
+    copy.clear()
+    assert (copy.path / "figures/loss.png").read_bytes() == b"newer"
+    assert [(copy.path / name).read_text() for name in ("figures/paper.svg", "checkpoints/.git", "data.csv")] == [
+        "mine"
+    ] * 3
+
+
 def test_the_run_itself_is_no_mirror(run):
     with pytest.raises(StorageError, match="where the run itself lies"):
         Mirror.open(run.path.parent, run)

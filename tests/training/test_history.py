@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftkit.errors import DataError, MissingArtifact
+from ftkit.errors import DataError, FtkitWarning, MissingArtifact
 from ftkit.training import History, HistoryPoint, read_points
-from ftkit.training.history import COLUMNS, as_line, write_points
+from ftkit.training.history import COLUMNS, as_line, holes, write_points
 
 CURVE = [
     HistoryPoint(i, loss=2.0 / i, learning_rate=1e-4, tokens=100 * i, seconds=2.0 * i, memory_gib=1.0)
@@ -64,6 +64,35 @@ def test_what_is_no_history_names_the_line(tmp_path, text):
     path.write_text(text)
     with pytest.raises(DataError, match=r"line [12]"):
         History.load(path)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([1, 2, 3, 7, 8], "nothing between the steps 3 and 7"),
+        ([5, 6, 7, 8], "nothing between the steps 0 and 5"),
+        ([1, 5, 10, 25, 30], "nothing between the steps 10 and 25"),
+        ([1, 2, 2, 3], "step 2 stands in it twice"),
+        ([1, 3, 2, 4], "its steps are out of order"),
+    ],
+)
+def test_a_hole_in_the_curve_is_told(tmp_path, steps, said):
+    write_points(tmp_path / "h.csv", [HistoryPoint(step, loss=1.0) for step in steps])
+    with pytest.warns(FtkitWarning, match=rf"has a hole: .*{said}"):
+        assert len(History.load(tmp_path / "h.csv").losses) == len(steps)
+
+
+@pytest.mark.parametrize("steps", [[], [1], [10], [1, 2, 3], [1, 5, 10, 15], [5, 10], [10, 20, 30], [1, 3, 6]])
+def test_a_whole_curve_has_no_hole(steps):
+    assert holes([HistoryPoint(step, loss=1.0) for step in steps]) == []
+
+
+def test_a_curve_must_reach_the_step_that_a_run_goes_on_from():
+    points = [HistoryPoint(step, loss=1.0) for step in (1, 5, 10)]
+    assert holes(points, 5, 14) == []
+    assert holes(points, 5, 15) == ["nothing between the steps 10 and 15"]
+    assert holes([], 5, 4) == []
+    assert holes([], 5, 10) == ["nothing between the steps 0 and 10"]
 
 
 def test_missing_history(tmp_path):

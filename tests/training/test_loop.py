@@ -14,9 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from toys import make_model
+from toys import LLAMA3, make_model, make_tokenizer
 
 from ftkit import chat, data, models, training
+from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, DataError, FtkitWarning, MissingExtra, PreflightError, StorageError, TrainingError
 from ftkit.runs import MARK, Run
 from ftkit.training import History, train
@@ -591,6 +592,125 @@ def test_a_run_that_leaves_the_adapter_as_it_was_is_not_finished(model, tokenize
 def test_a_checkpoint_within_the_warm_up_is_no_failure(model, tokenizer, splits, toy_config, run):
     config = toy_config.replace(warmup_steps=2, eval_steps=0, save_steps=1)
     assert train(model, tokenizer, splits, config, run).steps == 4
+
+
+def test_a_folder_that_ftkit_did_not_make_is_left_alone(model, tokenizer, splits, toy_config, tmp_path):
+    mine = tmp_path / "precious/eval/results.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(StorageError, match="ftkit did not make it"):
+        train(model, tokenizer, splits, toy_config, Run.open(tmp_path / "precious"))
+    assert [path for path in (tmp_path / "precious").rglob("*") if path.is_file()] == [mine]
+
+
+STRANGERS = (
+    "eval/notes.txt",
+    "figures/paper.png",
+    "tensorboard/mine",
+    "checkpoints/.git/HEAD",
+    "checkpoints/x/w",
+    "rows.csv",
+)
+
+
+def test_training_afresh_leaves_what_a_reader_put_into_the_folder(tokenizer, splits, toy_config, run):
+    """What the earlier training wrote is gone, and of a checkpoint without its seal nobody knows who wrote it."""
+    config = toy_config.replace(eval_steps=0)
+    train(make_model(), tokenizer, splits, config, run)
+    (run / "eval").mkdir()
+    (run / "eval/before.jsonl").write_text("{}")
+    run.finish("evaluate", before=0.0)
+    for name in STRANGERS:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("mine")
+    foreign = run / "checkpoints/checkpoint-7"
+    foreign.mkdir()
+    (foreign / "w").write_text("mine")
+    (run / "checkpoints/checkpoint-4/ftkit.json").unlink()
+    with pytest.warns(FtkitWarning) as told:
+        train(make_model(), tokenizer, splits, config.replace(max_steps=1, save_steps=0), run, resume=False)
+    assert len([w for w in told if "holds what ftkit did not write" in str(w.message)]) == 2
+    assert [name for name in STRANGERS if (run / name).read_text() != "mine"] == []
+    assert (run / "checkpoints/checkpoint-7.not-ours/w").read_text() == "mine"
+    assert (run / "checkpoints/checkpoint-4.not-ours").is_dir()
+    assert training.all_in(run / "checkpoints") == []
+    assert not (run / "eval/before.jsonl").exists()
+
+
+@pytest.mark.parametrize(("place", "said"), [("adapter/mine.bin", r"mine\.bin"), ("data/train.jsonl", r"train\.jsonl")])
+def test_what_would_be_replaced_is_refused_before_anything_is_spent(
+    model, tokenizer, splits, toy_config, run, place, said
+):
+    """Rows that lie in the run's own data folder may be the only copy: the source that they were read from."""
+    (run / place).parent.mkdir()
+    (run / place).write_text("mine")
+    with pytest.raises(StorageError, match=said):
+        train(model, tokenizer, splits, toy_config, run, watch=lambda points, total: pytest.fail("it trained"))
+    assert (run / place).read_text() == "mine"
+
+
+def test_rows_that_were_corrected_by_hand_are_not_replaced(model, tokenizer, splits, toy_config, run):
+    data.save(splits, run)
+    with (run / "data/train.jsonl").open("a") as file:
+        file.write('{"prompt": "more", "completion": "rows"}\n')
+    with pytest.raises(StorageError, match=r"train\.jsonl.*another folder or run name"):
+        train(model, tokenizer, splits, toy_config, run)
+
+
+def test_a_linked_checkpoint_folder_is_not_swept(model, tokenizer, splits, toy_config, run, tmp_path):
+    big = tmp_path / "big"
+    (big / ".ssh").mkdir(parents=True)
+    (big / "checkpoint-7").mkdir()
+    (run / "checkpoints").symlink_to(big)
+    with pytest.raises(StorageError, match="checkpoints is a link"):
+        train(model, tokenizer, splits, toy_config, run)
+    assert sorted(path.name for path in big.iterdir()) == [".ssh", "checkpoint-7"]
+
+
+def test_resume_refuses_another_template(tokenizer, splits, toy_config, run):
+    assert train(make_model(), tokenizer, splits, toy_config, run, watch=ask(2)).stopped
+    with pytest.raises(ConfigError, match="other tokens or labels, of another chat template"):
+        train(make_model(), make_tokenizer(LLAMA3), splits, toy_config, run)
+
+
+def test_resume_refuses_other_weights_under_the_same_name(tokenizer, splits, toy_config, run):
+    assert train(make_model(), tokenizer, splits, toy_config, run, watch=ask(2)).stopped
+    other = make_model()
+    with torch.no_grad():
+        other.model.layers[1].self_attn.q_proj.weight.mul_(1.01)
+    with pytest.raises(ConfigError, match="other weights of the base model"):
+        train(other, tokenizer, splits, toy_config, run)
+
+
+def test_a_resumed_run_writes_again_what_was_lost_and_tells_of_a_hole(tokenizer, splits, toy_config, run):
+    config = toy_config.replace(eval_steps=0, max_steps=6)
+    assert train(make_model(), tokenizer, splits, config, run, watch=ask(4)).stopped
+    (run / "config.yaml").unlink()
+    (run / "data/val.jsonl").unlink()
+    lines = (run / "history.csv").read_text().splitlines(keepends=True)
+    (run / "history.csv").write_text("".join([*lines[:2], "gar,bled\n", *lines[4:]]))
+    with pytest.warns(FtkitWarning, match=r"history\.csv has a hole: .*line 3: 'gar,bled' is no point"):
+        train(make_model(), tokenizer, splits, config, run)
+    assert TrainConfig.load(run / "config.yaml") == config
+    assert len(data.load_splits(run).val) == len(splits.val)
+    with pytest.warns(FtkitWarning, match="nothing between the steps 1 and 4"):
+        History.load(run / "history.csv")
+
+
+def test_sigterm_saves_as_ctrl_c_does(tokenizer, splits, toy_config, run):
+    before = signal.getsignal(signal.SIGTERM)
+    config = toy_config.replace(eval_steps=0, save_steps=0)
+    history = train(
+        make_model(),
+        tokenizer,
+        splits,
+        config,
+        run,
+        watch=lambda points, total: points[-1].step == 2 and os.kill(os.getpid(), signal.SIGTERM),
+    )
+    assert history.stopped
+    assert newest(run / "checkpoints").name == "checkpoint-3"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.fixture

@@ -12,14 +12,15 @@ from ftkit.training import Recorder
 from ftkit.training.recorder import interruptible
 
 
-def test_the_first_sigint_asks_and_the_second_interrupts():
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_interrupts(number):
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), interruptible() as asked:
         assert not asked()
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         assert asked()
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
 
 
 def test_the_handler_before_comes_back():
@@ -58,10 +59,10 @@ def test_a_process_that_ignores_sigint_goes_on_ignoring_it():
 
 def test_updates_that_the_scaler_skips_are_not_counted(toy_config, tmp_path):
     """A real scaler on a real parameter: an infinite gradient leaves the weights as they are."""
+    from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
-    from accelerate.state import AcceleratorState
 
-    AcceleratorState()
+    Accelerator(cpu=True)
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = AcceleratedOptimizer(torch.optim.SGD([weight], lr=0.1), scaler=torch.amp.GradScaler("cpu"))
     optimizer.gradient_state._set_sync_gradients(True)  # shared in a process: an earlier training may have left it off
