@@ -103,9 +103,17 @@ def word_shingles(text: str) -> Any:
 
     Two unequal shingles among a million share a hash about once in 10^7 runs.
     """
+    return distinct(flat_shingles([text])[0])
+
+
+def distinct(hashes: Any) -> Any:
+    """The hashes in order, each once; for the few of a text three times as quick as `np.unique`."""
     import numpy as np
 
-    return np.unique(flat_shingles([text])[0])
+    ordered = np.sort(hashes)
+    new = np.ones(len(ordered), dtype=bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    return ordered[new]
 
 
 def flat_shingles(texts: Sequence[str]) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ftkit.data.shingles import Texts, batches, flat_shingles, jaccard, shingled, word_shingles
+from ftkit.data.shingles import Texts, batches, distinct, flat_shingles, jaccard, shingled, word_shingles
 from ftkit.errors import ConfigError, MissingExtra
 from ftkit.tables import visible
 
@@ -175,13 +175,11 @@ def _sides(buckets: Iterable[list[int]], border: int) -> Iterator[list[int]]:
 
 def _some_shingles(texts: Sequence[str], rows: Sequence[int]) -> dict[int, Any]:
     """The shingle sets of a few texts, made in batches."""
-    import numpy as np
-
     found, place = {}, iter(rows)
     for batch in batches(texts.at(rows) if isinstance(texts, Texts) else (texts[i] for i in rows)):
         hashes, offsets = flat_shingles(batch)
         for start, end in itertools.pairwise(offsets.tolist()):
-            found[next(place)] = np.unique(hashes[start:end])
+            found[next(place)] = distinct(hashes[start:end])
     return found
 
 
