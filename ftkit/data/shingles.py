@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import unicodedata
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,7 +56,7 @@ class Texts(Sequence[str]):
         """The texts at these places, many fetched at once: one by one takes ten times as long."""
         for start in range(0, len(places), _TEXTS_BATCH):
             found = [divmod(place, len(self._examples)) for place in places[start : start + _TEXTS_BATCH]]
-            rows = chats(self._examples.select([row for _, row in found]))
+            rows = chats(self._examples.select(array("q", [row for _, row in found])))
             for (messages, document), (part, _) in zip(rows, found, strict=True):
                 yield text_of(messages, self._parts[part]) if messages else document or ""
 
@@ -101,9 +102,17 @@ def word_shingles(text: str) -> Any:
 
     Two unequal shingles among a million share a hash about once in 10^7 runs.
     """
+    return distinct(flat_shingles([text])[0])
+
+
+def distinct(hashes: Any) -> Any:
+    """The hashes in order, each once; for the few of a text three times as quick as `np.unique`."""
     import numpy as np
 
-    return np.unique(flat_shingles([text])[0])
+    ordered = np.sort(hashes)
+    new = np.ones(len(ordered), dtype=bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    return ordered[new]
 
 
 def flat_shingles(texts: Sequence[str]) -> tuple[Any, Any]:

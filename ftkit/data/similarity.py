@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ftkit.data.shingles import Texts, batches, flat_shingles, jaccard, shingled, word_shingles
+from ftkit.data.shingles import Texts, batches, distinct, flat_shingles, jaccard, shingled, word_shingles
 from ftkit.errors import ConfigError, MissingExtra
 from ftkit.tables import visible
 
@@ -24,8 +24,8 @@ _FETCHED = 20_000  # texts whose shingles are held at once
 _COMPARED = 64  # comparisons of a text in one bucket; more would take for ever on boilerplate
 _COMPARED_ACROSS = 2_000
 
-BANDS, ROWS = 16, 8  # at Jaccard 0.8 a pair shares a band with 1 - (1 - 0.8**8)**16 = 0.947, at 0.85 with 0.993
 _MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: spreads hashes (Knuth)
+BANDS, ROWS = 16, 8  # at Jaccard 0.8 a pair shares a band with 1 - (1 - 0.8**8)**16 = 0.947, at 0.85 with 0.993
 _SEED = 42
 
 BITS = 64
@@ -106,7 +106,7 @@ def near_pairs(
     else:
         # hashes a band: 8 at a threshold from 0.8 on, 4 from 0.55 on (finds 93 % there), else 2
         rows = next(rows for least, rows in ((0.8, ROWS), (0.55, 4), (0, 2)) if threshold >= least)
-        buckets = _band_buckets(signatures(shingled(texts)), rows)
+        buckets = _band_buckets(band_keys(shingled(texts), rows))
     buckets = _once(buckets, apart)
     search = _Search(len(texts), threshold, across)
     for chunk in batches((bucket for bucket in buckets if search.is_open(bucket)), _FETCHED):
@@ -170,13 +170,11 @@ def _once(buckets: Iterable[list[int]], border: int | None) -> Iterator[list[int
 
 def _some_shingles(texts: Sequence[str], rows: Sequence[int]) -> dict[int, Any]:
     """The shingle sets of a few texts, made in batches."""
-    import numpy as np
-
     found, place = {}, iter(rows)
     for batch in batches(texts.at(rows) if isinstance(texts, Texts) else (texts[i] for i in rows)):
         hashes, offsets = flat_shingles(batch)
         for start, end in itertools.pairwise(offsets.tolist()):
-            found[next(place)] = np.unique(hashes[start:end])
+            found[next(place)] = distinct(hashes[start:end])
     return found
 
 
@@ -284,10 +282,16 @@ class _Union:
         self._above[max(a, b)] = min(a, b)
 
 
-def signatures(batches: Iterable[tuple[Any, Any]]) -> Any:
-    """MinHash signatures by rensa, 128 hashes a set: an array of shape (sets, 128), dtype uint64.
+def band_keys(batches: Iterable[tuple[Any, Any]], rows: int = ROWS) -> Any:
+    """A key for each band of MinHash signatures by rensa (128 hashes): an array of shape (sets, bands), dtype uint64.
 
-    `batches` are those of `shingled`. An empty set gets a signature of its own, so that it resembles nothing.
+    Args:
+        batches: pairs of all hashes of many sets in one array, and the offsets at which each set begins and ends. An
+            empty set gets keys of its own, so that it resembles nothing.
+        rows: hashes a band; texts that agree in all of them share the band's key.
+
+    Raises:
+        MissingExtra: rensa is not installed.
     """
     import numpy as np
 
@@ -296,27 +300,25 @@ def signatures(batches: Iterable[tuple[Any, Any]]) -> Any:
     except ImportError as error:
         raise MissingExtra("Near-duplicates among more than 20,000 texts need rensa. Run: pip install rensa") from error
     width = BANDS * ROWS
-    parts, lonely = [], itertools.count(2**63)
+    parts, lonely = [np.zeros((0, width // rows), dtype=np.uint64)], itertools.count()
     for hashes, offsets in batches:
-        rows = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, width, _SEED).to_rows()
-        values = b"".join(array("I", row).tobytes() for row in rows)  # three times as quick as numpy on the lists
-        matrix = np.frombuffer(values, dtype=np.uint32).reshape(-1, width).astype(np.uint64)
+        signatures = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, width, _SEED).to_rows()
+        values = b"".join(array("I", row).tobytes() for row in signatures)  # three times as quick as numpy on the lists
+        pairs = np.frombuffer(values, dtype=np.uint64).reshape(-1, width // rows, rows // 2)
+        keys = np.zeros(pairs.shape[:2], dtype=np.uint64)
+        for place in range(rows // 2):
+            keys = (keys ^ pairs[:, :, place]) * np.uint64(_MULTIPLIER)
+            keys ^= keys >> np.uint64(29)
         for i in np.flatnonzero(offsets[1:] == offsets[:-1]):
-            matrix[i] = np.uint64(next(lonely))
-        parts.append(matrix)
-    return np.concatenate(parts) if parts else np.zeros((0, width), dtype=np.uint64)
+            keys[i] = np.uint64(next(lonely))
+        parts.append(keys)
+    return np.concatenate(parts)
 
 
-def _band_buckets(matrix: Any, rows: int = ROWS) -> Iterator[list[int]]:
-    """Positions of texts that agree in all `rows` hashes of a band, for each band (locality-sensitive hashing)."""
-    import numpy as np
-
-    for start in range(0, matrix.shape[1], rows):
-        key = np.zeros(len(matrix), dtype=np.uint64)
-        for column in range(start, start + rows):
-            key = (key ^ matrix[:, column]) * np.uint64(_MULTIPLIER)
-            key ^= key >> np.uint64(29)
-        yield from _equal_groups(key)
+def _band_buckets(keys: Any) -> Iterator[list[int]]:
+    """Positions of texts that share a band's key, for each band (locality-sensitive hashing)."""
+    for band in keys.T:
+        yield from _equal_groups(band)
 
 
 def _equal_groups(keys: Any) -> Iterator[list[int]]:
@@ -327,5 +329,7 @@ def _equal_groups(keys: Any) -> Iterator[list[int]]:
     ordered = keys[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(keys) else np.array([], int)
     ends = np.append(starts[1:], len(keys))
-    for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
-        yield order[start:end].tolist()
+    several = ends - starts > 1
+    positions = order.tolist()
+    for start, end in zip(starts[several].tolist(), ends[several].tolist(), strict=True):
+        yield positions[start:end]

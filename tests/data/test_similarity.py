@@ -11,7 +11,7 @@ from toys import altered, random_text
 
 from ftkit import data
 from ftkit.data.shingles import flat_shingles
-from ftkit.data.similarity import join, signatures
+from ftkit.data.similarity import band_keys, join
 from ftkit.errors import ConfigError, MissingExtra
 
 
@@ -136,9 +136,9 @@ def test_an_empty_list_has_no_pairs():
     assert data.near_pairs([]).clusters() == data.near_pairs([], method="minhash").clusters() == []
 
 
-def test_signatures_of_empty_texts_resemble_nothing():
-    matrix = signatures([flat_shingles(["", "", "a b c"])])
-    assert not (matrix[0] == matrix[1]).any()
+def test_keys_of_empty_texts_resemble_nothing():
+    keys = band_keys([flat_shingles(["", "", "a b c"])])
+    assert not (keys[0] == keys[1]).any()
 
 
 @pytest.mark.slow
