@@ -126,7 +126,8 @@ def _stopped(text: str, start: int, end: int, turn: Mapping[str, Any], tokenizer
     What a template puts after a stop token (a newline) the model never has to write.
     """
     stop, said = tokenizer.eos_token, turn["content"].strip()
-    found = text.rfind(said, start, end) if said else start
+    last = text.rfind(stop, start, end) if stop else -1  # an answer "d" is not the one inside of <|im_end|>
+    found = text.rfind(said, start, end if last < 0 else last) if said else start
     if stop and (at := text.rfind(stop, start, end) if found < 0 else text.find(stop, found + len(said), end)) >= 0:
         return at + len(stop)
     specials = tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)

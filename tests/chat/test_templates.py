@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from toys import CHATML, GEMMA, LLAMA3, make_tokenizer
 
@@ -129,6 +129,7 @@ text = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, ma
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(text, text), min_size=1, max_size=3))
+@example([("Which letter?", "d")])  # it stands in <|im_end|> too
 def test_mask_is_right_for_any_text(pairs):
     """Emoji, right-to-left, newlines: the trained tokens are the answers, each with its stop token."""
     tokenizer = make_tokenizer()
