@@ -56,7 +56,7 @@ class LeakageReport:
         """
         if self.exact:
             rows = {o.test for o in self.exact}
-            pairs = (f"test row {o.test} = train row {o.train} ({_NAMES[o.on]})" for o in self.exact[:_SHOWN])
+            pairs = (f"test row {o.test} = train row {o.train} ({_NAMES.get(o.on, o.on)})" for o in self.exact[:_SHOWN])
             listed = "\n  ".join(pairs)
             raise DataError(
                 f"{len(rows)} of {self.test_rows} test rows stand in the training set, so a score on them says nothing:"
@@ -72,7 +72,10 @@ class LeakageReport:
             f"{'✗' if self.exact else fine} {len(self.exact)} exact and {len(self.near)} near overlaps "
             f"between {self.train_rows} train and {self.test_rows} test rows{left_out}"
         )
-        rows = [(o.test, o.train, _NAMES[o.on], f"{o.similarity:.0%}", o.test_text, o.train_text) for o in overlaps]
+        rows = [
+            (o.test, o.train, _NAMES.get(o.on, o.on), f"{o.similarity:.0%}", o.test_text, o.train_text)
+            for o in overlaps
+        ]
         head = ("test row", "train row", "in", "alike", "test", "train")
         return [title, tables.Table(head, rows, prose=True)] if rows else [title]
 
