@@ -7,6 +7,7 @@ is `turns`' business. Knows single rows, no files.
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from ftkit.data import turns
@@ -35,7 +36,8 @@ Row = dict[str, Any]
 _TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "data")
 _SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 _REASONING_COLUMNS = ("reasoning_content", "reasoning", "thinking", "thought")
-_MARK_COLUMNS = ("label", "kto_tag")
+_ROW_MARKS = ("train", "trainable", "loss", "loss_mask", "weight", "loss_weight", "desirable")
+_MARK_COLUMNS = ("label", "kto_tag", *_ROW_MARKS)
 _MEDIA = frozenset(MEDIA)
 _BESIDE = frozenset((*_SYSTEM_COLUMNS, *_REASONING_COLUMNS, *_MARK_COLUMNS, *MEDIA))
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
@@ -54,20 +56,11 @@ _METADATA = {
     *("id", "url", "source", "meta", "metadata", "date", "timestamp", "title", "language", "lang", "split", "domain"),
     *("subset", "dump", "file_path", "path", "language_score", "token_count", "score", "license", "added", "created"),
 }
-_CHAT_LIKE = {
-    *(
-        *_TURN_COLUMNS[:-1],
-        *_SYSTEM_COLUMNS,
-        *_REASONING_COLUMNS,
-        "history",
-        "context",
-        "functions",
-        "chosen",
-        "rejected",
-    ),
-    *("question", "query", "prompt", "instruction", "input", "answer", "response", "output", "completion", "weight"),
-    *("train", "loss", "loss_weight", "documents"),
-}
+_CHAT_LIKE = re.compile(
+    r"^(?!.*(?:ids?|hash|count|tokens|length|type|score|name)$).*(?:system|reason|think|thought|rationale|(?<![a-z])cot(?![a-z])|history|context|function"
+    r"|tools|image|picture|video|audio|chosen|rejected|messages|conversation|dialog|instruction|turns$|document|suffix$)"
+    r"|^(?:question|query|prompt|input|answer|response|output|completion|weight|train|loss|loss_weight|chat)$"
+)
 
 
 def detect_format(columns: Iterable[str], samples: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -108,7 +101,7 @@ def used_columns(format: str, mapping: Mapping[str, str] | None = None) -> set[s
         _COLUMNS[format]
         | turns
         | {*_SYSTEM_COLUMNS, "history", "functions"}
-        | ({"input"} if format == "alpaca" else set())
+        | {"alpaca": {"input"}, "prompt-completion": {"context"}}.get(format, set())
     )
 
 
@@ -201,10 +194,17 @@ def from_messages(messages: Sequence[Mapping[str, Any]], format: str, *, tools: 
 def chat_like(row: Mapping[str, Any], used: set[str], messages: Messages) -> set[str]:
     """Columns that look like a part of the chat, hold a value, and are in none of its turns."""
     said = {text for message in messages for text in (message["content"], message.get("reasoning_content"))}
-    columns = (_CHAT_LIKE & row.keys()) - used
     return {
-        name for name in columns if not blank(value := row[name]) and not (isinstance(value, str) and value in said)
+        name
+        for name, value in row.items()
+        if name not in used and _is_chat_like(name) and not blank(value)
+        if not ((isinstance(value, str) and value in said) or (isinstance(value, int | float) and value in (0, 1)))
     }
+
+
+@cache
+def _is_chat_like(column: str) -> bool:
+    return bool(_CHAT_LIKE.search(column.lower()))
 
 
 def check_mapping(mapping: Mapping[str, str]) -> None:
@@ -289,10 +289,12 @@ def _reason(row: Mapping[str, Any], messages: Messages) -> None:
 
 
 def _is_wanted(row: Mapping[str, Any]) -> bool:
-    """Whether no mark of the row says that its answer is unwanted (KTO's `label` and `kto_tag`)."""
+    """Whether no mark of the row says that its answer is unwanted (KTO's `label` and `kto_tag`, a weight of 0)."""
     label = row.get("label")
     marked = isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in ("true", "false"))
     tag = row.get("kto_tag")
+    if any(str(row[mark]).strip().lower() in ("false", "0", "0.0") for mark in _ROW_MARKS if mark in row):
+        return False
     return not (marked and not is_yes(label, "a label")) and (blank(tag) or is_yes(tag, "a kto_tag"))
 
 

@@ -37,6 +37,7 @@ _RENDERED = re.compile(
     re.MULTILINE,
 )
 _SHOWN = 10
+_VERDICTS = ({"0", "1"}, {"0.0", "1.0"}, {"good", "bad"}, {"chosen", "rejected"}, {"desirable", "undesirable"})
 
 
 @dataclass(frozen=True)
@@ -313,10 +314,10 @@ def _format(name: str, first: list[tuple[str, Any]]) -> str | None:
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     labels = {str(row["label"]).strip() for row in tables if not blank(row.get("label"))}
-    if format != "text" and labels and labels <= {"0", "1"}:
+    if format != "text" and labels and any(map(labels.issubset, _VERDICTS)):
         raise DataError(
-            f"{name}: the column label holds 0 and 1. If 0 marks answers that someone refused, call it kto_tag, and "
-            "such rows are left out; if it is a class, call it class."
+            f"{name}: the column label holds {' and '.join(sorted(labels))}. If it marks answers that someone refused, "
+            "call it kto_tag, with 0 or false, and such rows are left out; if it is a class, call it class."
         )
     return format
 

@@ -40,7 +40,9 @@ _PARTS = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_NAMED_PART = re.compile(rf"({'|'.join(sorted(_PARTS, key=len, reverse=True))})(?![^\W\d_])", re.IGNORECASE)
+_NAMED_PART = re.compile(
+    rf"(?<![^\W\d_])({'|'.join(sorted(_PARTS, key=len, reverse=True))})(?![^\W\d_])", re.IGNORECASE
+)
 
 # Columns of one row: an object that has one of them is no wrapping around a list of rows.
 _OF_A_ROW = frozenset(
@@ -192,6 +194,11 @@ def _without_none(value: Any) -> Any:
 def _rows(path: Path, name: str) -> Rows:
     files = _files(path, name)
     parts = [_part_of_file(file.inner) for file in files]
+    if not any(
+        parts
+    ):  # perhaps mine_train.jsonl beside mine_test.jsonl: a name within names, if there is one for train
+        within = [_part_of_file(file.inner, _NAMED_PART.search) for file in files]
+        parts = within if "train" in map(part, within) else parts
     for file, named in zip(files, parts, strict=True):
         for place, found in _READERS[file.ending](file):
             row = {"messages": found} if isinstance(found, list) else found  # a chat as the list of its turns
@@ -200,10 +207,10 @@ def _rows(path: Path, name: str) -> Rows:
             yield f"{place} of {file.inner}" if len(files) > 1 else place, row
 
 
-def _part_of_file(name: str) -> str | None:
-    """The part that a file's name begins with, or else its folder's."""
+def _part_of_file(name: str, find: Callable[[str], re.Match[str] | None] = _NAMED_PART.match) -> str | None:
+    """The part that a file's name begins with (or holds, if `find` searches), or else its folder's."""
     for step in reversed(PurePath(name).parts):
-        if found := _NAMED_PART.match(step):
+        if found := find(step):
             return found[1].lower()
     return None
 
@@ -543,7 +550,7 @@ def _table(file: _File, lines: Iterator[str]) -> Rows:
     if given:
         next(numbered)
     records = _records(file, numbered, delimiter)
-    header = next(records, (1, []))[1]
+    header = [name.strip() for name in next(records, (1, []))[1]]
     if not "".join(header).strip():
         raise DataError(f"{file.name}: the first line is blank; a header with the columns' names is wanted.")
     _refuse_twice(file, header)

@@ -300,6 +300,9 @@ def shards(folder, names):
         (["train.jsonl", "dev.jsonl"], ["dev", "train"]),
         (["trains-to-rome.jsonl", "devices.jsonl"], None),
         (["train-0.jsonl", "holdout.jsonl"], [None, "train"]),
+        (["faq_train.jsonl", "faq_test.jsonl"], ["test", "train"]),
+        (["faq.dev.jsonl", "faq.train.jsonl"], ["dev", "train"]),
+        (["human_eval.jsonl", "smoke-test.jsonl"], None),
     ],
 )
 @pytest.mark.parametrize("packing", [None, "zip"])

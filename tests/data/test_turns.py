@@ -32,6 +32,7 @@ def loaded(*rows, **how):
         {"trainable": False},
         {"loss": False},
         {"loss_weight": 0},
+        {"loss_mask": 0},
         {"masked": True},
         {"train_detail": [{"begin_offset": 0, "end_offset": 8, "train": False}]},
         {"weight": 0, "train": False},
@@ -69,6 +70,8 @@ def test_a_mark_to_train_changes_nothing(mark):
         ({"train": True, "weight": 0}, "contradict each other in turn 2: train, weight"),
         ({"train_detail": [{"begin_offset": 0, "end_offset": 3, "train": True}]}, "parts of a turn"),
         ({"train_detail": "x"}, "train_detail in turn 2"),
+        ({"calculate_loss": False}, "calculate_loss in turn 2, a mark"),
+        ({"mask": 1}, "mask in turn 2, a mark"),
     ],
 )
 def test_a_mark_that_is_not_understood_is_an_error_that_names_it(mark, named):
@@ -76,7 +79,13 @@ def test_a_mark_that_is_not_understood_is_an_error_that_names_it(mark, named):
         to_messages({"messages": [ASK, {**SAY, **mark}]})
 
 
-@pytest.mark.parametrize("unwanted", [{"label": False}, {"label": "false"}, {"kto_tag": False}, {"kto_tag": 0}])
+@pytest.mark.parametrize(
+    "unwanted",
+    [
+        *({"label": False}, {"label": "false"}, {"kto_tag": False}, {"kto_tag": 0}, {"desirable": False}),
+        *({"train": False}, {"weight": 0}, {"loss_weight": "0.0"}, {"loss": "False"}),
+    ],
+)
 @pytest.mark.parametrize(
     "shape", [{"prompt": "Q", "completion": "A"}, {"messages": [ASK, SAY]}, {"instruction": "Q", "output": "A"}]
 )
@@ -96,10 +105,15 @@ def test_nothing_but_refused_answers_is_an_error():
         loaded({"prompt": "Q", "completion": "A", "label": False})
 
 
-def test_labels_of_0_and_1_must_say_what_they_are():
-    rows = [{"prompt": "Q", "completion": "A", "label": n} for n in (0, 1)]
+@pytest.mark.parametrize("verdicts", [(0, 1), (0.0, 1.0), ("bad", "good"), ("rejected", "chosen")])
+def test_labels_that_may_be_verdicts_must_say_what_they_are(verdicts):
+    rows = [{"prompt": "Q", "completion": "A", "label": verdict} for verdict in verdicts]
     with pytest.raises(DataError, match="call it kto_tag"):
         loaded(*rows)
+
+
+def test_labels_of_0_and_1_are_read_under_the_names_that_the_error_advises():
+    rows = [{"prompt": "Q", "completion": "A", "label": n} for n in (0, 1)]
     renamed = [{("kto_tag" if k == "label" else k): v for k, v in row.items()} for row in rows]
     with pytest.warns(FtkitWarning, match="1 of 2"):
         assert len(loaded(*renamed)) == 1
@@ -214,9 +228,23 @@ def test_what_is_not_read_is_named_once_for_the_file():
     assert len(caught) == 1
 
 
-def test_a_column_that_repeats_a_turn_is_not_named(recwarn):
-    loaded({"prompt": "Which bus?", "messages": [ASK, SAY], "id": 7, "topic": "buses"})
+@pytest.mark.parametrize(
+    "column", ["Complex_CoT", "systemPrompt", "instructions", "image_path", "available_tools", "rejected_response"]
+)
+def test_columns_that_sound_like_a_part_of_the_chat_are_named(column):
+    with pytest.warns(FtkitWarning, match=rf"looks like a part of the chats: {column}\."):
+        loaded({"messages": [ASK, SAY], column: "Bus 9"})
+
+
+def test_columns_that_repeat_a_turn_that_are_read_or_metadata_are_not_named(recwarn):
+    loaded({"prompt": "Which bus?", "messages": [ASK, SAY], "id": 7, "topic": "buses", "conversation_id": "c7"})
+    loaded({"prompt": "Which bus?", "completion": "The nine.", "context": "Buses: 9.", "weight": 1})
     assert not recwarn.list
+
+
+def test_a_transcript_is_read_where_a_mapping_names_it():
+    text = "\n\nHuman: Which bus?\n\nAssistant: The nine."
+    assert to_messages({"chosen": text, "rejected": "No."}, mapping={"messages": "chosen"}) == [ASK, SAY]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +284,9 @@ def test_roles_of_calls_and_results(call, result):
     assert messages[3]["content"] == '{"line": 9, "ok": true}'
 
 
-@pytest.mark.parametrize("cell", ["nan", "NaN", "None", "N/A", "<noinput>", "null", " ", "", None, float("nan"), pd.NA])
+@pytest.mark.parametrize(
+    "cell", ["nan", "None", "N/A", "NA", "#N/A", "<NA>", "\\N", "<noinput>", "null", " ", "", None, float("nan"), pd.NA]
+)
 def test_an_empty_cell_is_no_input(cell):
     assert to_messages({"instruction": "Which bus?", "input": cell, "output": "The nine."}) == [ASK, SAY]
     assert to_messages({"instruction": "Which bus?", "output": "The nine.", "system": cell, "history": cell}) == [
