@@ -51,6 +51,7 @@ _ANSWER_NAMES = (
     *("answer", "response", "output", "completion", "reply", "target", "assistant", "chosen"),
     *("summary", "solution", "translation", "label"),
 )
+_REASONING_NAMES = (*_REASONING_COLUMNS, "cot", "complex_cot", "chain_of_thought", "rationale")
 _CONTEXT_NAMES = ("context", "passage", "document", "input")
 _METADATA = {
     *("id", "url", "source", "meta", "metadata", "date", "timestamp", "title", "language", "lang", "split", "domain"),
@@ -252,7 +253,8 @@ def _suggested(there: set[str]) -> dict[str, str] | None:
         return None
     context = next((by_name[name] for name in _CONTEXT_NAMES if name in by_name and by_name[name] != prompt), None)
     system = next((by_name[name] for name in _SYSTEM_COLUMNS if name in by_name), None)
-    found = {"prompt": prompt, "context": context, "answer": answer, "system": system}
+    reasoning = next((by_name[name] for name in _REASONING_NAMES if name in by_name and by_name[name] != answer), None)
+    found = {"prompt": prompt, "context": context, "answer": answer, "system": system, "reasoning": reasoning}
     return {key: column for key, column in found.items() if column}
 
 

@@ -108,8 +108,9 @@ def test_nothing_but_refused_answers_is_an_error():
 @pytest.mark.parametrize("verdicts", [(0, 1), (0.0, 1.0), ("bad", "good"), ("rejected", "chosen")])
 def test_labels_that_may_be_verdicts_must_say_what_they_are(verdicts):
     rows = [{"prompt": "Q", "completion": "A", "label": verdict} for verdict in verdicts]
-    with pytest.raises(DataError, match="call it kto_tag"):
-        loaded(*rows)
+    for way in (None, {"prompt": "prompt", "answer": "completion"}):
+        with pytest.raises(DataError, match="call it kto_tag"):
+            data.load_examples(rows, mapping=way)
 
 
 def test_labels_of_0_and_1_are_read_under_the_names_that_the_error_advises():
@@ -242,11 +243,6 @@ def test_columns_that_repeat_a_turn_that_are_read_or_metadata_are_not_named(recw
     assert not recwarn.list
 
 
-def test_a_transcript_is_read_where_a_mapping_names_it():
-    text = "\n\nHuman: Which bus?\n\nAssistant: The nine."
-    assert to_messages({"chosen": text, "rejected": "No."}, mapping={"messages": "chosen"}) == [ASK, SAY]
-
-
 @pytest.mark.parametrize(
     "turns",
     [
@@ -344,6 +340,7 @@ def test_known_datasets_keep_the_context_of_a_question(row, asked, said):
         ({"prompt_id": "p", "instruction": "Q", "response": "A"}, "Q", "A"),
         ({"query": "Q", "passage": "P", "answer": "A", "answer_id": 3}, "Q\n\nP", "A"),
         ({"text": "Q", "summary": "A", "text_id": 2}, "Q", "A"),
+        ({"chosen": "\n\nHuman: Q\n\nAssistant: A", "rejected": "\n\nHuman: Q\n\nAssistant: B"}, "Q", "A"),
     ],
 )
 def test_a_mapping_that_is_advised_reads_the_row_rightly(row, asked, said):
@@ -354,6 +351,12 @@ def test_a_mapping_that_is_advised_reads_the_row_rightly(row, asked, said):
     assert [m["content"] for m in loaded(row, mapping=mapping)[0]["messages"]] == [asked, said]
     left = set(row) - set(mapping.values())
     assert all(name in str(caught.value).split("That leaves out:")[1] for name in left)
+
+
+@pytest.mark.parametrize("column", ["reasoning", "thought", "Complex_CoT", "rationale"])
+def test_an_advised_mapping_takes_reasoning_along(column):
+    with pytest.raises(DataError, match=rf"'reasoning': '{column}'\}}\.$"):
+        loaded({"problem": "Q", column: "since", "answer": "A"})
 
 
 def test_preference_data_and_trees_are_called_by_their_name():
