@@ -263,6 +263,7 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
 
 
 _WEIGHTS = "adapter_model.safetensors"
+_LARGEST_ALPHA = 1_000_000
 
 
 def _base_of(path: Path) -> str:
@@ -277,6 +278,12 @@ def _base_of(path: Path) -> str:
         ) from error
     if not isinstance(name, str) or not name:
         raise ModelError(f"{config}: base_model_name_or_path={name!r} is no model's name. Write it there.")
+    alpha = facts.get("lora_alpha", 1)
+    if not isinstance(alpha, int | float) or not 0 < alpha < _LARGEST_ALPHA:
+        raise ModelError(
+            f"{config}: lora_alpha={alpha!r} is no number above 0 and below {_LARGEST_ALPHA:,}, so the adapter does "
+            "nothing or spoils every answer. Train or fetch the adapter again."
+        )
     return name
 
 
@@ -299,7 +306,12 @@ def _adapter_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
                 tensor = file.get_tensor(name)
                 shapes[name] = tuple(tensor.shape)
-                if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+                if not tensor.is_floating_point():
+                    raise ModelError(
+                        f"{weights}: {name} holds whole numbers ({tensor.dtype}), and LoRA weights are none. Train "
+                        "or fetch the adapter again."
+                    )
+                if not torch.isfinite(tensor.float()).all():
                     raise ModelError(
                         f"{weights}: {name} holds values that are no numbers (NaN or infinite). Take an earlier "
                         "checkpoint, or train again with a lower learning_rate."
