@@ -206,6 +206,7 @@ def test_older_functions_are_read_like_tools():
         {"messages": [{**ASK, "images": ["a.jpg"]}, SAY]},
         {"messages": [{**ASK, "content": "<image>\nHow many?"}, SAY]},
         {"messages": [{**ASK, "content": "How many?<image>"}, SAY]},
+        {"messages": [{**ASK, "content": "<img>a.png</img> How many?"}, SAY]},
         {"messages": [{**ASK, "content": "<|vision_start|><|image_pad|><|vision_end|>How many?"}, SAY]},
         {"conversations": [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "Rain."}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, SAY]},
