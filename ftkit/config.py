@@ -1,4 +1,4 @@
-"""The choices of one training run: every knob, its range, its usual range and its help text, written once.
+"""The choices of one training run: every knob with its default; help, range and usual range are in samples/knobs.json.
 
 Knows nothing of models, data or widgets. Names are TRL's for training and PEFT's for adapters.
 """
@@ -8,13 +8,11 @@ import hashlib
 import json
 import re
 from dataclasses import MISSING, dataclass, field, fields, replace
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
 from ftkit.errors import ConfigError, MissingArtifact
-from ftkit.files import write_text
+from ftkit.files import sample, write_text
 from ftkit.hardware import Hardware
 from ftkit.tables import Table
 
@@ -23,20 +21,16 @@ _MOST_BYTES, _MOST_PARTS, _DEEPEST = 64 * 2**10, 2_000, 10  # what `save` writes
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def knob(
-    default: Any,
-    help: str,
-    *,
-    group: str,
-    low: float | None = None,
-    high: float | None = None,
-    typical: tuple[float, float] | None = None,
-    choices: tuple[Any, ...] = (),
-    log: bool = False,
-) -> Any:
-    """Declare one setting: this line feeds the docs, the range check, the tooltip and the slider."""
-    facts = {"help": help, "group": group, "low": low, "high": high, "typical": typical, "choices": choices, "log": log}
-    return field(default=default, metadata=facts)
+# By setting: group, help, the range (low, high) and the usual one, choices, and what lies below and above the usual.
+_KNOBS: dict[str, dict[str, Any]] = sample("knobs")
+_ELSEWHERE: dict[str, Any] = sample("setting_names")  # what other tools call a setting
+_UNSAID = {"low": None, "high": None, "typical": None, "log": False, "choices": (), "below": "", "above": ""}
+
+
+def _knob(name: str, default: Any) -> Any:
+    """Declare one setting: samples/knobs.json feeds the docs, the range check, the tooltip and the slider."""
+    facts = {key: tuple(fact) if isinstance(fact, list) else fact for key, fact in _KNOBS[name].items()}
+    return field(default=default, metadata=_UNSAID | facts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,143 +41,43 @@ class TrainConfig:
         ConfigError: lists every setting that is misspelt, of the wrong type or out of range, at once.
     """
 
-    backend: str = knob(
-        "auto",
-        "who loads and patches the model; auto takes Unsloth where it is installed",
-        group="model",
-        choices=("auto", "unsloth", "transformers"),
-    )
-    load_in_4bit: bool = knob(True, "QLoRA: keep the frozen base model in 4-bit NF4", group="model")
-    bnb_4bit_use_double_quant: bool = knob(True, "also quantise the scales; saves 0.37 bits a parameter", group="model")
-    dtype: str = knob(
-        "bf16", "number format of the computation; a T4 has fp16 only", group="model", choices=("bf16", "fp16", "fp32")
-    )
-    gradient_checkpointing: bool = knob(
-        True, "recompute activations: less memory, about a third more time", group="model"
-    )
+    backend: str = _knob("backend", "auto")
+    load_in_4bit: bool = _knob("load_in_4bit", True)
+    bnb_4bit_use_double_quant: bool = _knob("bnb_4bit_use_double_quant", True)
+    dtype: str = _knob("dtype", "bf16")
+    gradient_checkpointing: bool = _knob("gradient_checkpointing", True)
 
-    lora_r: int = knob(
-        16, "rank: width of the trainable detour", group="adapter", low=1, high=256, typical=(8, 64), log=True
-    )
-    lora_alpha: int = knob(
-        32,
-        "the detour is scaled by alpha / r; usually r or twice r",
-        group="adapter",
-        low=1,
-        high=512,
-        typical=(8, 128),
-        log=True,
-    )
-    lora_dropout: float = knob(
-        0.0,
-        "share of the detour's inputs dropped in training; Unsloth is fastest at 0",
-        group="adapter",
-        low=0.0,
-        high=0.9,
-        typical=(0.0, 0.1),
-    )
-    target_modules: tuple[str, ...] = knob(
-        ALL_LINEAR, "weight matrices that get a detour; fewer is cheaper and weaker", group="adapter"
-    )
-    use_rslora: bool = knob(False, "scale by alpha / sqrt(r), steadier at high rank", group="adapter")
-    use_dora: bool = knob(False, "train magnitude and direction apart; slower", group="adapter")
+    lora_r: int = _knob("lora_r", 16)
+    lora_alpha: int = _knob("lora_alpha", 32)
+    lora_dropout: float = _knob("lora_dropout", 0.0)
+    target_modules: tuple[str, ...] = _knob("target_modules", ALL_LINEAR)
+    use_rslora: bool = _knob("use_rslora", False)
+    use_dora: bool = _knob("use_dora", False)
 
-    learning_rate: float = knob(
-        2e-4,
-        "step size; LoRA wants about ten times full fine-tuning's",
-        group="optimisation",
-        low=1e-6,
-        high=1e-2,
-        typical=(1e-4, 3e-4),
-        log=True,
-    )
-    lr_scheduler_type: str = knob(
-        "cosine",
-        "how the step size falls after warm-up",
-        group="optimisation",
-        choices=("cosine", "linear", "constant_with_warmup", "constant"),
-    )
-    warmup_steps: int = knob(
-        50, "steps over which the step size rises from zero", group="optimisation", low=0, high=10_000, typical=(5, 100)
-    )
-    per_device_train_batch_size: int = knob(
-        2, "examples in memory at once", group="optimisation", low=1, high=512, log=True
-    )
-    gradient_accumulation_steps: int = knob(
-        4,
-        "micro-batches summed before an update: batch size without memory",
-        group="optimisation",
-        low=1,
-        high=512,
-        log=True,
-    )
-    num_train_epochs: float = knob(
-        1.0,
-        "passes over the data; small sets overfit past three",
-        group="optimisation",
-        low=0.01,
-        high=100,
-        typical=(1, 5),
-    )
-    max_steps: int = knob(
-        -1, "updates in all; -1 lets the epochs decide", group="optimisation", low=-1, high=10_000_000
-    )
-    optim: str = knob(
-        "adamw_8bit",
-        "8-bit Adam needs a quarter of Adam's memory, on a GPU",
-        group="optimisation",
-        choices=("adamw_8bit", "adamw_torch", "adamw_torch_fused", "paged_adamw_8bit", "sgd"),
-    )
-    weight_decay: float = knob(
-        0.01, "pull of the adapter towards zero", group="optimisation", low=0.0, high=1.0, typical=(0.0, 0.1)
-    )
-    max_grad_norm: float = knob(
-        1.0, "longer gradients are clipped to this", group="optimisation", low=0.0, high=100.0, typical=(0.3, 1.0)
-    )
-    seed: int = knob(42, "of weights, shuffling and dropout", group="optimisation", low=0, high=2**31 - 1)
+    learning_rate: float = _knob("learning_rate", 2e-4)
+    lr_scheduler_type: str = _knob("lr_scheduler_type", "cosine")
+    warmup_steps: int = _knob("warmup_steps", 50)
+    per_device_train_batch_size: int = _knob("per_device_train_batch_size", 2)
+    gradient_accumulation_steps: int = _knob("gradient_accumulation_steps", 4)
+    num_train_epochs: float = _knob("num_train_epochs", 1.0)
+    max_steps: int = _knob("max_steps", -1)
+    optim: str = _knob("optim", "adamw_8bit")
+    weight_decay: float = _knob("weight_decay", 0.01)
+    max_grad_norm: float = _knob("max_grad_norm", 1.0)
+    seed: int = _knob("seed", 42)
 
-    max_length: int = knob(
-        2048,
-        "tokens an example may have; longer ones are cut",
-        group="length",
-        low=8,
-        high=1_048_576,
-        typical=(512, 8192),
-        log=True,
-    )
-    group_by_length: bool = knob(
-        False, "batches of examples of like length: less padding, the same order every epoch", group="length"
-    )
-    train_on: str = knob(
-        "answers+reasoning",
-        "what of an assistant turn is trained: its reasoning too, or the answer alone",
-        group="length",
-        choices=("answers+reasoning", "answers"),
-    )
-    packing: bool = knob(
-        False, "several short examples in one row; needs a backend that keeps them apart", group="length"
-    )
+    max_length: int = _knob("max_length", 2048)
+    group_by_length: bool = _knob("group_by_length", False)
+    train_on: str = _knob("train_on", "answers+reasoning")
+    packing: bool = _knob("packing", False)
 
-    logging_steps: int = knob(1, "updates between two points of the loss curve", group="records", low=1, high=10_000)
-    eval_steps: int = knob(
-        20, "updates between two validation losses; 0 measures only at the end", group="records", low=0, high=100_000
-    )
-    max_eval_examples: int = knob(
-        200, "validation rows measured each time; more is steadier and slower", group="records", low=1, high=1_000_000
-    )
-    early_stopping_patience: int = knob(
-        0,
-        "validation losses in a row without a new best after which training ends, with the adapter of "
-        "the best one; 0 trains to the end",
-        group="records",
-        low=0,
-        high=1000,
-    )
-    save_steps: int = knob(50, "updates between two checkpoints; 0 writes none", group="records", low=0, high=100_000)
-    save_total_limit: int = knob(2, "checkpoints kept", group="records", low=1, high=100)
-    report_to: str = knob(
-        "none", "where else metrics go", group="records", choices=("none", "tensorboard", "trackio", "wandb")
-    )
+    logging_steps: int = _knob("logging_steps", 1)
+    eval_steps: int = _knob("eval_steps", 20)
+    max_eval_examples: int = _knob("max_eval_examples", 200)
+    early_stopping_patience: int = _knob("early_stopping_patience", 0)
+    save_steps: int = _knob("save_steps", 50)
+    save_total_limit: int = _knob("save_total_limit", 2)
+    report_to: str = _knob("report_to", "none")
 
     def __new__(cls, *_: Any, **settings: Any) -> Self:
         """Refuse misspelt names with a suggestion, before the generated `__init__` would raise a bare TypeError."""
@@ -202,9 +96,8 @@ class TrainConfig:
             value: Any = getattr(self, spec.name)
             kind: Any = str.__str__ if isinstance(value, str) else type(spec.default)
             if isinstance(value, int | float | str) and not _problem(spec, value):
-                object.__setattr__(
-                    self, spec.name, kind(value)
-                )  # NumPy's floats and texts too, which YAML cannot write
+                plain = kind(value)  # NumPy's floats and texts too, which YAML cannot write
+                object.__setattr__(self, spec.name, plain)
         if problems := [problem for spec in fields(self) if (problem := _problem(spec, getattr(self, spec.name)))]:
             raise ConfigError("\n".join(problems))
         if self.max_steps == 0:
@@ -395,18 +288,11 @@ def _short(value: Any, *, quoted: bool = True) -> str:
     return text if len(text) <= 60 else f"{text[:40]}… ({len(text):,} characters)"
 
 
-@cache
-def _elsewhere() -> dict[str, Any]:
-    file = resources.files("ftkit").joinpath("samples/setting_names.json")
-    return dict(json.loads(file.read_text(encoding="utf-8")))
-
-
 def _unknown(name: str) -> str:
     """What to say of a name that is no setting: what another tool's name is called here, or how it is spelt."""
-    elsewhere = _elsewhere()
     plain = re.sub(r"[\W_]+", "_", name[:100].lower()).strip("_")  # --Lora-Rank as lora_rank
-    hints = [f"Did you mean {ours}?" for ours, theirs in elsewhere["same"].items() if plain in theirs]
-    hints += [sentence for sentence, theirs in elsewhere["instead"].items() if plain in theirs]
+    hints = [f"Did you mean {ours}?" for ours, theirs in _ELSEWHERE["same"].items() if plain in theirs]
+    hints += [sentence for sentence, theirs in _ELSEWHERE["instead"].items() if plain in theirs]
     hints += [f"Did you mean {spec.name}?" for spec in fields(TrainConfig) if _is_misspelt(plain, spec.name)]
     return f"{_short(name, quoted=False)} is no setting. {[*hints, 'help(TrainConfig) lists the settings.'][0]}"
 
@@ -463,15 +349,6 @@ def _number_problem(name: str, value: Any, whole: bool, low: float, high: float,
     return None
 
 
-# Effort: what the run learns and how long it takes. Ranges: `TrainConfig`'s own typical ones.
-_EFFORT = ["lora_r", "lora_alpha", "max_steps", "num_train_epochs", "warmup_steps", "eval_steps", "save_steps"]
-_EFFORT += ["max_eval_examples", "learning_rate"]
-_EFFORTS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "quick look": ("does it learn at all? Twenty updates, a narrow adapter", (8, 16, 20, 1.0, 2, 10, 10, 16, 2e-4)),
-    "balanced": ("one pass over the data with the usual adapter", (16, 32, -1, 1.0, 10, 20, 50, 100, 2e-4)),
-    "thorough": ("three passes, a wide adapter, a gentler step size", (32, 64, -1, 3.0, 50, 50, 100, 200, 1e-4)),
-}
-
 # Visible memory: what torch reports on the usual cloud machines, GiB.
 MACHINES = {
     "T4": Hardware("cuda", "Tesla T4", 14.6, (7, 5), False, 2),
@@ -479,16 +356,14 @@ MACHINES = {
     "A100": Hardware("cuda", "NVIDIA A100-SXM4-40GB", 39.5, (8, 0), True, 12),
 }
 
-# Memory against speed: what fits an 8B model in 4-bit there. Everything else is left as it is.
-_ROOM = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "load_in_4bit")
-_ROOMS = {"T4": (1, 8, 1024, True), "L4": (2, 4, 2048, True), "A100": (8, 1, 2048, False)}
-
-EFFORTS = tuple(_EFFORTS)
+# Efforts (what the run learns, and how long it takes), then machines (what fits an 8B model in 4-bit there).
+_PRESETS: dict[str, dict[str, Any]] = sample("presets")
+EFFORTS = tuple(name for name in _PRESETS if name not in MACHINES)
 
 
 def preset_names() -> tuple[str, ...]:
     """All presets, efforts first."""
-    return (*_EFFORTS, *MACHINES)
+    return tuple(_PRESETS)
 
 
 def describe_preset(name: str) -> str:
@@ -497,10 +372,7 @@ def describe_preset(name: str) -> str:
     Raises:
         ConfigError: no preset of that name.
     """
-    if name in _EFFORTS:
-        return _EFFORTS[name][0]
-    machine = MACHINES[_known(name)]
-    return f"batch, length and number format for {machine.name} ({machine.memory_gib:.0f} GiB)"
+    return str(_preset(name)["about"])
 
 
 def preset_settings(name: str) -> dict[str, Any]:
@@ -509,12 +381,7 @@ def preset_settings(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: no preset of that name.
     """
-    if name in _EFFORTS:
-        return dict(zip(_EFFORT, _EFFORTS[name][1], strict=True))
-    machine = MACHINES[_known(name)]
-    dtype = "bf16" if machine.bf16 else "fp16"
-    room = dict(zip(_ROOM, _ROOMS[name], strict=True))
-    return {"dtype": dtype, "gradient_checkpointing": True, "optim": "adamw_8bit", **room}
+    return dict(_preset(name)["settings"])
 
 
 def preset_variant(config: TrainConfig, name: str) -> TrainConfig:
@@ -526,7 +393,7 @@ def preset_variant(config: TrainConfig, name: str) -> TrainConfig:
     return config.replace(**preset_settings(name))
 
 
-def _known(name: str) -> str:
-    if name not in MACHINES:
-        raise ConfigError(f"{name!r} is no preset. There are: {', '.join(preset_names())}.")
-    return name
+def _preset(name: str) -> dict[str, Any]:
+    if name not in _PRESETS:
+        raise ConfigError(f"{name!r} is no preset. There are: {', '.join(_PRESETS)}.")
+    return _PRESETS[name]

@@ -39,28 +39,22 @@ def without_secrets(text: str) -> str:
     return _SECRETS.sub(lambda found: (found["name"] or "") + "…", text)
 
 
-def _hidden(arguments: tuple[object, ...]) -> list[object]:
-    return [without_secrets(given) if isinstance(given, str) else given for given in arguments]
+class _Told(BaseException):
+    """What a message of ours is before anybody reads it: without secrets, visible, and not endless."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(without_secrets(given) if isinstance(given, str) else given for given in arguments))
+
+    def __str__(self) -> str:
+        return message(super().__str__())
 
 
-class FtkitWarning(UserWarning):
+class FtkitWarning(_Told, UserWarning):
     """Something that a run survives and a reader should know."""
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*_hidden(arguments))
 
-    def __str__(self) -> str:
-        return message(super().__str__())
-
-
-class FtkitError(Exception):
+class FtkitError(_Told, Exception):
     """Base of all deliberate errors: the message names the value, the reason and the next step, and no secret."""
-
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*_hidden(arguments))
-
-    def __str__(self) -> str:
-        return message(super().__str__())
 
 
 class ConfigError(FtkitError, ValueError):

@@ -10,13 +10,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ftkit.errors import DataError, StorageError
+from ftkit.errors import DataError, FtkitError, StorageError
 
 SEAL = "ftkit.json"  # of a checkpoint
 HIDDEN = ".ftkit.json"  # of a folder that other programs read
@@ -27,6 +27,12 @@ TEMPORARY = ".ftkit-tmp"  # how every temporary name ends; it begins with a dot
 def sample(name: str) -> Any:
     """What a JSON file among the bundled samples holds."""
     return json.loads(resources.files("ftkit").joinpath("samples", f"{name}.json").read_text(encoding="utf-8"))
+
+
+def worded(texts: Mapping[str, Any], variant: str, facts: Mapping[str, Any]) -> dict[str, str]:
+    """Sentences of a sample with `facts` in their gaps; those of `variant`, where there are any, replace the usual."""
+    chosen = {**texts, **texts.get(variant, {})}
+    return {name: text.format(**facts) for name, text in chosen.items() if isinstance(text, str)}
 
 
 @contextmanager
@@ -62,23 +68,25 @@ def disk_errors_explained(path: Path) -> Iterator[None]:
 
 
 # What torch and safetensors say, in classes of their own, when a file does not fit.
-WRITE_FAILED = ("No space left", "File too large", "inline_container", "iostream error", "PytorchStreamWriter")
+_WRITE_FAILED = ("No space left", "File too large", "inline_container", "iostream error", "PytorchStreamWriter")
 
 
 @contextmanager
 def weight_errors_explained(path: Path) -> Iterator[None]:
-    """Turn what torch and safetensors raise when weights do not fit on the disk into a StorageError."""
+    """As `disk_errors_explained`, and for weights that do not fit: torch and safetensors raise classes of their own."""
     from safetensors import SafetensorError
 
     try:
-        yield
+        with disk_errors_explained(path):
+            yield
     except (SafetensorError, RuntimeError) as error:
-        if any(sign in str(error) for sign in WRITE_FAILED):
-            raise StorageError(
-                f"Cannot write {path}: the disk is full or refuses a file of this size. "
-                "Free some space, or choose another folder."
-            ) from error
-        raise
+        failed = any(sign in str(error) for sign in _WRITE_FAILED) or shutil.disk_usage(path.parent).free < 2**20
+        if isinstance(error, FtkitError) or not failed:
+            raise
+        raise StorageError(
+            f"Cannot write {path}: the disk is full or refuses a file of this size. Free some space, or choose another "
+            "folder. A training that is called again goes on from its last complete checkpoint."
+        ) from error
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
@@ -125,19 +133,26 @@ def remove_leftovers(path: Path) -> None:
 
 
 @contextmanager
-def folder(path: str | Path) -> Iterator[Path]:
+def folder(path: str | Path, names: Collection[str] | None = None) -> Iterator[Path]:
     """Yield a temporary folder that is sealed and takes the place of `path` when the block ends well, else vanishes.
+
+    With `names` files of these names alone are replaced; what else stands there stays.
 
     Raises:
         StorageError: something else stands there; or the disk is full, the folder cannot be written.
     """
     path = Path(path)
-    refuse_foreign(path)
+    refuse_foreign(path, names=names)
     with disk_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         working = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY))
         try:
             yield working
+            replaced_too = {*(names or ()), HIDDEN}
+            for name, beside in inside(path).items() if names is not None else ():
+                if name not in replaced_too:
+                    (working / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(beside, working / name, follow_symlinks=False)
             seal(working, {}, HIDDEN)
             working.chmod(0o755)
             if path.exists():
@@ -210,15 +225,15 @@ def strangers(folder: Path, *, edited: bool = False) -> list[str]:
     ]
 
 
-def refuse_foreign(folder: Path, *, edited: bool = False) -> None:
-    """Let nothing be written over a folder, or a link, that was not made here.
+def refuse_foreign(folder: Path, *, edited: bool = False, names: Collection[str] | None = None) -> None:
+    """Let nothing be written over a folder, or a link, that was not made here; with `names` over files of these names.
 
     Raises:
         StorageError: names what stands there.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise StorageError(f"{folder} is a link or a file, and a folder is wanted there. Move it, or choose another.")
-    if strange := strangers(folder, edited=edited):
+    if strange := [name for name in strangers(folder, edited=edited) if names is None or name in names]:
         raise StorageError(
             f"{folder} would be replaced, and ftkit did not write what is in it: {', '.join(strange[:3])}. Move that "
             "away, or choose another folder or run name."

@@ -131,15 +131,15 @@ def _text(path: Path) -> str:
         return ""
 
 
+def _cpu_fact(*names: str) -> str:
+    """What the system says of the first CPU under one of these names."""
+    lines = [line.partition(":") for line in _text(_CPU).splitlines() if line.lower().startswith(names)]
+    return lines[0][2].strip() if lines else ""
+
+
 def _cpu_name() -> str:
-    for line in _text(_CPU).splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpu_fact("model name") or platform.processor() or platform.machine()
 
 
 def _cpu_has_bf16() -> bool:
-    for line in _text(_CPU).splitlines():
-        if line.lower().startswith(("flags", "features")):
-            return bool(_BF16_CPU_FLAGS & set(line.split()))
-    return False
+    return bool(_BF16_CPU_FLAGS & set(_cpu_fact("flags", "features").split()))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ftkit.config import TrainConfig, typed_value
 from ftkit.errors import ConfigError, MissingArtifact
+from ftkit.files import sample
 from ftkit.hardware import Hardware
 
 T4 = Hardware("cuda", "Tesla T4", 14.7, (7, 5), False, 2)
@@ -218,6 +219,10 @@ def test_every_knob_has_help_and_a_group():
     for spec in dataclasses.fields(TrainConfig):
         assert spec.metadata["help"]
         assert spec.metadata["group"]
+
+
+def test_every_described_knob_is_a_setting():
+    assert list(sample("knobs")) == [spec.name for spec in dataclasses.fields(TrainConfig)]
 
 
 def test_early_stopping_without_validation_is_refused():

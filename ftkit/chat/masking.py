@@ -38,18 +38,16 @@ class Shown:
         return f"{text}\n{self._legend()}"
 
     def _legend(self) -> str:
-        return (
-            f"{sum(self.trained)} of {len(self.tokens)} tokens are trained ({self.share:.0%}); each · is a masked token"
-        )
+        on, tokens = sum(self.trained), len(self.tokens)
+        return f"{on} of {tokens} tokens are trained ({self.share:.0%}); each · is a masked token"
 
     def _repr_html_(self) -> str:
         spans = []
         for token, on in zip(self.tokens, self.trained, strict=True):
             label = escaped(token).replace("\n", "⏎<br>" if on else "⏎")
             style = "background:#cfe8d5;color:#111;border-radius:3px;margin:1px" if on else "color:#999"
-            spans.append(
-                f'<span style="{style}" title="{label if not on else "trained"}">{label if on else "·"}</span>'
-            )
+            title, shown = ("trained", label) if on else (label, "·")
+            spans.append(f'<span style="{style}" title="{title}">{shown}</span>')
         body = "".join(spans)
         style = "font-family:monospace;line-height:1.6;max-width:60em;overflow-wrap:anywhere"
         return f'<div style="{style}">{body}</div><p>{self._legend()}. Hover a dot to read it.</p>'
@@ -211,11 +209,10 @@ def _with_marks(turn: dict[str, Any], first: int) -> dict[str, Any]:
         if key in turn:
             result[key] = marked(turn[key], _REASONING)
     if "tool_calls" in turn:
-        named = [
-            call | {"function": {**call["function"], "name": marked(call["function"]["name"], _CALL)}}
-            for call in turn["tool_calls"]
-        ]
-        result["tool_calls"] = named
+        result["tool_calls"] = []
+        for call in turn["tool_calls"]:
+            name = marked(call["function"]["name"], _CALL)
+            result["tool_calls"].append(call | {"function": call["function"] | {"name": name}})
     return result
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ftkit.data import as_json, parse_calls, parse_tools, plain
+from ftkit.data import merge_turns as merge_turns  # chat's door hands it out beside the folds
 from ftkit.errors import DataError
 
 Messages = Sequence[Mapping[str, Any]]
@@ -21,7 +22,10 @@ _Chat = list[dict[str, Any]]
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which templates look for it
 _READS_REASONING = re.compile(r"reasoning_content|[.'\"](?:thinking|reasoning)\b")
 _THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+_BROKEN = "it is broken. Take the template that the model's authors publish."
 _SECONDS = 10  # of computing that one rendering may take
+# what a template raises beside jinja2's own: it is a small program, so anything that a program may get wrong
+_OF_PROGRAMS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError, MemoryError)
 _LARGEST = 1_000_000  # characters that a template may add of its own
 
 _HERMES = """# Tools
@@ -68,29 +72,29 @@ def _with_start(text: str, tokenizer: Any) -> str:
     return f"{bos}{text}" if wanted else text
 
 
-def _render(chat: _Chat, tools: _Chat, tokenizer: Any, add_generation_prompt: bool = False) -> str:
+def _render(chat: _Chat, tools: _Chat, tokenizer: Any, ask: bool = False) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(
             "This tokenizer has no chat template: it belongs to a base model. Take the instruct variant, "
             "or set tokenizer.chat_template."
         )
-    arguments = [call["function"]["arguments"] for turn in chat for call in turn.get("tool_calls", ())]
+    from jinja2 import TemplateError
+
+    calls = itertools.chain.from_iterable(turn.get("tool_calls", ()) for turn in chat)
+    arguments = [call["function"]["arguments"] for call in calls]
     try:
         try:
-            text = _applied(chat, tools, tokenizer, add_generation_prompt)
+            text = _applied(chat, tools, tokenizer, ask)
             joined = any(given and str(given) in text for given in arguments)  # Python's spelling, as in {'a': None}
         except TypeError:  # objects cannot be joined to text
             if not arguments:
                 raise
             joined = True
         if joined:
-            text = _applied(_arguments_as_text(chat), tools, tokenizer, add_generation_prompt)
+            text = _applied(_arguments_as_text(chat), tools, tokenizer, ask)
     except TimeoutError as error:
-        raise DataError(
-            f"The chat template did not end within {_SECONDS} seconds of computing: it is broken. "
-            "Take the template that the model's authors publish."
-        ) from error
-    except _template_errors() as error:
+        raise DataError(f"The chat template did not end within {_SECONDS} seconds of computing: {_BROKEN}") from error
+    except (TemplateError, *_OF_PROGRAMS) as error:
         roles = " → ".join(m["role"] for m in chat) or "a chat that begins with an answer"
         fold = "write tools into the text with fold_tools, " if _has_tools(chat, tools) else ""
         reason = str(error)[:300] or type(error).__name__
@@ -99,36 +103,13 @@ def _render(chat: _Chat, tools: _Chat, tokenizer: Any, add_generation_prompt: bo
             f"(chat.fold_system), {fold}or mend the order."
         ) from error
     if len(text) > _LARGEST and len(text) > _LARGEST + 20 * len(str(chat)) + 20 * len(str(tools)):
-        raise DataError(
-            f"The chat template makes {len(text):,} characters of a chat of {len(str(chat)):,}: it is broken. "
-            "Take the template that the model's authors publish."
-        )
+        raise DataError(f"The chat template makes {len(text):,} characters of a chat of {len(str(chat)):,}: {_BROKEN}")
     return _with_start(text, tokenizer)
 
 
-def _applied(chat: _Chat, tools: _Chat, tokenizer: Any, add_generation_prompt: bool) -> str:
+def _applied(chat: _Chat, tools: _Chat, tokenizer: Any, ask: bool) -> str:
     with _bounded():
-        return str(
-            tokenizer.apply_chat_template(
-                chat, tools=tools or None, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
-
-
-def _template_errors() -> tuple[type[Exception], ...]:
-    """What a template raises: it is a small program, so anything that a program may get wrong."""
-    from jinja2 import TemplateError
-
-    return (
-        TemplateError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-        RuntimeError,
-        MemoryError,
-    )
+        return str(tokenizer.apply_chat_template(chat, tools=tools or None, tokenize=False, add_generation_prompt=ask))
 
 
 @contextmanager
@@ -214,18 +195,14 @@ def fold_tools(messages: Messages, tools: Any = None) -> list[dict[str, Any]]:
         for message in run:
             calls = message.pop("tool_calls", [])
             order = {str(call.get("id")): number for number, call in enumerate(calls)}
-            said = [message["content"]] if message["content"] else []
-            folded.append(message | {"content": "\n".join([*said, *map(_folded_call, calls)])})
+            told = [f"<tool_call>\n{as_json(call['function'], 'a tool call')}\n</tool_call>" for call in calls]
+            folded.append(message | {"content": "\n".join(filter(None, (message["content"], *told)))})
     schemas = "\n".join(as_json(schema, "tools") for schema in parse_tools(tools))
     system = folded.pop(0) if folded and folded[0]["role"] == "system" else {"role": "system", "content": ""}
     if schemas and "<tools>" not in system["content"]:
         above = f"{system['content']}\n\n" if system["content"] else ""
         system = system | {"content": above + _HERMES.format(schemas)}
     return [system, *folded] if system["content"] else folded
-
-
-def _folded_call(call: dict[str, Any]) -> str:
-    return f"<tool_call>\n{as_json(call['function'], 'a tool call')}\n</tool_call>"
 
 
 def _folded_result(message: Mapping[str, Any]) -> str:
@@ -272,7 +249,7 @@ def fold_reasoning(messages: Messages) -> list[dict[str, Any]]:
     return folded
 
 
-def fold_system(messages: Sequence[Mapping[str, Any]]) -> _Chat:
+def fold_system(messages: Messages) -> _Chat:
     """Put what the system turn says at the head of the first user turn, for a template that refuses a system role.
 
     Folding twice changes nothing. Ask the trained model in the same way: `fold_system` its prompts too.
@@ -280,38 +257,11 @@ def fold_system(messages: Sequence[Mapping[str, Any]]) -> _Chat:
     Example:
         examples.map(lambda row: {"messages": fold_system(row["messages"])})
     """
-    chat = [plain(message) for message in messages]
+    chat = list(map(plain, messages))
     if not chat or chat[0]["role"] != "system":
         return chat
     said, rest = chat[0]["content"], chat[1:]
     if not rest or rest[0]["role"] != "user":
         return [{"role": "user", "content": said}, *rest] if said else rest
-    return [rest[0] | {"content": _joined(said, rest[0]["content"])}, *rest[1:]]
-
-
-def merge_turns(messages: Sequence[Mapping[str, Any]]) -> _Chat:
-    """Join neighbouring turns of one role, with a blank line between, for a template that wants roles to alternate.
-
-    Turns with tool calls or reasoning and tool results stay apart: each call belongs to its own turn. So do an answer
-    that is trained and one that is not.
-
-    Example:
-        examples.map(lambda row: {"messages": merge_turns(row["messages"])})
-    """
-    merged: _Chat = []
-    for message in map(plain, messages):
-        last = merged[-1] if merged else {}
-        alike = last.get("role") == message["role"] and last.get("train") == message.get("train")
-        if alike and _is_plain_text(last) and _is_plain_text(message):
-            merged[-1] = last | {"content": _joined(last["content"], message["content"])}
-        else:
-            merged.append(message)
-    return merged
-
-
-def _is_plain_text(message: Mapping[str, Any]) -> bool:
-    return message["role"] != "tool" and not message.get("tool_calls") and not message.get("reasoning_content")
-
-
-def _joined(first: str, second: str) -> str:
-    return "\n\n".join(part for part in (first, second) if part)
+    asked = "\n\n".join(filter(None, (said, rest[0]["content"])))
+    return [rest[0] | {"content": asked}, *rest[1:]]

@@ -1,7 +1,9 @@
 """Any table to `messages`: files, the Hub and bundled sets in, splits out; rows that cannot be read are named.
 
 `load_examples` makes examples of a source, `split` cuts them so that no answer leaks, `save` puts them in a run's
-folder; `near_pairs` and `leakage` find texts that are nearly the same. Past this room a chat is a list of `messages`.
+folder; `near_pairs` and `leakage` find texts that are nearly the same. Past this room a chat is a list of `messages`,
+whose turns may hold reasoning, calls, and `train` False for an answer that is context; a document is a row with no
+messages and a `text`.
 """
 
 from ftkit.data.formats import from_messages, to_messages
@@ -9,11 +11,12 @@ from ftkit.data.leaks import leakage
 from ftkit.data.loading import Loaded, combined, load_examples, read_rows
 from ftkit.data.shingles import WORDS, Texts, jaccard, normalise, text_of, word_shingles, words
 from ftkit.data.similarity import BANDS, ROWS, THRESHOLD, close_pairs, distance, near_pairs, simhash
-from ftkit.data.splits import Splits, digest, load_splits, prompt, save, split
+from ftkit.data.splits import FILES, Splits, digest, load_splits, prompt, save, split
 from ftkit.data.turns import as_json, merge_turns, order_problem, parse_calls, parse_tools, plain
 
 __all__ = [
     "BANDS",
+    "FILES",
     "ROWS",
     "THRESHOLD",
     "WORDS",

@@ -32,14 +32,14 @@ from ftkit.data.turns import (
 from ftkit.errors import DataError
 
 Row = dict[str, Any]
+Converter = Callable[[Mapping[str, Any], set[str]], Messages]
 
 _TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "data")
 _SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 _REASONING_COLUMNS = ("reasoning_content", "reasoning", "thinking", "thought")
 _ROW_MARKS = ("train", "trainable", "loss", "loss_mask", "weight", "loss_weight", "desirable")
 _MARK_COLUMNS = ("label", "kto_tag", *_ROW_MARKS)
-_MEDIA = frozenset(MEDIA)
-_BESIDE = frozenset((*_SYSTEM_COLUMNS, *_REASONING_COLUMNS, *_MARK_COLUMNS, *MEDIA))
+_BESIDE = frozenset((*_SYSTEM_COLUMNS, *_REASONING_COLUMNS, *_MARK_COLUMNS))
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 _CHATML_TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
@@ -58,8 +58,9 @@ _METADATA = {
     *("subset", "dump", "file_path", "path", "language_score", "token_count", "score", "license", "added", "created"),
 }
 _CHAT_LIKE = re.compile(
-    r"^(?!.*(?:ids?|hash|count|tokens|length|type|score|name)$).*(?:system|reason|think|thought|rationale|(?<![a-z])cot(?![a-z])|history|context|function"
-    r"|tools|image|picture|video|audio|chosen|rejected|messages|conversation|dialog|instruction|turns$|document|suffix$)"
+    r"^(?!.*(?:ids?|hash|count|tokens|length|type|score|name)$).*(?:system|reason|think|thought|rationale"
+    r"|(?<![a-z])cot(?![a-z])|history|context|function|tools|image|picture|video|audio|chosen|rejected|messages"
+    r"|conversation|dialog|instruction|turns$|document|suffix$)"
     r"|^(?:question|query|prompt|input|answer|response|output|completion|weight|train|loss|loss_weight|chat)$"
 )
 
@@ -77,7 +78,7 @@ def detect_format(columns: Iterable[str], samples: Sequence[Mapping[str, Any]] =
         DataError: none of them; says which columns exist, which were wanted, and suggests a mapping.
     """
     there = set(columns)
-    for name, wanted in _COLUMNS.items():
+    for name, (wanted, _) in _FORMATS.items():
         if name not in ("chatml", "text") and wanted <= there:
             return name
     for column in _TURN_COLUMNS:
@@ -97,13 +98,8 @@ def used_columns(format: str, mapping: Mapping[str, str] | None = None) -> set[s
         return set(mapping.values())
     if format == "text":
         return set()
-    turns = set(_TURN_COLUMNS) if format == "messages" else set()
-    return (
-        _COLUMNS[format]
-        | turns
-        | {*_SYSTEM_COLUMNS, "history", "functions"}
-        | {"alpaca": {"input"}, "prompt-completion": {"context"}}.get(format, set())
-    )
+    more = {"messages": _TURN_COLUMNS, "alpaca": ("input",), "prompt-completion": ("context",)}.get(format, ())
+    return {*_FORMATS[format][0], *more, *_SYSTEM_COLUMNS, "history", "functions"}
 
 
 def to_messages(
@@ -119,8 +115,7 @@ def to_messages(
     Args:
         row: column name to value.
         format: as `detect_format` names it; found from the row's own columns when None.
-        mapping: for other columns: `{"prompt": column, "answer": column}` and optionally `"system"`, `"context"` (put
-            after the prompt) and `"reasoning"`; or `{"messages": column}` for turns, `{"text": column}` for documents.
+        mapping: for other columns, as `load_examples` takes it.
         merge_turns: join neighbouring turns of one role.
         left: receives the names of what is not read.
 
@@ -134,26 +129,28 @@ def to_messages(
         check_mapping(mapping)
         if missing := [column for column in mapping.values() if column not in row]:
             raise DataError(f"lacks {', '.join(missing)}; its columns are {', '.join(row)}")
-        row = {
-            **{k: v for k, v in row.items() if k in _MARK_COLUMNS and k not in mapping.values()},
-            **_mapped(row, mapping),
-        }
+        names = {"prompt": "prompt", "answer": "completion", "reasoning": "reasoning_content"}
+        kept = {k: v for k, v in row.items() if k in (*_MARK_COLUMNS, *MEDIA) and k not in mapping.values()}
+        row = kept | {names.get(key, key): row[column] for key, column in mapping.items()}
         format = "messages" if "messages" in mapping else "text" if "text" in mapping else "prompt-completion"
     name = format or detect_format(row, [row])
-    if name not in _CONVERTERS:
-        raise DataError(f"format={name!r} is not one of {', '.join(_CONVERTERS)}.")
-    if (lacking := _COLUMNS[name] - row.keys()) and name != "messages":
+    if name not in _FORMATS:
+        raise DataError(f"format={name!r} is not one of {', '.join(_FORMATS)}.")
+    wanted, converter = _FORMATS[name]
+    if (lacking := wanted - row.keys()) and name != "messages":
         raise DataError(f"lacks {', '.join(sorted(lacking))}, which {name} rows have")
     left = set() if left is None else left
-    beside = _BESIDE & row.keys()  # a set, since this runs once a row
-    if seen := sorted(column for column in beside & _MEDIA if not blank(row[column])):
+    if seen := sorted(column for column in MEDIA & row.keys() if not blank(row[column])):
         raise DataError(f"has {seen[0]}, and ftkit trains text alone: take the column out where the text is enough")
     if name == "text":
         refuse_media(as_text(row["text"], "a text"), "a text")
         return []
-    messages = [*_earlier(row.get("history"), left), *_CONVERTERS[name](row, left)]
+    messages = converter(row, left)
+    if history := items(row.get("history"), "a history"):  # Alpaca's: pairs of question and answer
+        messages = [*read_turns(history, left), *messages]
     if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
         del messages[0]
+    beside = _BESIDE & row.keys()  # most rows have nothing there
     messages = _with_system(row, messages) if beside else messages
     messages = turns.merge_turns(messages) if merge_turns else messages
     if problem := order_problem(messages):
@@ -179,13 +176,10 @@ def from_messages(messages: Sequence[Mapping[str, Any]], format: str, *, tools: 
         raise DataError(f"format={format!r} is not one of {', '.join(_WRITERS)}.")
     chat = to_messages({"messages": messages}, "messages")
     schemas = parse_tools(tools)
-    if format in ("alpaca", "chatml"):
-        more = set().union(*chat) - {"role", "content"}
-        if schemas:
-            more.add("tools")
-        if more:
-            fold = "; write tools into the text first, with chat.fold_tools" if more & {"tools", "tool_calls"} else ""
-            raise DataError(f"has {', '.join(sorted(more))}, which {format} cannot hold{fold}")
+    more = set().union(*chat, {"tools"} if schemas else ()) - {"role", "content"}
+    if more and format in ("alpaca", "chatml"):
+        fold = "; write tools into the text first, with chat.fold_tools" if more & {"tools", "tool_calls"} else ""
+        raise DataError(f"has {', '.join(sorted(more))}, which {format} cannot hold{fold}")
     row = _WRITERS[format](chat)
     if schemas:
         row["tools"] = as_json(schemas, "tools") if format == "sharegpt" else schemas
@@ -227,7 +221,7 @@ def _unknown(there: set[str]) -> str:
             f"Columns: {shown}. These are OASST's trees: each row is one message. Follow parent_id from each last "
             "answer up to its root, and write every such thread as one row with a column messages."
         )
-    formats = "; ".join(f"{name}: {' + '.join(sorted(wanted))}" for name, wanted in _COLUMNS.items())
+    formats = "; ".join(f"{name}: {' + '.join(sorted(wanted))}" for name, (wanted, _) in _FORMATS.items())
     text = f"Unknown format. Columns: {shown}. Wanted one of: {formats}. "
     preference = {"chosen", "rejected"} <= there
     if preference:
@@ -244,30 +238,24 @@ def _unknown(there: set[str]) -> str:
 def _suggested(there: set[str]) -> dict[str, str] | None:
     """Which columns hold the prompt, the answer and what belongs to them, by their whole names; the caller decides."""
     by_name = {name.lower(): name for name in sorted(there)}
-    prompt = next((by_name[name] for name in _PROMPT_NAMES if name in by_name), None)
-    names = ("chosen",) if "rejected" in by_name else _ANSWER_NAMES
-    answer = next((by_name[name] for name in names if name in by_name and by_name[name] != prompt), None)
-    if answer and not prompt and answer == "chosen":
+
+    def likeliest(names: Iterable[str], but: str | None = None) -> str | None:
+        return next((by_name[name] for name in names if name in by_name and by_name[name] != but), None)
+
+    prompt = likeliest(_PROMPT_NAMES)
+    answer = likeliest(("chosen",) if "rejected" in by_name else _ANSWER_NAMES, but=prompt)
+    if answer == "chosen" and not prompt:
         return {"messages": answer}
     if not (prompt and answer):
         return None
-    context = next((by_name[name] for name in _CONTEXT_NAMES if name in by_name and by_name[name] != prompt), None)
-    system = next((by_name[name] for name in _SYSTEM_COLUMNS if name in by_name), None)
-    reasoning = next((by_name[name] for name in _REASONING_NAMES if name in by_name and by_name[name] != answer), None)
-    found = {"prompt": prompt, "context": context, "answer": answer, "system": system, "reasoning": reasoning}
+    found = {
+        "prompt": prompt,
+        "context": likeliest(_CONTEXT_NAMES, but=prompt),
+        "answer": answer,
+        "system": likeliest(_SYSTEM_COLUMNS),
+        "reasoning": likeliest(_REASONING_NAMES, but=answer),
+    }
     return {key: column for key, column in found.items() if column}
-
-
-def _mapped(row: Mapping[str, Any], mapping: Mapping[str, str]) -> Row:
-    """The columns of a mapping under the names of a known format."""
-    names = {"prompt": "prompt", "answer": "completion", "reasoning": "reasoning_content"}
-    media = {column: row[column] for column in MEDIA if column in row and column not in mapping.values()}
-    return media | {names.get(key, key): row[column] for key, column in mapping.items()}
-
-
-def _earlier(history: Any, left: set[str]) -> Messages:
-    """Alpaca's `history`: the pairs of question and answer before this one."""
-    return [] if blank(history) else read_turns(items(history, "a history"), left)
 
 
 def _with_system(row: Mapping[str, Any], messages: Messages) -> Messages:
@@ -305,23 +293,15 @@ def _from_turns(row: Mapping[str, Any], left: set[str]) -> Messages:
     return read_turns(row.get(column), left)
 
 
-def _from_alpaca(row: Mapping[str, Any], left: set[str]) -> Messages:
-    return _pair(row["instruction"], row["output"], row.get("input"))
-
-
-def _from_dolly(row: Mapping[str, Any], left: set[str]) -> Messages:
-    return _pair(row["instruction"], row["response"], row["context"])
+def _from_pair(prompt: str, answer: str, more: str) -> Converter:
+    """Columns of one question, one answer and what belongs to the question; a file may lack the last."""
+    return lambda row, left: _pair(row[prompt], row[answer], row.get(more))
 
 
 def _from_squad(row: Mapping[str, Any], left: set[str]) -> Messages:
     answers = listed(row["answers"])
-    texts = answers.get("text") if isinstance(answers, Mapping) else answers
-    texts = listed(texts)
+    texts = listed(answers.get("text") if isinstance(answers, Mapping) else answers)
     return _pair(row["question"], texts[0] if isinstance(texts, list | tuple) and texts else None, row["context"])
-
-
-def _from_sql(row: Mapping[str, Any], left: set[str]) -> Messages:
-    return _pair(row["question"], row["answer"], row["context"])
 
 
 def _from_prompt_completion(row: Mapping[str, Any], left: set[str]) -> Messages:
@@ -359,14 +339,6 @@ def _pair(prompt: Any, answer: Any, more: Any = None) -> Messages:
         raise DataError("has no answer")
     refuse_media(asked, "a prompt")
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": spoken(answer, "an answer")}]
-
-
-def _to_messages(chat: Messages) -> Row:
-    return {"messages": [_with_calls(turn) for turn in chat]}
-
-
-def _to_sharegpt(chat: Messages) -> Row:
-    return {"conversations": list(itertools.chain.from_iterable(map(_spoken, chat)))}
 
 
 def _spoken(turn: Mapping[str, Any]) -> Iterator[Row]:
@@ -412,36 +384,24 @@ def _with_calls(turn: Mapping[str, Any]) -> Row:
     return {key: parse_calls(value) if key == "tool_calls" else value for key, value in turn.items()}
 
 
-_COLUMNS = {
-    "messages": {"messages"},
-    "sharegpt": {"conversations"},
-    "alpaca": {"instruction", "output"},
-    "dolly": {"instruction", "context", "response"},
-    "squad": {"question", "context", "answers"},
-    "sql": {"question", "context", "answer"},
-    "prompt-completion": {"prompt", "completion"},
-    "chatml": {"text"},
-    "text": {"text"},
+_FORMATS: dict[str, tuple[set[str], Converter]] = {
+    "messages": ({"messages"}, _from_turns),
+    "sharegpt": ({"conversations"}, _from_turns),
+    "alpaca": ({"instruction", "output"}, _from_pair("instruction", "output", "input")),
+    "dolly": ({"instruction", "context", "response"}, _from_pair("instruction", "response", "context")),
+    "squad": ({"question", "context", "answers"}, _from_squad),
+    "sql": ({"question", "context", "answer"}, _from_pair("question", "answer", "context")),
+    "prompt-completion": ({"prompt", "completion"}, _from_prompt_completion),
+    "chatml": ({"text"}, _from_chatml),
+    "text": ({"text"}, _from_chatml),
 }
 
 _MORE = ("system", "context", "reasoning")
 
-_CONVERTERS: dict[str, Callable[[Mapping[str, Any], set[str]], Messages]] = {
-    "messages": _from_turns,
-    "sharegpt": _from_turns,
-    "alpaca": _from_alpaca,
-    "dolly": _from_dolly,
-    "squad": _from_squad,
-    "sql": _from_sql,
-    "prompt-completion": _from_prompt_completion,
-    "chatml": _from_chatml,
-    "text": _from_chatml,
-}
-
 _WRITERS: dict[str, Callable[[Messages], Row]] = {
     "alpaca": _to_alpaca,
-    "sharegpt": _to_sharegpt,
+    "sharegpt": lambda chat: {"conversations": list(itertools.chain.from_iterable(map(_spoken, chat)))},
     "chatml": _to_chatml,
-    "messages": _to_messages,
+    "messages": lambda chat: {"messages": list(map(_with_calls, chat))},
     "prompt-completion": _to_prompt_completion,
 }

@@ -11,6 +11,7 @@ from ftkit.data.shingles import Texts
 from ftkit.errors import DataError
 
 _SHOWN = 10
+_NAMES = {"all": "prompt and answer", "prompt": "prompt"}
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class LeakageReport:
             DataError: lists the pairs.
         """
         if self.exact:
-            rows = sorted({o.test for o in self.exact})
-            pairs = [f"test row {o.test} = train row {o.train} ({_named(o.on)})" for o in self.exact[:_SHOWN]]
+            rows = {o.test for o in self.exact}
+            pairs = (f"test row {o.test} = train row {o.train} ({_NAMES[o.on]})" for o in self.exact[:_SHOWN])
             listed = "\n  ".join(pairs)
             raise DataError(
                 f"{len(rows)} of {self.test_rows} test rows stand in the training set, so a score on them says nothing:"
@@ -71,7 +72,7 @@ class LeakageReport:
             f"{'✗' if self.exact else fine} {len(self.exact)} exact and {len(self.near)} near overlaps "
             f"between {self.train_rows} train and {self.test_rows} test rows{left_out}"
         )
-        rows = [(o.test, o.train, _named(o.on), f"{o.similarity:.0%}", o.test_text, o.train_text) for o in overlaps]
+        rows = [(o.test, o.train, _NAMES[o.on], f"{o.similarity:.0%}", o.test_text, o.train_text) for o in overlaps]
         head = ("test row", "train row", "in", "alike", "test", "train")
         return [title, tables.Table(head, rows, prose=True)] if rows else [title]
 
@@ -90,19 +91,18 @@ def leakage(train: Any, test: Any, *, threshold: float | None = similarity.THRES
     near: dict[tuple[int, int], Overlap] = {}
     for on in ("all", "prompt"):
         texts = Texts(both, on)
-        for first, second in _equal(texts, cut):
-            if (first, second) not in exact:
-                exact[first, second] = _overlap(texts, first, second, cut, on, 1.0)
-        if threshold is None:
-            continue
-        found = similarity.near_pairs(texts, threshold, across=cut)
-        skipped += found.skipped
-        for pair in found.pairs:
-            key = (pair.first, pair.second)
-            if key not in exact and key not in near:
-                near[key] = _overlap(texts, *key, cut, on, pair.similarity)
-    near = {key: overlap for key, overlap in near.items() if key not in exact}
-    return LeakageReport(_sorted(exact.values()), _sorted(near.values()), len(train), len(test), threshold, skipped)
+        for pair in _equal(texts, cut):
+            exact.setdefault(pair, _overlap(texts, *pair, cut, on, 1.0))
+        if threshold is not None:
+            found = similarity.near_pairs(texts, threshold, across=cut)
+            skipped += found.skipped
+            for twin in found.pairs:
+                pair = twin.first, twin.second
+                if pair not in exact and pair not in near:
+                    near[pair] = _overlap(texts, *pair, cut, on, twin.similarity)
+    near = {pair: overlap for pair, overlap in near.items() if pair not in exact}
+    listed, close = (tuple(sorted(part.values(), key=lambda o: (o.test, o.train))) for part in (exact, near))
+    return LeakageReport(listed, close, len(train), len(test), threshold, skipped)
 
 
 def _equal(texts: Texts, cut: int) -> list[tuple[int, int]]:
@@ -110,11 +110,10 @@ def _equal(texts: Texts, cut: int) -> list[tuple[int, int]]:
     first: dict[int, int] = {}
     pairs = []
     for i, text in enumerate(texts):
-        key = hash(shingles.normalise(text))
-        if i < cut:
-            first.setdefault(key, i)
-        elif key in first and shingles.normalise(texts[first[key]]) == shingles.normalise(text):
-            pairs.append((first[key], i))
+        plain = shingles.normalise(text)
+        place = first.setdefault(hash(plain), i) if i < cut else first.get(hash(plain))
+        if i >= cut and place is not None and shingles.normalise(texts[place]) == plain:
+            pairs.append((place, i))
     return pairs
 
 
@@ -125,11 +124,3 @@ def _overlap(texts: Sequence[str], first: int, second: int, cut: int, on: str, s
 def _begin(text: str) -> str:
     flat = " ".join(text.split())
     return flat if len(flat) <= 120 else flat[:119] + "…"
-
-
-def _named(on: str) -> str:
-    return "prompt and answer" if on == "all" else "prompt"
-
-
-def _sorted(overlaps: Any) -> tuple[Overlap, ...]:
-    return tuple(sorted(overlaps, key=lambda o: (o.test, o.train)))

@@ -85,21 +85,19 @@ class Loaded:
         """
         if self.broken:
             way = f"Mend them, or leave them out with {way_out}." if self.positions else "No row can be used."
-            raise DataError(
-                f"{self.name}: {len(self.broken)} of {self.total} rows cannot be used:\n  {self._listed()}\n{way}"
-            )
+            raise DataError(f"{self.name}: {self._rows(' cannot be used')}\n{way}")
 
     def warn_broken(self) -> None:
         """Say which rows are left out; stop if none is left."""
         if self.broken and not self.positions:
             self.refuse_broken()
         if self.broken:
-            message = f"{self.name}: left out {len(self.broken)} of {self.total} rows:\n  {self._listed()}"
-            warnings.warn(message, FtkitWarning, stacklevel=3)
+            warnings.warn(f"{self.name}: left out {self._rows()}", FtkitWarning, stacklevel=3)
 
-    def _listed(self) -> str:
+    def _rows(self, what: str = "") -> str:
+        shown = "\n  ".join(map(str, self.broken[:_SHOWN]))
         more = f"\n  … and {len(self.broken) - _SHOWN} more" if len(self.broken) > _SHOWN else ""
-        return "\n  ".join(map(str, self.broken[:_SHOWN])) + more
+        return f"{len(self.broken)} of {self.total} rows{what}:\n  {shown}{more}"
 
 
 def load_examples(
@@ -136,21 +134,19 @@ def load_examples(
         loaded.refuse_broken()
     else:
         loaded.warn_broken()
-    dataset = loaded.examples
+    examples = loaded.examples
     if split is None:
-        return dataset
-    names = dataset["split"][:] if "split" in dataset.column_names else []
+        return examples
+    names = examples["split"][:] if "split" in examples.column_names else []
     there = set(names)
-    chosen = _same_split(split, there)
-    if not chosen:
+    if not (chosen := _same_split(split, there)):
         raise DataError(f"{name} has no split {split!r}; there are: {', '.join(sorted(map(str, there))) or 'none'}.")
-    return dataset.select([i for i, value in enumerate(names) if value in chosen])
+    return examples.select([i for i, value in enumerate(names) if value in chosen])
 
 
 def _same_split(split: str, there: Iterable[Any]) -> set[Any]:
     """The names that mean this split: itself, or else all other names of the same part ("val" for "validation")."""
-    part = readers.part(split)
-    names = set(there)
+    names, part = set(there), readers.part(split)
     return names & {split} or {name for name in names if part and readers.part(name) == part}
 
 
@@ -195,13 +191,13 @@ def _given(source: Any) -> readers.Rows:
         raise DataError(f"{type(source).__name__} is no list of rows. Give {way}.")
     if not isinstance(source, Iterable) or isinstance(source, bytes):
         raise DataError(f"{type(source).__name__} is no dataset: give a path, a Hub id, a list of dicts or a Dataset.")
-    if isinstance(source, Mapping) and not type(source).__module__.startswith("datasets."):
+    ours = type(source).__module__.startswith("datasets.")
+    if isinstance(source, Mapping) and not ours:
         source = readers.shaped("the given object", dict(source))
     if isinstance(source, Mapping):
-        return itertools.chain.from_iterable(
-            _dataset_rows("the given rows", part, name) for name, part in source.items()
-        )
-    if type(source).__module__.startswith("datasets."):
+        parts = (_dataset_rows("the given rows", rows, part) for part, rows in source.items())
+        return itertools.chain.from_iterable(parts)
+    if ours:
         return _dataset_rows("the given rows", source)
     return ((f"row {n}", {"messages": row} if isinstance(row, list) else row) for n, row in enumerate(source, 1))
 
@@ -212,11 +208,9 @@ def _dataset_rows(name: str, dataset: Any, part: str | None = None) -> readers.R
         rows = readers.arrow_rows(name, dataset.with_format("arrow").iter(_BATCH))
     else:
         rows = readers.guarded(name, ((f"row {n}", readers.unpadded(row)) for n, row in enumerate(dataset, 1)))
-    for place, row in rows:
-        if part is None:
-            yield place, row
-        else:
-            yield f"{place} of {part}", {"split": part} | row if isinstance(row, dict) else row
+    if part is None:
+        return rows
+    return ((f"{place} of {part}", {"split": part} | row if isinstance(row, dict) else row) for place, row in rows)
 
 
 def _hub_rows(name: str, split: str) -> readers.Rows:
@@ -258,7 +252,8 @@ def _collect(name: str, rows: readers.Rows, mapping: Mapping[str, str] | None, m
             unit, number = place.split()[:2]
             try:
                 row = _converted(row, format, mapping, merge_turns, left)
-                if _answers_nothing(row["messages"]):
+                answers = [turn for turn in row["messages"] if turn["role"] == "assistant"]
+                if answers and all(turn.get("train") is False for turn in answers):
                     unwanted.append(Broken(position, place, "its marks say that no answer of it is to be learned"))
                     continue
                 waiting.add(row)
@@ -277,11 +272,6 @@ def _collect(name: str, rows: readers.Rows, mapping: Mapping[str, str] | None, m
     return loaded
 
 
-def _answers_nothing(messages: Sequence[Mapping[str, Any]]) -> bool:
-    answers = [message for message in messages if message["role"] == "assistant"]
-    return bool(answers) and all(message.get("train") is False for message in answers)
-
-
 def _say_what_is_left(loaded: Loaded, left: set[str], format: str | None) -> None:
     """One warning a file for rows that its marks leave out, for what nobody reads, and for texts that are chats."""
     said = []
@@ -294,9 +284,7 @@ def _say_what_is_left(loaded: Loaded, left: set[str], format: str | None) -> Non
         )
     if left:
         said.append(f"Not read, though it looks like a part of the chats: {', '.join(sorted(left))}.")
-    if format == "text" and any(
-        _RENDERED.search(row["text"]) for row in loaded.examples.select(range(len(loaded.examples))[:100])
-    ):
+    if format == "text" and any(map(_RENDERED.search, loaded.examples[:100].get("text", ()))):
         said.append(
             "The texts look like chats that were rendered already: as raw text all of it is trained, the questions "
             "too. Write turns as messages to train the answers alone."
@@ -337,7 +325,7 @@ def _converted(
     if not isinstance(row, Mapping):
         raise DataError(f"is {type(row).__name__} ({str(row)[:40]!r}), wanted an object with columns")
     used = used_columns(format or "messages", mapping)
-    own = {str(k): v for k, v in row.items() if k not in used} if row.keys() - used else {}
+    own = {str(k): v for k, v in row.items() if k not in used}
     messages = to_messages(row, format, mapping, merge_turns=merge_turns, left=left)
     for name, value in own.items():
         if isinstance(value, str):
@@ -382,8 +370,7 @@ class _Waiting:
             if name != "messages":
                 self._kinds.setdefault(name, set()).update(_kind(value))
         for turn in row["messages"]:
-            if not turn.keys() <= self._keys.keys():
-                self._keys.update(dict.fromkeys(turn))
+            self._keys |= dict.fromkeys(turn)
         self._rows.write(line + b"\n")
 
     def dataset(self) -> Any:

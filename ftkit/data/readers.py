@@ -19,7 +19,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -45,12 +44,12 @@ _NAMED_PART = re.compile(
 )
 
 # Columns of one row: an object that has one of them is no wrapping around a list of rows.
-_OF_A_ROW = frozenset(
-    (
-        *("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat"),
-        *("prompt", "instruction", "question", "text"),
-    )
-)
+_OF_A_ROW = {
+    *("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat"),
+    *("prompt", "instruction", "question", "text"),
+}
+
+_TURNS = ({"role", "content"}, {"from", "value"})
 
 # Files of `save_to_disk` and of the Hub that stand beside data.
 _BESIDE = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json"})
@@ -72,23 +71,36 @@ _ADVICE = {
 }
 
 Row = dict[str, Any]
-
 Rows = Iterator[tuple[str, Any]]
 
 
 @dataclass(frozen=True)
 class _File:
-    """A file of data wherever it stands: what messages call it, its place in a folder or archive, and its bytes."""
+    """A file of data wherever it stands: what messages call it, and its place in a folder or archive."""
 
+    path: Path
     name: str
     inner: str
     ending: str  # without that of a packing
-    open: Callable[[], BinaryIO]
+    member: str = ""  # of the archive at `path`
+
+    def bytes(self) -> BinaryIO:
+        """What it holds, out of its packing."""
+        unpack = _PACKED.get(PurePath(self.member or self.path).suffix.lower())
+        if self.member:
+            with zipfile.ZipFile(self.path) as archive:
+                raw: Any = archive.open(self.member)
+        else:
+            raw = self.path.open("rb", buffering=0)
+        if unpack or self.member:
+            most = max(_UNPACKED, _TIMES * self.path.stat().st_size)
+            raw = _Bounded(self.name, raw, unpack(raw) if unpack else raw, most)
+        return io.BufferedReader(raw)
 
     @contextmanager
     def opened(self) -> Iterator[BinaryIO]:
         """The bytes, if they do not begin like a file of another kind."""
-        with self.open() as stream:
+        with self.bytes() as stream:
             start = stream.peek(32)[:32]  # type: ignore[attr-defined]
             for mark, what in _OTHER_KINDS.items():
                 if start.lower().startswith(mark.lower()) and not what.endswith(self.ending):
@@ -193,10 +205,8 @@ def _without_none(value: Any) -> Any:
 
 def _rows(path: Path, name: str) -> Rows:
     files = _files(path, name)
-    parts = [_part_of_file(file.inner) for file in files]
-    if not any(
-        parts
-    ):  # perhaps mine_train.jsonl beside mine_test.jsonl: a name within names, if there is one for train
+    parts = [_part_of_file(file.inner, _NAMED_PART.match) for file in files]
+    if not any(parts):  # perhaps x_train.jsonl beside x_test.jsonl: words within names, where one of them is train
         within = [_part_of_file(file.inner, _NAMED_PART.search) for file in files]
         parts = within if "train" in map(part, within) else parts
     for file, named in zip(files, parts, strict=True):
@@ -207,12 +217,10 @@ def _rows(path: Path, name: str) -> Rows:
             yield f"{place} of {file.inner}" if len(files) > 1 else place, row
 
 
-def _part_of_file(name: str, find: Callable[[str], re.Match[str] | None] = _NAMED_PART.match) -> str | None:
-    """The part that a file's name begins with (or holds, if `find` searches), or else its folder's."""
-    for step in reversed(PurePath(name).parts):
-        if found := find(step):
-            return found[1].lower()
-    return None
+def _part_of_file(name: str, find: Callable[[str], re.Match[str] | None]) -> str | None:
+    """The part that a file's name begins with or holds, as `find` looks for it, or else its folder's."""
+    matches = filter(None, map(find, reversed(PurePath(name).parts)))
+    return next((found[1].lower() for found in matches), None)
 
 
 def _files(path: Path, name: str, inner: str = "") -> list[_File]:
@@ -236,7 +244,7 @@ def _files(path: Path, name: str, inner: str = "") -> list[_File]:
         advice = _ADVICE.get(path.suffix.lower()) or _ADVICE.get(Path(path.stem).suffix.lower(), "")
         wanted = f"{', '.join(_READERS)}, perhaps packed ({', '.join(_PACKED)}, .zip)"
         raise DataError(f"{name}: wanted a file that ends in {wanted}. {advice}".rstrip())
-    return [_File(name, inner, ending, lambda: _unpacked(path, name, path.name, path.open("rb", buffering=0)))]
+    return [_File(path, name, inner, ending)]
 
 
 def _walked(folder: Path, name: str) -> list[Path]:
@@ -261,18 +269,14 @@ def _is_data(name: str) -> bool:
 
 
 def _members(path: Path, name: str, inner: str) -> list[_File]:
-    def opened(member: str) -> BinaryIO:
-        with zipfile.ZipFile(path) as archive:
-            return _unpacked(path, f"{name}/{said(member)}", member, archive.open(member))
-
     with zipfile.ZipFile(path) as archive:
-        members = [member.filename for member in archive.infolist() if not member.is_dir()]
+        members = sorted(member.filename for member in archive.infolist() if not member.is_dir())
     files = []
-    for member in sorted(members):
-        ending = _ending(member)
+    for member in members:
+        ending, place = _ending(member), said(member)
         if ending and _is_data(PurePath(member).name) and not member.startswith("__MACOSX"):
-            place = f"{inner}/{said(member)}" if inner else said(member)
-            files.append(_File(f"{name}/{said(member)}", place, ending, partial(opened, member)))
+            step = f"{inner}/{place}" if inner else place
+            files.append(_File(path, f"{name}/{place}", step, ending, member))
     return files
 
 
@@ -294,14 +298,6 @@ def _ending(name: str) -> str | None:
     if ending in _PACKED:
         ending = PurePath(path.stem).suffix.lower()
     return ending if ending in _READERS else None
-
-
-def _unpacked(path: Path, name: str, last: str, raw: Any) -> BinaryIO:
-    """A file's bytes, out of its packing."""
-    unpack = _PACKED.get(PurePath(last).suffix.lower())
-    if unpack or not isinstance(raw, io.FileIO):
-        raw = _Bounded(name, raw, unpack(raw) if unpack else raw, max(_UNPACKED, _TIMES * path.stat().st_size))
-    return io.BufferedReader(raw)
 
 
 class _Bounded(io.RawIOBase):
@@ -328,10 +324,6 @@ class _Bounded(io.RawIOBase):
         self._inner.close()
         self._packed.close()
         super().close()
-
-
-def _ungzip(raw: Any) -> Any:
-    return gzip.GzipFile(fileobj=raw)
 
 
 def _unzstd(raw: Any) -> Any:
@@ -362,13 +354,13 @@ def _json(file: _File) -> Rows:
 def _by_line(file: _File) -> Rows:
     with file.opened() as stream:
         for number, line in _lines(file, stream):
-            if isinstance(line, DataError):
-                yield f"line {number}", line
-            elif line.strip():
+            if isinstance(line, DataError) or line.strip():
                 yield f"line {number}", _parsed(line)
 
 
-def _parsed(line: str) -> Any:
+def _parsed(line: str | DataError) -> Any:
+    if isinstance(line, DataError):
+        return line
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
@@ -409,8 +401,8 @@ def _document(file: _File) -> Rows:
             yield from _by_line(file)
         else:
             raise _not_json(file.name, text, error) from error
-        return
-    yield from ((f"row {number}", row) for number, row in enumerate(shaped(file.name, document), 1))
+    else:
+        yield from ((f"row {number}", row) for number, row in enumerate(shaped(file.name, document), 1))
 
 
 def _whole(file: _File, stream: BinaryIO) -> bytearray:
@@ -431,7 +423,7 @@ def shaped(name: str, document: Any) -> list[Any]:
     if any(map(part, lists)):
         rows = itertools.chain.from_iterable([(key, row) for row in rows] for key, rows in lists.items())
         return [{"split": key} | (row if isinstance(row, dict) else {"messages": row}) for key, row in rows]
-    if set(document) == {"columns", "index", "data"} and all(map(lists.get, ("data",))):  # pandas, orient="split"
+    if set(document) == {"columns", "index", "data"} and "data" in lists:  # pandas, orient="split"
         return [dict(zip(document["columns"], cells, strict=False)) for cells in document["data"]]
     columns = [list(value.values()) if isinstance(value, dict) else value for value in values]
     if all(isinstance(value, dict) and value for value in values) and len(set(map(tuple, values))) == 1:
@@ -458,7 +450,7 @@ def _values(name: str, text: str, place: int, *, listed: bool) -> Rows:
         number += 1
         try:
             row, end = decoder.raw_decode(text, place)
-            if listed and number == 1 and _is_turn(row):
+            if listed and number == 1 and isinstance(row, dict) and any(turn <= row.keys() for turn in _TURNS):
                 row, end = decoder.raw_decode(text, begin)
                 listed = False
         except (ValueError, RecursionError) as error:
@@ -475,10 +467,6 @@ def _values(name: str, text: str, place: int, *, listed: bool) -> Rows:
         raise _not_json(name, text, unended)
 
 
-def _is_turn(row: Any) -> bool:
-    return isinstance(row, dict) and ({"role", "content"} <= set(row) or {"from", "value"} <= set(row))
-
-
 def _past_space(text: str, place: int) -> int:
     return _SPACE.match(text, place).end()  # type: ignore[union-attr]
 
@@ -490,19 +478,22 @@ def _not_json(where: str, text: str, error: Exception) -> DataError:
     return DataError(f"{where} line {error.lineno}: not JSON ({error}).{cut}")
 
 
+def _text_lines(file: _File, stream: BinaryIO) -> Iterator[str]:
+    """Lines of a file of which no line can be left out."""
+    for number, line in _lines(file, stream):
+        if isinstance(line, DataError):
+            raise DataError(f"{file.name} line {number} {line}")
+        yield line
+
+
 def _lines(file: _File, stream: BinaryIO) -> Iterator[tuple[int, str | DataError]]:
     for number in itertools.count(1):
         raw = stream.readline(MAX_LINE_BYTES + 1)
         if not raw:
             return
         if len(raw) > MAX_LINE_BYTES:
-            yield (
-                number,
-                DataError(
-                    f"is longer than {_MOST}: no model reads that much. "
-                    "Is it one JSON object a line? Split long documents first."
-                ),
-            )
+            hint = "Is it one JSON object a line? Split long documents first."
+            yield number, DataError(f"is longer than {_MOST}: no model reads that much. {hint}")
             while raw and not raw.endswith(b"\n"):  # what follows belongs to the same line
                 raw = stream.readline(MAX_LINE_BYTES)
             continue
@@ -547,9 +538,9 @@ def _table(file: _File, lines: Iterator[str]) -> Rows:
     given = _SEPARATOR_LINE.fullmatch(start[0]) if start else None  # what Excel writes and obeys
     delimiter = given[1] if given else _delimiter(file, start)
     numbered = enumerate(itertools.chain(start, lines), 1)
+    records = _records(file, (line for _, line in numbered), delimiter)
     if given:
-        next(numbered)
-    records = _records(file, numbered, delimiter)
+        next(records)
     header = [name.strip() for name in next(records, (1, []))[1]]
     if not "".join(header).strip():
         raise DataError(f"{file.name}: the first line is blank; a header with the columns' names is wanted.")
@@ -560,31 +551,20 @@ def _table(file: _File, lines: Iterator[str]) -> Rows:
         if len(cells) == len(header):
             yield f"line {number}", dict(zip(header, cells, strict=True))
         elif cells:
-            yield (
-                f"line {number}",
-                DataError(
-                    f"has {len(cells)} cells, but the header has {len(header)} ({', '.join(header[:6])}). "
-                    "Put quotes around text that holds the separator."
-                ),
-            )
+            wanted = f"has {len(cells)} cells, but the header has {len(header)} ({', '.join(header[:6])})"
+            yield f"line {number}", DataError(f"{wanted}. Put quotes around text that holds the separator.")
 
 
-def _records(file: _File, numbered: Iterator[tuple[int, str]], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _records(file: _File, lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Cells as CSV has them, each record with the number of its first line."""
-    taken: list[int] = []
-
-    def lines() -> Iterator[str]:
-        for number, line in numbered:
-            taken.append(number)
-            yield line
-
+    reader, number = csv.reader(lines, delimiter=delimiter, strict=True), 1
     try:
-        for cells in csv.reader(lines(), delimiter=delimiter, strict=True):
-            yield taken[0], cells
-            taken.clear()
+        for cells in reader:
+            yield number, cells
+            number = reader.line_num + 1
     except csv.Error as error:
         hint = "A quote is never closed, or a cell is too long: save it as JSONL."
-        raise DataError(f"{file.name} line {taken[0]}: not CSV ({error}). {hint}") from error
+        raise DataError(f"{file.name} line {number}: not CSV ({error}). {hint}") from error
 
 
 def _tabbed(numbered: Iterator[tuple[int, str]], width: int) -> Iterator[tuple[int, list[str]]]:
@@ -622,14 +602,6 @@ def _tabbed(numbered: Iterator[tuple[int, str]], width: int) -> Iterator[tuple[i
 def _between_tabs(line: str) -> list[str]:
     text = line.rstrip("\r\n")
     return text.split("\t") if text else []
-
-
-def _text_lines(file: _File, stream: BinaryIO) -> Iterator[str]:
-    """Lines of a file of which no line can be left out."""
-    for number, line in _lines(file, stream):
-        if isinstance(line, DataError):
-            raise DataError(f"{file.name} line {number} {line}")
-        yield line
 
 
 def _refuse_twice(file: _File, names: list[str]) -> None:
@@ -683,6 +655,6 @@ _READERS: dict[str, Callable[[_File], Rows]] = {
     ".arrow": _arrow,
 }
 
-_PACKED: dict[str, Callable[[Any], Any]] = {".gz": _ungzip, ".bz2": bz2.BZ2File, ".zst": _unzstd}
+_PACKED: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".zst": _unzstd}
 
 ENDINGS = frozenset({*_READERS, *_PACKED, ".zip"})

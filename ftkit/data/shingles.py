@@ -21,6 +21,7 @@ _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _CJK = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7AF))  # no spaces: a character is a word
 _CJK_CLASS = "".join(f"{chr(low)}-{chr(high)}" for low, high in _CJK)
 _WORD = re.compile(f"[{_CJK_CLASS}]|[^\\W{_CJK_CLASS}]+")
+_ASCII_WORDS = bytes(i if chr(i).isalnum() or chr(i) == "_" else 0 for i in range(128)) + bytes(128)  # 0 between them
 _UNKNOWN = 255  # a code point whose kind was not looked up yet
 _MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: folds words into shingles
 _BASE = 0xD6E8FEB86659FD93  # odd; of the polynomial that hashes a word
@@ -47,14 +48,16 @@ class Texts(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         for part in self._parts:
-            yield from (_text(*chat, part) for chat in chats(self._examples))
+            for messages, document in chats(self._examples):
+                yield text_of(messages, part) if messages else document or ""
 
     def at(self, places: Sequence[int]) -> Iterator[str]:
         """The texts at these places, many fetched at once: one by one takes ten times as long."""
         for start in range(0, len(places), _TEXTS_BATCH):
             found = [divmod(place, len(self._examples)) for place in places[start : start + _TEXTS_BATCH]]
             rows = chats(self._examples.select([row for _, row in found]))
-            yield from (_text(*row, self._parts[part]) for row, (part, _) in zip(rows, found, strict=True))
+            for (messages, document), (part, _) in zip(rows, found, strict=True):
+                yield text_of(messages, self._parts[part]) if messages else document or ""
 
 
 def chats(examples: Any) -> Iterator[tuple[Sequence[Mapping[str, Any]], str | None]]:
@@ -63,10 +66,6 @@ def chats(examples: Any) -> Iterator[tuple[Sequence[Mapping[str, Any]], str | No
     for start in range(0, len(columns), _TEXTS_BATCH):
         rows = columns[start : start + _TEXTS_BATCH]
         yield from zip(rows["messages"], rows.get("text", itertools.repeat(None)), strict=False)
-
-
-def _text(messages: Sequence[Mapping[str, Any]], document: str | None, part: str) -> str:
-    return text_of(messages, part) if messages else document or ""
 
 
 def text_of(messages: Sequence[Mapping[str, Any]], part: str = "all") -> str:
@@ -141,7 +140,7 @@ def _word_hashes(texts: Sequence[str]) -> tuple[Any, Any]:
     ends = np.cumsum([len(text) + 1 for text in plain]) - 1
     joined = "\n".join(plain) + "\n"
     if joined.isascii():
-        points = np.frombuffer(joined.encode("ascii").translate(_ascii_words()), dtype=np.uint8)  # 0 between words
+        points = np.frombuffer(joined.encode("ascii").translate(_ASCII_WORDS), dtype=np.uint8)  # 0 between words
         inside = points > 0
         begins = inside.copy()
         begins[1:] &= ~inside[:-1]
@@ -158,12 +157,6 @@ def _word_hashes(texts: Sequence[str]) -> tuple[Any, Any]:
     powers, back = _powers(1 << max(16, len(points) - 1).bit_length())
     values = np.multiply(points, powers[: len(points)], dtype=np.uint64)
     return _spread(np.add.reduceat(values, starts) * back[starts]), sizes
-
-
-@cache
-def _ascii_words() -> bytes:
-    """A table that keeps the characters of words and puts 0 for all others."""
-    return bytes(i if chr(i).isalnum() or chr(i) == "_" else 0 for i in range(128)) + bytes(128)
 
 
 def _kinds(points: Any) -> Any:

@@ -104,10 +104,10 @@ def near_pairs(
         known = _some_shingles(texts, range(len(texts)))
         buckets = _rare_buckets(known, threshold)
     else:
-        buckets = _band_buckets(signatures(shingled(texts)), _rows_for(threshold))
-    buckets = _once(buckets)
-    if apart is not None:
-        buckets = _sides(buckets, apart)
+        # hashes a band: 8 at a threshold from 0.8 on, 4 from 0.55 on (finds 93 % there), else 2
+        rows = next(rows for least, rows in ((0.8, ROWS), (0.55, 4), (0, 2)) if threshold >= least)
+        buckets = _band_buckets(signatures(shingled(texts)), rows)
+    buckets = _once(buckets, apart)
     search = _Search(len(texts), threshold, across)
     for chunk in batches((bucket for bucket in buckets if search.is_open(bucket)), _FETCHED):
         if method != "exact":
@@ -157,20 +157,15 @@ def usual_method(texts: int) -> str:
     return "exact" if texts <= EXACT_TEXTS else "minhash"
 
 
-def _once(buckets: Iterable[list[int]]) -> Iterator[list[int]]:
-    """The buckets, each once: twins share most of their bands."""
+def _once(buckets: Iterable[list[int]], border: int | None) -> Iterator[list[int]]:
+    """The buckets, cut where they cross the border, each once: twins share most of their bands."""
     seen: set[tuple[int, ...]] = set()
     for bucket in buckets:
-        if (key := tuple(bucket)) not in seen:
-            seen.add(key)
-            yield bucket
-
-
-def _sides(buckets: Iterable[list[int]], border: int) -> Iterator[list[int]]:
-    """The buckets, each cut where it crosses the border."""
-    for bucket in buckets:
-        cut = bisect.bisect_left(bucket, border)  # positions ascend
-        yield from (side for side in (bucket[:cut], bucket[cut:]) if len(side) > 1)
+        cut = 0 if border is None else bisect.bisect_left(bucket, border)  # positions ascend
+        for side in (tuple(bucket[:cut]), tuple(bucket[cut:])):
+            if len(side) > 1 and side not in seen:
+                seen.add(side)
+                yield list(side)
 
 
 def _some_shingles(texts: Sequence[str], rows: Sequence[int]) -> dict[int, Any]:
@@ -189,16 +184,13 @@ def _rare_buckets(rows: dict[int, Any], threshold: float) -> Iterator[list[int]]
     """Texts that share one of their rarest shingles: prefix filtering, which loses no pair (Bayardo et al. 2007)."""
     import numpy as np
 
-    filled = [row for row in rows.values() if len(row)]
+    filled = {i: row for i, row in rows.items() if len(row)}
     if not filled:
         return
-    _, ids, counts = np.unique(np.concatenate(filled), return_inverse=True, return_counts=True)
-    place = np.cumsum([0, *map(len, rows.values())])
+    _, ids, counts = np.unique(np.concatenate(list(filled.values())), return_inverse=True, return_counts=True)
+    ends = np.cumsum([len(row) for row in filled.values()])
     keys, owners = [], []
-    for i, row in rows.items():
-        if len(row) == 0:
-            continue
-        own = ids[place[i] : place[i + 1]]
+    for i, own in zip(filled, np.split(ids, ends[:-1]), strict=True):
         prefix = len(own) - int(np.ceil(threshold * len(own) - 1e-9)) + 1
         rare = own[np.lexsort((own, counts[own]))[:prefix]]
         rare = rare[counts[rare] > 1]
@@ -228,12 +220,11 @@ class _Search:
     def compare(self, bucket: list[int], known: Any) -> None:
         """Compare the texts of a bucket: across the border, or with those of other clusters."""
         if self.across is not None:
-            border = self.across
-            before = [i for i in bucket if i < border]
-            for i in bucket[len(before) :]:
-                for other in before[:_COMPARED_ACROSS]:
+            cut = bisect.bisect_left(bucket, self.across)
+            for i in bucket[cut:]:
+                for other in bucket[: min(cut, _COMPARED_ACROSS)]:
                     self._alike(other, i, known)
-                self.skipped += max(0, len(before) - _COMPARED_ACROSS)
+                self.skipped += max(0, cut - _COMPARED_ACROSS)
             return
         clusters: list[list[int]] = []  # the texts of this bucket so far, by cluster
         for i in bucket:
@@ -314,13 +305,6 @@ def signatures(batches: Iterable[tuple[Any, Any]]) -> Any:
             matrix[i] = np.uint64(next(lonely))
         parts.append(matrix)
     return np.concatenate(parts) if parts else np.zeros((0, width), dtype=np.uint64)
-
-
-def _rows_for(threshold: float) -> int:
-    """Hashes a band, fewer for a lower threshold: 8 from 0.8 on, 4 from 0.55 (finds 93 % there), else 2."""
-    if threshold >= 0.8:
-        return ROWS
-    return 4 if threshold >= 0.55 else 2
 
 
 def _band_buckets(matrix: Any, rows: int = ROWS) -> Iterator[list[int]]:

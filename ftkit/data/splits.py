@@ -28,6 +28,7 @@ from ftkit.runs import Run
 
 NAMES = ("train", "val", "test")
 _LIKE_SPLIT = ("split", "subset", "partition", "set", "part", "fold", "data_split", "dataset_split")
+FILES = tuple(f"{name}.jsonl" for name in NAMES)
 _SORTED = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
 
@@ -57,7 +58,11 @@ class Splits:
             characters: of all turns of a row; longer rows go.
             most: rows of `train` that stay; None: all that are short enough.
         """
-        kept = {name: _shorter(getattr(self, name), characters) for name in NAMES}
+        kept = {}
+        for name in NAMES:
+            texts = (chat or [{"content": text}] for chat, text in chats(getattr(self, name)))
+            sizes = (sum(len(turn["content"] or "") for turn in turns) for turns in texts)
+            kept[name] = [row for row, size in enumerate(sizes) if size < characters]
         kept["train"] = kept["train"][:most]
         train, val, test = (getattr(self, name).select(rows) for name, rows in kept.items())
         place = {row + 1: number for number, row in enumerate(kept["train"], 1)}
@@ -117,8 +122,10 @@ def split(
     if not (all(0 < share < 1 for share in shares.values()) and sum(shares.values()) < 1):
         raise DataError(f"val={val}, test={test}: each wants a share between 0 and 1, together below 1.")
     whole = parts.get("train", examples)
-    keys = [_key(prompt(messages) or document) for messages, document in chats(whole)]
-    together, repeats = _same_prompts(keys), None
+    asked = (_SORTED(prompt(messages) or document) for messages, document in chats(whole))
+    keys = [hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest() for text in asked]
+    first: dict[str, int] = {}
+    together, repeats = [first.setdefault(key, i) for i, key in enumerate(keys)], None  # with equal prompts
     if near is not None:
         together, repeats = _twins(whole, together, near)
     groups = {keys[group[0]]: group for group in _groups(together)}
@@ -129,10 +136,8 @@ def split(
         )
     order = sorted(groups)
     random.Random(seed).shuffle(order)
-    sizes: dict[str, Mapping[Any, int]] = {key: {None: len(rows)} for key, rows in groups.items()}
-    if stratify is not None:
-        kinds = [_kind(value) for value in whole[stratify][:]]
-        sizes = {key: Counter(kinds[i] for i in rows) for key, rows in groups.items()}
+    kinds = [None] * len(whole) if stratify is None else list(map(_kind, whole[stratify][:]))
+    sizes = {key: Counter(kinds[i] for i in rows) for key, rows in groups.items()}
     filled = _filled(order, sizes, shares)
     rows = {name: sorted(itertools.chain.from_iterable(groups[key] for key in part)) for name, part in filled.items()}
     parts |= {name: whole.select(array("q", part)) for name, part in rows.items()}
@@ -181,12 +186,6 @@ def _kind(value: Any) -> Any:
     return value if isinstance(value, Hashable) else json.dumps(value, sort_keys=True, default=str)
 
 
-def _same_prompts(keys: Sequence[str]) -> list[int]:
-    """For each row the first one with its key."""
-    first: dict[str, int] = {}
-    return [first.setdefault(key, i) for i, key in enumerate(keys)]
-
-
 def _twins(examples: Any, same: list[int], near: float) -> tuple[list[int], list[list[int]] | None]:
     """For each row the first one that it must not be parted from, and groups of rows whose whole texts are alike.
 
@@ -218,9 +217,7 @@ def _groups(labels: Iterable[int]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _filled(
-    order: list[str], sizes: Mapping[str, Mapping[Any, int]], shares: Mapping[str, float]
-) -> dict[str, list[str]]:
+def _filled(order: list[str], sizes: Mapping[str, Counter[Any]], shares: Mapping[str, float]) -> dict[str, list[str]]:
     """Groups for train and the parts with shares, by rows of each kind; a group that a part has no room for is trained.
 
     `sizes` holds how many rows of each kind a group has.
@@ -236,19 +233,15 @@ def _filled(
         left -= wanted
     parts: dict[str, list[str]] = {"train": [], **{name: [] for name in shares}}
     for key in order:
-        part = next((name for name in room if room[name] and _fits(sizes[key], room[name])), "train")
+        part = next((name for name in room if room[name] and room[name] >= sizes[key]), "train")
         parts[part].append(key)
         if part != "train":
-            room[part] -= Counter(sizes[key])
+            room[part] -= sizes[key]
     for name in shares:
         if not parts[name]:  # every group is too large: the smallest must do
-            parts[name].append(min(parts["train"], key=lambda key: sum(sizes[key].values())))
+            parts[name].append(min(parts["train"], key=lambda key: sizes[key].total()))
             parts["train"].remove(parts[name][0])
     return parts
-
-
-def _fits(sizes: Mapping[Any, int], room: Mapping[Any, int]) -> bool:
-    return all(rows <= room[kind] for kind, rows in sizes.items())
 
 
 def _rooms(kinds: Counter[Any], wanted: int) -> Counter[Any]:
@@ -259,23 +252,18 @@ def _rooms(kinds: Counter[Any], wanted: int) -> Counter[Any]:
     return rooms
 
 
-def _shorter(examples: Any, characters: int) -> list[int]:
-    sizes = (sum(len(t["content"] or "") for t in chat) if chat else len(text or "") for chat, text in chats(examples))
-    return [row for row, size in enumerate(sizes) if size < characters]
-
-
 def save(splits: Splits, run: Run) -> Path:
     """Write `data/train.jsonl`, `val.jsonl` and `test.jsonl` into the run folder, with all their columns.
 
-    Tool calls and schemas are written as objects. The three appear together or not at all.
+    Tool calls and schemas are written as objects. The three appear together or not at all; other files there stay.
 
     Raises:
         DataError: a part without rows, or rows that are no chats; numbers the first.
-        StorageError: `data` holds files that were not saved by this function, or were edited since; the disk is full
-            or the folder cannot be written.
+        StorageError: files of these names stand there that this function did not write, or that were edited since; the
+            disk is full or the folder cannot be written.
     """
-    files.refuse_foreign(run / "data", edited=True)
-    with files.folder(run / "data") as working:
+    files.refuse_foreign(run / "data", edited=True, names=FILES)
+    with files.folder(run / "data", FILES) as working:
         for name in NAMES:
             part = getattr(splits, name)
             if len(part) == 0:
@@ -343,7 +331,3 @@ def digest(*parts: Any) -> str:
             running.update(_SORTED([plain(m) for m in messages] or document).encode())
         running.update(b"\x00")
     return running.hexdigest()[:12]
-
-
-def _key(asked: Any) -> str:
-    return hashlib.blake2b(_SORTED(asked).encode("utf-8", "replace"), digest_size=12).hexdigest()

@@ -39,16 +39,11 @@ _READ = {
     *(*_ROLE_KEYS, *_CONTENT_KEYS, *_REASONING_KEYS, *_MARKS, *_DETAILS),
     *("tool_calls", "function_call", "name", "tool_call_id"),
 }
-MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 _EMPTY = {"", "nan", "none", "null", "na", "n/a", "#n/a", "<na>", "\\n", "<noinput>", "<nooutput>"}
 
-_TEXT_PARTS: dict[str | None, tuple[str, ...]] = {
-    None: _CONTENT_KEYS,
-    **dict.fromkeys(("text", "input_text", "output_text"), _CONTENT_KEYS),
-}
-_THOUGHT_PARTS: dict[str | None, tuple[str, ...]] = dict.fromkeys(
-    ("thinking", "reasoning"), (*_REASONING_KEYS, *_CONTENT_KEYS)
-)
+_TEXT_PARTS = (None, "text", "input_text", "output_text")
+_THOUGHT_PARTS = ("thinking", "reasoning")
 _PLACEHOLDER = re.compile(
     r"^[ \t]*<(?P<first>image|video|audio)(?:[_ ]?\d+)?>|<(?P<last>image|video|audio)(?:[_ ]?\d+)?>[ \t]*$"
     r"|<img>|<\|(?:image|video|audio|vision)(?:_\w+)?\|>|<start_of_image>|<image_soft_token>|\[IMG\]",
@@ -98,8 +93,7 @@ def order_problem(messages: Sequence[Mapping[str, Any]]) -> str | None:
         return "has no answer: no assistant turn"
     if body[0] != "user":
         return f"has roles out of order: starts with {body[0]}, wanted user"
-    wrong = [(before, after) for before, after in itertools.pairwise(body) if after not in _NEXT[before]]
-    if wrong:
+    if wrong := [(before, after) for before, after in itertools.pairwise(body) if after not in _NEXT[before]]:
         same = all(before == after for before, after in wrong)
         join = ". Neighbours of one role are joined by load_examples(…, merge_turns=True)" if same else ""
         return f"has roles out of order: {' → '.join(roles)}{join}"
@@ -124,12 +118,9 @@ def merge_turns(messages: Sequence[Mapping[str, Any]]) -> Messages:
         last = merged[-1] if merged else {}
         alike = last.get("role") == message["role"] and last.get("train") == message.get("train")
         if alike and message["role"] != "tool" and not (last.get("tool_calls") or message.get("tool_calls")):
-            both = {
-                key: "\n\n".join(part[key] for part in (last, message) if part.get(key))
-                for key in ("content", "reasoning_content")
-                if key == "content" or key in last or key in message
-            }
-            merged[-1] = last | both
+            for key in ("content", "reasoning_content"):
+                if said := [part[key] for part in (last, message) if part.get(key)]:
+                    last[key] = "\n\n".join(said)
         else:
             merged.append(message)
     return merged
@@ -152,24 +143,21 @@ def untrained(messages: Iterable[Mapping[str, Any]]) -> Messages:
 def is_yes(value: Any, what: str) -> bool:
     """What a mark says: true, false, 1 or 0, or one of these as text; raises DataError for anything else."""
     word = str(value).strip().lower()
-    if word in ("true", "1", "1.0"):
-        return True
-    if word in ("false", "0", "0.0"):
-        return False
-    raise DataError(
-        f"has {what}: {str(value)[:40]!r}, a mark that is not understood; known are true and false, 1 and 0"
-    )
+    if word not in ("true", "1", "1.0", "false", "0", "0.0"):
+        shown = f"{what}: {str(value)[:40]!r}"
+        raise DataError(f"has {shown}, a mark that is not understood; known are true and false, 1 and 0")
+    return word in ("true", "1", "1.0")
 
 
 def blank(value: Any) -> bool:
     """Whether an optional cell holds nothing: None, NaN, no text, or what exports write for it (nan, None, N/A)."""
+    if value is None:
+        return True
     if isinstance(value, str):
         return value.strip().lower() in _EMPTY
     if isinstance(value, float):
         return value != value
-    return (
-        value is None or type(value).__name__ in ("NAType", "NaTType") or (hasattr(value, "__len__") and not len(value))
-    )
+    return type(value).__name__ in ("NAType", "NaTType") or (hasattr(value, "__len__") and not len(value))
 
 
 def parse_calls(value: Any, where: str = "a turn") -> list[dict[str, Any]]:
@@ -244,9 +232,7 @@ def items(value: Any, what: str) -> list[Any]:
 
 def listed(value: Any) -> Any:
     """Lists and numbers in place of NumPy's (`frame.to_dict('records')` gives them); any other value as it is."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return value
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def as_text(value: Any, what: str) -> str:
@@ -329,13 +315,12 @@ def _message(turn: Any, where: str, left: set[str]) -> tuple[str, dict[str, Any]
     """The role as the file says it ("call" for a turn of calls alone) and the message of one turn."""
     if not isinstance(turn, Mapping):
         raise DataError(f"has a {where} without role and content: {str(turn)[:60]}")
-    if (
-        len(turn) == 2 and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
-    ):  # most turns of most files
+    if len(turn) == 2 and turn.get("role") in ROLES and isinstance(turn.get("content"), str):  # most turns
         refuse_media(as_text(turn["content"], where), where)
         return turn["role"], dict(turn)
     role_key, content_key = _first(turn, _ROLE_KEYS), _first(turn, _CONTENT_KEYS)
-    calls, thought = turn.get("tool_calls") or turn.get("function_call"), _thought(turn, where)
+    calls = turn.get("tool_calls") or turn.get("function_call")
+    thought = spoken(next((turn[k] for k in _REASONING_KEYS if not blank(turn.get(k))), ""), f"reasoning in {where}")
     if role_key is None or (content_key is None and not calls and not thought):
         raise DataError(f"has a {where} without role and content: {str(turn)[:60]}")
     word = as_text(turn[role_key], f"a role in {where}")
@@ -363,7 +348,15 @@ def _message(turn: Any, where: str, left: set[str]) -> tuple[str, dict[str, Any]
         left.add(f"{'reasoning' if thought else 'a mark to train'} in {role} turns")
     if calls:
         message["tool_calls"] = as_json(calls, f"tool calls in {where}")
-    _look_at_the_rest(turn, where, left)
+    for key in turn.keys() - _READ:
+        if not blank(turn[key]):
+            if key in MEDIA:
+                raise DataError(f"has {key} in {where}; ftkit trains text alone")
+            if _LIKE_A_MARK.search(key.lower()) and turn[key] in (True, False):
+                raise DataError(
+                    f"has {key} in {where}, a mark that is not understood; write it as train: true or false"
+                )
+            left.add(f"{key} in turns")
     named = {k: as_text(turn[k], f"{k} in {where}") for k in ("name", "tool_call_id") if turn.get(k)}
     return role, message | named
 
@@ -372,11 +365,6 @@ def _first(turn: Mapping[str, Any], keys: Iterable[str]) -> str | None:
     """The key that holds a value; else one that is there at all."""
     there = [key for key in keys if key in turn]
     return next((key for key in there if turn[key] is not None), there[0] if there else None)
-
-
-def _thought(turn: Mapping[str, Any], where: str) -> str:
-    value = next((turn[key] for key in _REASONING_KEYS if not blank(turn.get(key))), "")
-    return spoken(value, f"reasoning in {where}")
 
 
 def _is_part(value: Any) -> bool:
@@ -388,11 +376,12 @@ def _parts(parts: Iterable[Any], where: str) -> tuple[str, str]:
     said: list[str] = []
     thought: list[str] = []
     for part in parts:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        value = part
+        kind, value = None, part
         if isinstance(part, Mapping):
-            keys = {**_TEXT_PARTS, **_THOUGHT_PARTS}.get(kind if isinstance(kind, str) else None, ())
-            value = next((part[key] for key in keys if part.get(key) is not None), None)
+            kind = part.get("type")
+            keys = (*(_REASONING_KEYS if kind in _THOUGHT_PARTS else ()), *_CONTENT_KEYS)
+            known = kind in (*_TEXT_PARTS, *_THOUGHT_PARTS)
+            value = next((part[key] for key in keys if part.get(key) is not None), None) if known else None
         if value is None:
             raise DataError(f"has a part of type {str(kind)[:40]!r} in {where}; ftkit trains text alone")
         (thought if kind in _THOUGHT_PARTS else said).append(as_text(value, f"a text part in {where}"))
@@ -425,16 +414,3 @@ def _whole_turn(details: Any, what: str, content: str) -> bool:
     if trained == {True} and covered >= set(range(len(content))):
         return True
     raise DataError(f"has {what} for parts of a turn; ftkit trains a turn whole or not at all")
-
-
-def _look_at_the_rest(turn: Mapping[str, Any], where: str, left: set[str]) -> None:
-    """Refuse media beside a turn's text, and note the keys that nobody reads."""
-    for key in turn.keys() - _READ:
-        if not blank(turn[key]):
-            if key in MEDIA:
-                raise DataError(f"has {key} in {where}; ftkit trains text alone")
-            if _LIKE_A_MARK.search(key.lower()) and turn[key] in (True, False):
-                raise DataError(
-                    f"has {key} in {where}, a mark that is not understood; write it as train: true or false"
-                )
-            left.add(f"{key} in turns")

@@ -12,11 +12,8 @@ from ftkit.data import parse_calls
 from ftkit.errors import DataError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-
 RESAMPLES = 2_000
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,8 @@ class EvalReport:
 
     def summary(self) -> dict[str, Any]:
         """Numbers alone, for `summary.json`."""
-        scores = {
-            n: {"value": s.value, "low": s.low, "high": s.high}
-            for n, s in (("exact_match", self.exact_match), ("token_f1", self.token_f1))
-        }
-        return {"name": self.name, "rows": len(self.rows), "stopped": self.stopped, **scores}
+        numbers = {"name": self.name, "rows": len(self.rows), "stopped": self.stopped}
+        return numbers | {"exact_match": asdict(self.exact_match), "token_f1": asdict(self.token_f1)}
 
     def _row(self) -> tuple[Any, ...]:
         return self.name, self.exact_match, self.token_f1, f"{self.stopped:.0%}", len(self.rows)
@@ -72,10 +69,8 @@ class Comparison:
     def verdict(self) -> str:
         """One plain sentence."""
         d = self.difference
-        change = (
-            f"{100 * d.value:+.1f} points of exact match [{100 * d.low:+.0f}, {100 * d.high:+.0f}] "
-            f"on {len(self.after.rows)} prompts"
-        )
+        change = f"{100 * d.value:+.1f} points of exact match [{100 * d.low:+.0f}, {100 * d.high:+.0f}]"
+        change += f" on {len(self.after.rows)} prompts"
         if self.better:
             return f"{self.after.name} is better than {self.before.name}: {change}."
         if d.high < 0:
@@ -183,13 +178,8 @@ def evaluate(
         }
         for asked, references, answer in zip(prompts, expected, answers, strict=True)
     )
-    return EvalReport(
-        name,
-        interval([r["exact_match"] for r in rows]),
-        interval([r["token_f1"] for r in rows]),
-        sum(r["stopped"] for r in rows) / len(rows),
-        rows,
-    )
+    exact, f1 = (interval([row[score] for row in rows]) for score in ("exact_match", "token_f1"))
+    return EvalReport(name, exact, f1, sum(row["stopped"] for row in rows) / len(rows), rows)
 
 
 def _references(number: int, row: Mapping[str, Any], tokenizer: Any) -> list[str]:
@@ -224,13 +214,8 @@ def compare(before: EvalReport, after: EvalReport) -> Comparison:
         raise DataError(
             f"{before.name} and {after.name} answered different prompts; evaluate both on the same examples."
         )
-    return Comparison(
-        before,
-        after,
-        difference_interval(
-            [a["exact_match"] - b["exact_match"] for b, a in zip(before.rows, after.rows, strict=True)]
-        ),
-    )
+    pairs = zip(before.rows, after.rows, strict=True)
+    return Comparison(before, after, difference_interval([a["exact_match"] - b["exact_match"] for b, a in pairs]))
 
 
 def save_reports(run: Run, **reports: EvalReport) -> Path:

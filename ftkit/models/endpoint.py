@@ -94,9 +94,10 @@ class Endpoint:
                 try:
                     reply = self._reply(client, questions[number])
                 except ModelError as error:
-                    raise ModelError(
-                        f"{noun.capitalize()} {number + 1} got no reply: {error} {self._kept()}"
-                    ) from error
+                    kept = "Give a cache file to keep earlier replies."
+                    if self.cache:
+                        kept = f"Earlier replies are in {self.cache}: the next call goes on from there."
+                    raise ModelError(f"{noun.capitalize()} {number + 1} got no reply: {error} {kept}") from error
                 self._known[key] = reply
                 note({"key": key, "model": self.model, "reply": reply})
 
@@ -125,14 +126,13 @@ class Endpoint:
 
     def _reason(self, error: Exception) -> str:
         openai, url = _openai(), self.base_url.rstrip("/")
-        known = f"{url} knows no model {self.model!r}, or is not the API's address."
         reasons = {
             openai.APITimeoutError: f"{url} gave no answer within {self.timeout_s} s, three times. "
             "Raise timeout_s, or lower concurrency.",
             openai.APIConnectionError: f"{url} cannot be reached. Start the server, or correct base_url. {_ENDING}",
-            openai.AuthenticationError: f"{url} refuses the key. Pass a valid api_key.",
-            openai.PermissionDeniedError: f"{url} refuses the key. Pass a valid api_key.",
-            openai.NotFoundError: f"{known} Names are listed at {url}/models. {_ENDING}",
+            (openai.AuthenticationError, openai.PermissionDeniedError): f"{url} refuses the key. Pass a valid api_key.",
+            openai.NotFoundError: f"{url} knows no model {self.model!r}, or is not the API's address. "
+            f"Names are listed at {url}/models. {_ENDING}",
             openai.RateLimitError: f"{url} takes no more requests for now, or the quota is used up. "
             "Lower concurrency, or go on later.",
             openai.InternalServerError: f"{url} failed while it answered. Look at its log, then go on.",
@@ -141,16 +141,9 @@ class Endpoint:
             if isinstance(error, kind):
                 return reason
         if _TOO_LONG.search(str(error)):
-            return (
-                f"The text is longer than {self.model!r} at {url} can read. "
-                "Leave it out or shorten it, or take a model with a longer context."
-            )
+            way = "Leave it out or shorten it, or take a model with a longer context."
+            return f"The text is longer than {self.model!r} at {url} can read. {way}"
         return f"{url} refuses the request for {self.model!r}. Check the model's name and what the server supports."
-
-    def _kept(self) -> str:
-        if self.cache:
-            return f"Earlier replies are in {self.cache}: the next call goes on from there."
-        return "Give a cache file to keep earlier replies."
 
 
 def _openai() -> Any:

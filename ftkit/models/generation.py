@@ -7,6 +7,7 @@ from typing import Any
 from ftkit import chat
 from ftkit.chat import Messages
 from ftkit.hardware import release_memory
+from ftkit.models.likelihood import evaluating
 from ftkit.tables import visible
 
 
@@ -47,9 +48,6 @@ def generate(
         temperature: 0 takes the likeliest token; above it tokens are drawn with `seed`.
         seed: of the draws.
         progress: show a bar.
-
-    Returns:
-        One `Answer` a prompt.
     """
     import torch
     from tqdm.auto import tqdm
@@ -59,12 +57,11 @@ def generate(
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers: list[Answer | None] = [None] * len(ids)
-    was_training, _ = model.training, model.eval()
     hook = model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     if temperature > 0:
         torch.manual_seed(seed)
     try:
-        with tqdm(total=len(ids), unit="answer", disable=not progress, leave=False) as bar:
+        with evaluating(model), tqdm(total=len(ids), unit="answer", disable=not progress, leave=False) as bar:
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 said = _answer(model, tokenizer, [ids[i] for i in rows], max_new_tokens, temperature)
@@ -74,7 +71,6 @@ def generate(
                 release_memory()
     finally:
         hook.remove()
-        model.train(was_training)
     return [answer for answer in answers if answer is not None]
 
 

@@ -22,7 +22,8 @@ from ftkit.models.quiet import quietly
 from ftkit.models.sources import BUNDLED, pretrained
 
 _PLAIN_ATTENTION_TOKENS = 256
-
+_WEIGHTS = "adapter_model.safetensors"
+_LARGEST_ALPHA = 1_000_000
 SMALL_HUB_MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
 
 
@@ -89,18 +90,17 @@ def load(name: str | Path = BUNDLED, config: TrainConfig | None = None) -> tuple
 def choose_backend(config: TrainConfig) -> str:
     """The backend that `config` gets on this machine: `"unsloth"` or `"transformers"`."""
     available = backends()
-    if config.backend == "auto":
-        # Unsloth always quantises the scales too: a config that asks for plain NF4 goes to bitsandbytes directly.
-        plain_nf4 = config.load_in_4bit and not config.bnb_4bit_use_double_quant
+    # Unsloth always quantises the scales too: a config that asks for plain NF4 goes to bitsandbytes directly.
+    plain_nf4 = config.load_in_4bit and not config.bnb_4bit_use_double_quant
+    wanted = config.backend
+    if wanted == "auto":
         wanted = "unsloth" if "unsloth" in available and not plain_nf4 else "transformers"
-    else:
-        wanted = config.backend
     if wanted not in available:
         raise MissingExtra(
             f"backend={wanted!r} is not installed; there are: {', '.join(available) or 'none'}. "
             "Run: make install, or in Colab ftkit.colab.install()."
         )
-    if wanted == "unsloth" and config.load_in_4bit and not config.bnb_4bit_use_double_quant:
+    if wanted == "unsloth" and plain_nf4:
         raise ConfigError(
             "bnb_4bit_use_double_quant=False: Unsloth always double-quantises. Use backend='transformers'."
         )
@@ -122,7 +122,11 @@ def add_lora(model: Any, config: TrainConfig) -> Any:
             "This base model already carries an adapter from an earlier add_lora or train. Go on with the model "
             "that add_lora returned, or call models.load again for a fresh one."
         )
-    _check_targets(model, config)
+    there = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if "Linear" in type(module).__name__}
+    if missing := [name for name in config.target_modules if name not in there]:
+        raise ConfigError(
+            f"target_modules {', '.join(missing)} are not in this model. It has: {', '.join(sorted(there))}."
+        )
     adapted = _adapted(model, config)
     trained = [name.split(".") for name, weight in adapted.named_parameters() if weight.requires_grad]
     if without := [target for target in config.target_modules if not any(target in parts for parts in trained)]:
@@ -130,7 +134,7 @@ def add_lora(model: Any, config: TrainConfig) -> Any:
             f"target_modules {', '.join(without)} got no trainable weights from {backend_of(model)}. "
             "Leave them out, or take another backend."
         )
-    if _is_unsloth(model) and not any(_is_by_unsloth(module.forward) for module in adapted.modules()):
+    if backend_of(model) == "unsloth" and not any(_is_by_unsloth(module.forward) for module in adapted.modules()):
         raise ModelError(
             "Unsloth left every layer of this model as it was, so it would be neither faster nor smaller. Restart the "
             "kernel and load it before other Hugging Face imports, or use backend='transformers'."
@@ -149,23 +153,25 @@ def _is_by_unsloth(function: Any) -> bool:
 
 
 def _adapted(model: Any, config: TrainConfig) -> Any:
-    if _is_unsloth(model):
+    settings: dict[str, Any] = {
+        "r": config.lora_r,
+        "target_modules": list(config.target_modules),
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
+        "bias": "none",
+        "use_rslora": config.use_rslora,
+        **({"use_dora": True} if config.use_dora else {}),
+    }
+    if backend_of(model) == "unsloth":
         from unsloth import FastLanguageModel
 
-        extra = {"use_dora": True} if config.use_dora else {}
         with quietly():
             return FastLanguageModel.get_peft_model(
                 model,
-                r=config.lora_r,
-                target_modules=list(config.target_modules),
-                lora_alpha=config.lora_alpha,
-                lora_dropout=config.lora_dropout,
-                bias="none",
-                use_rslora=config.use_rslora,
                 random_state=config.seed,
-                use_gradient_checkpointing=_checkpointing(config),
+                use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
                 max_seq_length=config.max_length,
-                **extra,
+                **settings,
             )
     import torch
     from peft import LoraConfig, get_peft_model
@@ -174,19 +180,7 @@ def _adapted(model: Any, config: TrainConfig) -> Any:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     torch.manual_seed(config.seed)
-    return get_peft_model(
-        model,
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=config.lora_r,
-            target_modules=list(config.target_modules),
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            bias="none",
-            use_rslora=config.use_rslora,
-            use_dora=config.use_dora,
-        ),
-    )
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
 
 
 def choose_attention(model: Any, longest: int) -> None:
@@ -262,23 +256,18 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
     return (model.merge_and_unload() if merge else model), tokenizer
 
 
-_WEIGHTS = "adapter_model.safetensors"
-_LARGEST_ALPHA = 1_000_000
-
-
 def _base_of(path: Path) -> str:
     """The base model that an adapter's config names."""
     config = path / "adapter_config.json"
     try:
         facts = json.loads(config.read_text(encoding="utf-8"))
-        name = facts["base_model_name_or_path"]
+        name, alpha = facts["base_model_name_or_path"], facts.get("lora_alpha", 1)
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ModelError(
             f"{config} is damaged: wanted JSON that names base_model_name_or_path. Train or fetch the adapter again."
         ) from error
     if not isinstance(name, str) or not name:
         raise ModelError(f"{config}: base_model_name_or_path={name!r} is no model's name. Write it there.")
-    alpha = facts.get("lora_alpha", 1)
     if not isinstance(alpha, int | float) or not 0 < alpha < _LARGEST_ALPHA:
         raise ModelError(
             f"{config}: lora_alpha={alpha!r} is no number above 0 and below {_LARGEST_ALPHA:,}, so the adapter does "
@@ -361,7 +350,8 @@ def base_digest(model: Any) -> str:
 
 def backend_of(model: Any) -> str:
     """The backend that loaded this model."""
-    return "unsloth" if _is_unsloth(model) else "transformers"
+    by_unsloth = "unsloth" in sys.modules and hasattr(model, "for_training")
+    return "unsloth" if by_unsloth else "transformers"
 
 
 def is_adapted(model: Any) -> bool:
@@ -376,15 +366,10 @@ def parameters(model: Any) -> tuple[int, int]:
     if is_adapted(model):
         trainable, total = model.get_nb_trainable_parameters()
         return int(trainable), int(total)
-    trainable = total = 0
-    for weight in model.parameters():
-        count = weight.numel()
-        if type(weight).__name__ == "Params4bit":
-            count *= 2  # a byte holds two of them
-        total += count
-        if weight.requires_grad:
-            trainable += count
-    return trainable, total
+    counts = {True: 0, False: 0}
+    for weight in model.parameters():  # a byte of a 4-bit weight holds two of them
+        counts[weight.requires_grad] += weight.numel() * (2 if type(weight).__name__ == "Params4bit" else 1)
+    return counts[True], sum(counts.values())
 
 
 def import_unsloth_first() -> None:
@@ -412,36 +397,30 @@ def _load_unsloth(source: str, config: TrainConfig) -> tuple[Any, Any]:
 
     pretrained(AutoConfig, source)  # what wants code of its own is refused before Unsloth sees it
     pretrained(AutoTokenizer, source)
-    loaded = pretrained(
+    model, tokenizer = pretrained(
         FastLanguageModel,
         source,
         max_seq_length=config.max_length,
         dtype=_torch_dtype(config),
         load_in_4bit=config.load_in_4bit,
-        use_gradient_checkpointing=_checkpointing(config),
+        use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
         use_exact_model_name=True,  # else a 4-bit copy from another repository would be taken in its place
     )
-    model, tokenizer = loaded
     return model, tokenizer
 
 
 def _load_transformers(source: str, config: TrainConfig) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    quantization = None
-    if config.load_in_4bit:
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=_torch_dtype(config),
-            bnb_4bit_use_double_quant=config.bnb_4bit_use_double_quant,
-        )
+    dtype = _torch_dtype(config)
+    double = config.bnb_4bit_use_double_quant
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": double, "bnb_4bit_compute_dtype": dtype}
     tokenizer = pretrained(AutoTokenizer, source)
     model, told = pretrained(
         AutoModelForCausalLM,
         source,
-        dtype=_torch_dtype(config),
-        quantization_config=quantization,
+        dtype=dtype,
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, **nf4) if config.load_in_4bit else None,
         device_map={"": 0} if detect().device == "cuda" else "cpu",
         output_loading_info=True,
     )
@@ -458,14 +437,6 @@ def _torch_dtype(config: TrainConfig) -> Any:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.dtype]
 
 
-def _checkpointing(config: TrainConfig) -> str | bool:
-    return "unsloth" if config.gradient_checkpointing else False
-
-
-def _is_unsloth(model: Any) -> bool:
-    return "unsloth" in sys.modules and hasattr(model, "for_training")
-
-
 def keep_trainable(model: Any) -> None:
     """Stop bitsandbytes repacking 4-bit weights for inference on a CPU: the repacked layout has no right backward."""
     for module in model.modules():
@@ -475,16 +446,7 @@ def keep_trainable(model: Any) -> None:
 
 def _distinct_pad(tokenizer: Any) -> None:
     """Give the tokenizer a pad token that is not its stop token, where its vocabulary has one."""
-    if tokenizer.pad_token is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
-        return
-    vocabulary = tokenizer.get_vocab()
-    spare = ("<|finetune_right_pad_id|>", "<|vision_pad|>", "<pad>", "[PAD]", "<|endoftext|>", tokenizer.unk_token)
-    tokenizer.pad_token = next((t for t in spare if t in vocabulary and t != tokenizer.eos_token), tokenizer.eos_token)
-
-
-def _check_targets(model: Any, config: TrainConfig) -> None:
-    there = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if "Linear" in type(module).__name__}
-    if missing := [name for name in config.target_modules if name not in there]:
-        raise ConfigError(
-            f"target_modules {', '.join(missing)} are not in this model. It has: {', '.join(sorted(there))}."
-        )
+    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        spare = ("<|finetune_right_pad_id|>", "<|vision_pad|>", "<pad>", "[PAD]", "<|endoftext|>", tokenizer.unk_token)
+        there = tokenizer.get_vocab().keys() - {tokenizer.eos_token}
+        tokenizer.pad_token = next((token for token in spare if token in there), tokenizer.eos_token)

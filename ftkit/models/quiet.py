@@ -14,20 +14,8 @@ _UNSLOTH_LOGGERS = ("unsloth_zoo.log", "transformers.models.llama.modeling_llama
 
 _CHATTER = ("Unsloth ", "Unsloth: ", "Not an error, but Unsloth", "==((====))==")
 
-_A_LOSS = re.compile(
-    r"truncat|could not|fail|unsuccessful|ignor|not support|dropout", re.IGNORECASE
-)  # rows or settings are changed
-
-
-def _hide_chatter() -> None:
-    """Hide what Unsloth logs while it patches, trains and saves: banners, and repairs that it has made by itself.
-
-    A line of rows that it cuts or of a setting that it ignores comes through.
-    """
-    for name in _UNSLOTH_LOGGERS:
-        logging.getLogger(name).addFilter(_is_no_chatter)  # a second time changes nothing
-    # said after any forward pass before trainer.train(), such as the probe's: it starts clean by itself
-    warnings.filterwarnings("ignore", message="Unsloth: detected a manual forward/backward run")
+# Said of rows or settings that are changed.
+_A_LOSS = re.compile(r"truncat|could not|fail|unsuccessful|ignor|not support|dropout", re.IGNORECASE)
 
 
 def _is_no_chatter(record: logging.LogRecord) -> bool:
@@ -39,13 +27,17 @@ def _is_no_chatter(record: logging.LogRecord) -> bool:
 def quietly(enabled: bool = True) -> Iterator[None]:
     """Silence banners, weight-loading bars and known harmless log lines inside the block; errors still come through.
 
-    What Unsloth logs later, while it trains and saves, stays hidden after the block.
+    What Unsloth logs later, while it trains and saves, stays hidden after the block: banners, and repairs that it has
+    made by itself, but no line of rows that it cuts or of a setting that it ignores.
     """
     if not enabled:
         yield
         return
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    _hide_chatter()
+    for name in _UNSLOTH_LOGGERS:
+        logging.getLogger(name).addFilter(_is_no_chatter)  # a second time changes nothing
+    # said after any forward pass before trainer.train(), such as the probe's: it starts clean by itself
+    warnings.filterwarnings("ignore", message="Unsloth: detected a manual forward/backward run")
     noisy = logging.getLogger("bitsandbytes")  # says that an optional kernel package is missing
     level = noisy.level
     noisy.setLevel(logging.ERROR)

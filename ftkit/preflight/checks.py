@@ -2,7 +2,8 @@
 
 `check` looks at model, tokenizer, rows and settings and gives a report; `check_settings` needs the settings alone.
 Errors stop a training, warnings cost quality or time, notes explain. Nothing is run through the model unless
-`probe=True`. Knows the order of the checks and why one cannot be made; what they look for stands in the other files.
+`probe=True`. Knows which checks are made and why one cannot be; what they look for stands in the other files, their
+order and their words in samples/findings.json.
 """
 
 import statistics
@@ -17,23 +18,9 @@ from ftkit.errors import DataError
 from ftkit.hardware import Hardware, detect
 from ftkit.preflight import machine, rows, settings, tokens
 from ftkit.preflight import model as loaded
-from ftkit.preflight.report import Finding, PreflightReport, worst_first
+from ftkit.preflight.report import CHECKS, GROUPS, Finding, PreflightReport, worst_first
 from ftkit.preflight.rows import Rows, TokenisedPart
 from ftkit.runs import Run
-
-CHECKS: dict[str, str] = (
-    rows.SIZE_CHECKS
-    | rows.TURN_CHECKS
-    | tokens.MASK_CHECKS
-    | tokens.SPECIAL_TOKEN_CHECKS
-    | tokens.KNOWN_TOKEN_CHECKS
-    | rows.TWIN_CHECKS
-    | settings.SETTINGS_CHECKS
-    | loaded.MEMORY_CHECKS
-    | loaded.MODEL_CHECKS
-    | machine.MACHINE_CHECKS
-    | loaded.PROBE_CHECKS
-)  # what passing means
 
 _NO_MODEL = "no model given"
 
@@ -153,7 +140,7 @@ class _Look:
         missing = [*rows.check_template(tokenizer)]
         if missing:
             self.found += missing
-            needing = {*rows.TURN_CHECKS, *tokens.MASK_CHECKS, "longer-than-context"} - {"no-chat-template"}
+            needing = {*GROUPS["turns"], *GROUPS["masks"], "longer-than-context"} - {"no-chat-template"}
             self.skip(needing, "needs a chat template")
         return bool(missing)
 
@@ -175,7 +162,7 @@ class _Look:
         """Stop, pad and the template's own tokens, in tokenizer and model."""
         self.found += tokens.check_special_tokens(tokenizer)
         if model is None:
-            self.skip(tokens.KNOWN_TOKEN_CHECKS, _NO_MODEL)
+            self.skip(GROUPS["known tokens"], _NO_MODEL)
         else:
             self.found += tokens.check_known_tokens(parts, tokenizer, model, self.config.max_length)
 
@@ -185,11 +172,11 @@ class _Look:
             self.skip(("leak-exact", "leak-near"), "no other part given")
         if splits.searched is None and len(splits.train) > rows.MOST_ROWS:
             why = f"more than {rows.MOST_ROWS:,} rows: use data.leakage and cleaning.clean"
-            self.skip(rows.TWIN_CHECKS, why)
+            self.skip(GROUPS["twins"], why)
         elif splits.train:
             self.found += rows.check_twins(splits)
         else:
-            self.skip(rows.TWIN_CHECKS, "no training rows")
+            self.skip(GROUPS["twins"], "no training rows")
 
     def at_settings(self, parts: Sequence[TokenisedPart], model: Any) -> None:
         """The settings, with what is known of rows and model."""
@@ -202,7 +189,7 @@ class _Look:
             each = f"{config.effective_batch_size} examples · {passes:.1f} passes over the data"
             self.facts["updates"] = f"{updates:,} of {each}"
         if model is None:
-            self.skip([*loaded.MEMORY_CHECKS, *loaded.MODEL_CHECKS], _NO_MODEL)
+            self.skip([*GROUPS["memory"], *GROUPS["model"]], _NO_MODEL)
             return
         needed = loaded.need(model.config, config, hardware, longest)
         self.found += loaded.check_memory(needed, config, hardware)
@@ -231,9 +218,9 @@ class _Look:
         """One batch through the model, where that is wanted and can work."""
         blocked = {"no-trained-tokens", "token-outside-embeddings"}.intersection(found.id for found in self.found)
         if not wanted:
-            self.skip(loaded.PROBE_CHECKS, "asked for with probe=True")
+            self.skip(GROUPS["probe"], "asked for with probe=True")
         elif model is None or not parts or blocked:
-            self.skip(loaded.PROBE_CHECKS, "the rows cannot be run")
+            self.skip(GROUPS["probe"], "the rows cannot be run")
         else:
             self.found += loaded.check_probe(model, tokenizer, parts[0], self.config)
 

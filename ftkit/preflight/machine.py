@@ -5,18 +5,11 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ftkit.config import TrainConfig
-from ftkit.preflight.report import Finding
+from ftkit.preflight.report import Finding, finding
 from ftkit.runs import Run, versions
-
-MACHINE_CHECKS = {
-    "several-gpus": "one process sees one GPU",
-    "unsloth-late": "Unsloth was imported before the libraries that it patches",
-    "versions-differ": "the versions are those of the run's earlier steps",
-    "disk-low": "checkpoints and adapter fit on the disk",
-    "run-not-writable": "the run folder can be written",
-}
 
 _PATCHED = ("transformers", "trl", "peft")
 _DECISIVE = ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes")
@@ -29,14 +22,7 @@ def check_gpus() -> Iterator[Finding]:
     """More than one visible GPU in a process that was not launched as one of several."""
     count = visible_gpus()
     if count > 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Finding(
-            id="several-gpus",
-            severity="error",
-            title=f"{count} GPUs are visible to one process: batches would be split, "
-            "which 4-bit models do not survive.",
-            evidence=f"torch sees {count} GPUs, WORLD_SIZE is not set",
-            fix="Set os.environ['CUDA_VISIBLE_DEVICES'] = '0' before torch is imported, or launch with torchrun.",
-        )
+        yield finding("several-gpus", count=count)
 
 
 def visible_gpus() -> int:
@@ -57,14 +43,7 @@ def check_imports(backend: str, loaded: Iterable[str] | None = None) -> Iterator
         return
     before = order[:began]
     if late := [name for name in _PATCHED if name in before]:
-        yield Finding(
-            id="unsloth-late",
-            severity="warning",
-            title="Unsloth came after the libraries that it patches: training may be slower and take more memory.",
-            evidence=f"imported before it: {', '.join(late)}",
-            fix="Restart the kernel and call models.load, or `import unsloth`, first.",
-            field="backend",
-        )
+        yield finding("unsloth-late", late=", ".join(late))
 
 
 def check_versions(run: Run) -> Iterator[Finding]:
@@ -76,13 +55,7 @@ def check_versions(run: Run) -> Iterator[Finding]:
         if name in then and then[name] != now.get(name)
     ]
     if changed:
-        yield Finding(
-            id="versions-differ",
-            severity="warning",
-            title="This run was begun with other versions: its losses may not be comparable with new ones.",
-            evidence=", ".join(changed),
-            fix="Start another run, or install the versions of then.",
-        )
+        yield finding("versions-differ", changed=", ".join(changed))
 
 
 def check_disk(path: Path, config: TrainConfig, parameters: int) -> Iterator[Finding]:
@@ -92,20 +65,9 @@ def check_disk(path: Path, config: TrainConfig, parameters: int) -> Iterator[Fin
     wanted = checkpoints * size + 4 * parameters + _EXTRA_BYTES
     there = next(place for place in (path, *path.parents, Path()) if place.is_dir())
     free = shutil.disk_usage(there).free
-    if free >= 2 * wanted:
-        return
-    severity, title = "warning", "The disk is nearly too full for this run."
-    if free < wanted:
-        severity, title = "error", "The disk is too full for the checkpoints of this run."
-    yield Finding(
-        id="disk-low",
-        severity=severity,
-        title=title,
-        evidence=f"{free / _MIB:,.0f} MiB free at {path}; "
-        f"{checkpoints} checkpoints and an adapter take {wanted / _MIB:,.0f} MiB",
-        fix="Free some space, choose another folder, or lower save_total_limit.",
-        field="save_total_limit",
-    )
+    if free < 2 * wanted:
+        sizes: dict[str, Any] = {"free": free / _MIB, "wanted": wanted / _MIB}
+        yield finding("disk-low", "full" if free < wanted else "", path=path, checkpoints=checkpoints, **sizes)
 
 
 def check_writable(path: Path) -> Iterator[Finding]:
@@ -116,10 +78,4 @@ def check_writable(path: Path) -> Iterator[Finding]:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        yield Finding(
-            id="run-not-writable",
-            severity="error",
-            title="The run folder cannot be written.",
-            evidence=f"{path}: {error.strerror or error}",
-            fix="Choose another folder: Run.create(name, root='runs').",
-        )
+        yield finding("run-not-writable", path=path, why=error.strerror or error)

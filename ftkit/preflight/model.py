@@ -10,29 +10,9 @@ from ftkit import chat, memory, models
 from ftkit.config import TrainConfig
 from ftkit.errors import FtkitError
 from ftkit.hardware import Hardware
-from ftkit.preflight.report import Finding
+from ftkit.preflight.report import Finding, finding
 from ftkit.preflight.rows import TokenisedPart, TokenisedRow
 from ftkit.tables import visible
-
-MODEL_CHECKS = {
-    "target-modules-missing": "the model has the layers that get an adapter",
-    "model-differs": "the model was loaded as the settings say",
-    "fp16-trainable": "trainable weights are kept in fp32 where fp16 scales the loss",
-    "accumulation-loss": "accumulated micro-batches weigh tokens alike",
-    "model-split": "the model lies on one device",
-}
-
-MEMORY_CHECKS = {
-    "memory-too-small": "the estimate of memory stays below the device's",
-    "memory-unknown": "the memory of this architecture can be estimated",
-}
-
-PROBE_CHECKS = {
-    "probe-loss-not-finite": "the loss of a first batch is a number",
-    "probe-loss-zero": "the loss of a first batch is above zero",
-    "probe-loss-high": "the model does better than guessing",
-    "probe-loss-differs": "the loss is that of the answer tokens alone",
-}
 
 _HALF = {"bf16": "bfloat16", "fp16": "float16"}
 
@@ -48,13 +28,7 @@ def check_loaded(model: Any, config: TrainConfig, hardware: Hardware) -> Iterato
     """All findings about the model that need no computation."""
     yield from _check_targets(model, config)
     if differences := list(_differences(model, config)):
-        yield Finding(
-            id="model-differs",
-            severity="warning",
-            title="The model is not what the settings say: the run's record would be wrong.",
-            evidence="\n".join(differences),
-            fix="Load the model anew with models.load(name, config), or change the settings.",
-        )
+        yield finding("model-differs", differences="\n".join(differences))
     yield from _check_trainable(model, config)
     yield from _check_accumulation(model, config)
     yield from _check_devices(model, hardware)
@@ -78,14 +52,7 @@ def _check_targets(model: Any, config: TrainConfig) -> Iterator[Finding]:
         if "Linear" in type(module).__name__ and "lora_" not in name and not name.endswith("base_layer")
     }
     if missing := [name for name in config.target_modules if name not in there]:
-        yield Finding(
-            id="target-modules-missing",
-            severity="error",
-            title=f"The model has no layers named {', '.join(missing)}.",
-            evidence=f"it has {', '.join(sorted(there))}",
-            fix="Name the model's own layers in target_modules.",
-            field="target_modules",
-        )
+        yield finding("target-modules-missing", missing=", ".join(missing), there=", ".join(sorted(there)))
 
 
 def _differences(model: Any, config: TrainConfig) -> Iterator[str]:
@@ -113,14 +80,7 @@ def _check_trainable(model: Any, config: TrainConfig) -> Iterator[Finding]:
     formats = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad}
     halves = formats.intersection(_HALF.values())
     if config.dtype == "fp16" and models.is_adapted(model) and halves:
-        yield Finding(
-            id="fp16-trainable",
-            severity="error",
-            title="The adapter's weights are 16-bit: fp16's loss scaling refuses to update them.",
-            evidence=f"trainable weights in {', '.join(sorted(halves))}",
-            fix="Cast them: for p in model.parameters(): p.data = p.data.float() if p.requires_grad else p.data.",
-            field="dtype",
-        )
+        yield finding("fp16-trainable", formats=", ".join(sorted(halves)))
 
 
 def _check_accumulation(model: Any, config: TrainConfig) -> Iterator[Finding]:
@@ -133,31 +93,16 @@ def _check_accumulation(model: Any, config: TrainConfig) -> Iterator[Finding]:
         kinds = [parameter.kind for parameter in inspect.signature(base.forward).parameters.values()]
         takes = inspect.Parameter.VAR_KEYWORD in kinds
     if not takes:
-        yield Finding(
-            id="accumulation-loss",
-            severity="warning",
-            title="This model averages the loss of each micro-batch: "
-            "short answers weigh more than with one large batch.",
-            evidence=f"{type(base).__name__}.forward takes no loss arguments; "
-            f"{config.gradient_accumulation_steps} micro-batches an update",
-            fix="Raise per_device_train_batch_size and set gradient_accumulation_steps=1 where memory allows.",
-            field="gradient_accumulation_steps",
-        )
+        yield finding("accumulation-loss", model=type(base).__name__, config=config)
 
 
 def _check_devices(model: Any, hardware: Hardware) -> Iterator[Finding]:
     places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
     places = places or {parameter.device.type for parameter in model.parameters()}
     if len(places) > 1:
-        title = "The model lies on several devices: training is slow, and 4-bit layers may raise wrong-device errors."
-        seen = f"on {', '.join(sorted(places))}"
-        fix = "Load with device_map={'': 0} on a device that holds it whole: models.load does."
+        yield finding("model-split", places=", ".join(sorted(places)))
     elif hardware.device == "cuda" and places == {"cpu"}:
-        title = "The model lies in the CPU's memory although there is a GPU."
-        seen, fix = f"{hardware.name} is unused", "Load with models.load, which puts it there."
-    else:
-        return
-    yield Finding(id="model-split", severity="warning", title=title, evidence=seen, fix=fix)
+        yield finding("model-split", "beside the GPU", hardware=hardware)
 
 
 @dataclass(frozen=True)
@@ -191,23 +136,13 @@ def need(source: Any, config: TrainConfig, hardware: Hardware, longest: int | No
 def check_memory(needed: Need, config: TrainConfig, hardware: Hardware) -> Iterator[Finding]:
     """Needed against what there is: surely too much is an error, probably too much a warning, perhaps a note."""
     if needed.estimate is None:
-        yield Finding(
-            id="memory-unknown",
-            severity="note",
-            title="Whether the run fits in memory cannot be said beforehand.",
-            evidence=needed.problem,
-            fix="Start with few steps and look at the peak memory.",
-        )
+        yield finding("memory-unknown", needed=needed)
         return
     there = hardware.memory_gib
     found = memory.verdict(needed.estimate, there)
     if found == "fits":
         return
-    severity, title = "note", "The run may just not fit in memory."
-    if needed.estimate.low_gib > there:
-        severity, title = "error", "The run does not fit in memory, even by the lowest estimate."
-    elif found == "does not fit":
-        severity, title = "warning", "The run will probably not fit in memory."
+    variant = "never" if needed.estimate.low_gib > there else found
     how: dict[str, Any] = {"device": hardware.device, "longest": needed.longest, "loss_path": memory.TRL_LOSS_PATH}
     changes = memory.savings(needed.shape, config, room_gib=there, **how)
     worth = [row for row in changes.rows[: changes.enough or _TIPS] if row.gain_gib >= _WORTH_GIB]
@@ -217,14 +152,7 @@ def check_memory(needed: Need, config: TrainConfig, hardware: Hardware) -> Itera
         tips.append("then it fits" if changes.enough else "and a smaller model or a larger GPU")
         fix = f"Change in this order: {'; '.join(tips)}."
         setting = max(worth, key=lambda row: row.gain_gib).change.split("=")[0]
-    yield Finding(
-        id="memory-too-small",
-        severity=severity,
-        title=title,
-        evidence=f"{needed}; {hardware.name} has {there:.1f} GiB; most is {needed.estimate.dominant}",
-        fix=fix,
-        field=setting,
-    )
+    yield finding("memory-too-small", variant, needed=needed, hardware=hardware, fix=fix, field=setting)
 
 
 def check_probe(model: Any, tokenizer: Any, part: TokenisedPart, config: TrainConfig) -> Iterator[Finding]:
@@ -242,39 +170,14 @@ def check_probe(model: Any, tokenizer: Any, part: TokenisedPart, config: TrainCo
     seen = f"loss {loss:.3f} nats a token on train rows {', '.join(str(row.number) for row in rows)}"
     guessing = math.log(max(2, model.config.get_text_config().vocab_size))
     if not math.isfinite(loss):
-        yield Finding(
-            id="probe-loss-not-finite",
-            severity="error",
-            title="The loss of a first batch is not a number.",
-            evidence=seen,
-            fix="Try dtype='bf16' or 'fp32'; if it stays, the weights are damaged: load them anew.",
-            field="dtype",
-        )
+        yield finding("probe-loss-not-finite", seen=seen)
         return
     if loss <= 0:
-        yield Finding(
-            id="probe-loss-zero",
-            severity="error",
-            title="The loss of a first batch is zero: nothing would be learnt.",
-            evidence=seen,
-            fix="Look at a row with chat.show_example: are its answers masked?",
-        )
+        yield finding("probe-loss-zero", seen=seen)
     if loss > 1.5 * guessing:
-        yield Finding(
-            id="probe-loss-high",
-            severity="warning",
-            title="The model does worse than guessing: weights or tokenizer may not belong together.",
-            evidence=f"{seen}; guessing gives {guessing:.1f}",
-            fix="Load model and tokenizer with one call of models.load.",
-        )
+        yield finding("probe-loss-high", seen=seen, guessing=guessing)
     if abs(loss - expected) > _CLEARLY_DIFFERENT * max(expected, 0.1):
-        yield Finding(
-            id="probe-loss-differs",
-            severity="error",
-            title="The model's loss is not the mean over the answer tokens: something else is trained.",
-            evidence=f"{seen}; the answer tokens alone give {expected:.3f}",
-            fix="Load the model anew: its forward or loss function was replaced.",
-        )
+        yield finding("probe-loss-differs", seen=seen, expected=expected)
 
 
 def _losses(model: Any, rows: list[TokenisedRow], pad: int) -> tuple[float, float]:

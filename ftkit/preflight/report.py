@@ -1,14 +1,22 @@
-"""What a check before training found, and how it shows itself. Knows no models, no data and no settings."""
+"""What a check before training found, in which words, and how it shows itself. Knows no models, data or settings."""
 
 import dataclasses
+import functools
+import operator
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from ftkit import tables
+from ftkit import files, tables
 from ftkit.errors import PreflightError
 from ftkit.tables import Table
+
+# By group and id: what passing means, severity, title, evidence and fix; and, by name, variants that replace some.
+GROUPS: dict[str, dict[str, Any]] = files.sample("findings")
+_TEXTS: dict[str, Any] = functools.reduce(operator.or_, GROUPS.values())
+CHECKS: dict[str, str] = {id: texts["passed"] for id, texts in _TEXTS.items()}
+SETTINGS_CHECKS = frozenset(GROUPS["settings"])
 
 SEVERITIES = ("error", "warning", "note")
 _SIGNS = {"error": "✗", "warning": "○", "note": "·"}
@@ -37,6 +45,21 @@ class Finding:
         about = f" [{self.field}]" if self.field else ""
         head = f"{_SIGNS[self.severity]} {self.severity}: {self.title} ({self.id}){about}"
         return f"{tables.visible(head)}\n{_wrapped(self.evidence)}\n{_wrapped(f'→ {self.fix}')}"
+
+
+def finding(id: str, variant: str = "", *, rows: Iterable[int] = (), **facts: Any) -> Finding:
+    """What a check found, in the words of samples/findings.json, whose gaps `facts` fill.
+
+    Args:
+        id: the check.
+        variant: a name of texts that replace the usual ones, where the check has such.
+        rows: training rows that it is about.
+        facts: also `field`, where the setting is not always the same.
+    """
+    words = {"severity": "error", "evidence": "{listed}", "field": "{field}"} | _TEXTS[id]
+    words = files.worded(words, variant, {"field": "", **facts})
+    about = {name: words[name] for name in ("severity", "title", "evidence", "fix", "field")}
+    return Finding(id, **about, rows=tuple(rows))
 
 
 @tables.shown

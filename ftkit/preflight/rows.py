@@ -16,41 +16,13 @@ from ftkit import chat, data
 from ftkit.config import TrainConfig
 from ftkit.data import Splits
 from ftkit.errors import DataError
-from ftkit.preflight.report import Finding, listed, quoted
-
-SIZE_CHECKS = {
-    "no-rows": "the training part has rows",
-    "val-empty": "the validation part has rows",
-}
-
-TURN_CHECKS = {
-    "no-chat-template": "the tokenizer has a chat template",
-    "turns-malformed": "turns alternate, and each chat ends with an answer that says something",
-    "template-refuses-system": "the template takes the system turns that there are",
-    "template-refuses-turns": "the template takes the order of all turns",
-    "template-loses-tools": "the template writes out tool calls, results and schemas",
-    "template-rewrites-turns": "answers stay the same once later turns follow",
-    "template-drops-turns": "what each turn says stands in the text that the model reads",
-    "empty-answer": "no answer inside of a chat is empty",
-    "tools-told-twice": "schemas and results are told once",
-    "double-reasoning": "reasoning is told once",
-    "prompt-differs": "what the model is asked with begins what it is trained on",
-    "double-template": "no message holds the template's own markers already",
-    "control-token": "no message holds a control token of the tokenizer",
-    "documents-split": "no document is longer than max_length",
-}
-
-TWIN_CHECKS = {
-    "leak-exact": "no val or test row stands in train",
-    "leak-near": "no val or test row is nearly the same as one in train",
-    "near-duplicates": "no two training rows are nearly the same",
-}
+from ftkit.preflight.report import Finding, finding, listed, quoted
 
 MOST_ROWS = 20_000  # more would take more than a few seconds: `data.leakage` and `cleaning.clean` look at them all
 _RENDERED = 100  # rows whose text is searched for what their turns say
 _READ = 2_000  # rows whose text is searched for what the template adds
 _SHOWN_PROMPT = 30
-_TAGS = {f"<{end}{name}>" for name in ("think", "tool_call", "tool_response", "tools") for end in ("", "/")}
+_TAG = re.compile(r"</?(think|tool_call|tool_response|tools)>")  # such may stand in a text
 _REASONS = 5
 _SHOWN = 5
 _ASKED, _ANSWERED = "probe-question", "probe-answer"
@@ -102,9 +74,12 @@ class TokenisedPart:
         """Such as "val rows 2, 7"."""
         return f"{self.name} {listed(numbers)}"
 
-    def if_train(self, numbers: Iterable[int]) -> tuple[int, ...]:
-        """For `Finding.rows`, which holds training rows alone."""
-        return tuple(numbers) if self.name == "train" else ()
+    def finding(self, id: str, numbers: Iterable[int], variant: str = "", **facts: Any) -> Finding:
+        """What a check found in the rows of these numbers; its texts may use the facts that are given here."""
+        of = list(numbers)
+        facts |= {"part": self.name, "listed": self.listed(of), "count": len(of)}
+        facts |= {"seen": len(self.readable), "longest": self.longest}
+        return finding(id, variant, rows=of if self.name == "train" else (), **facts)
 
 
 @dataclass(frozen=True)
@@ -168,33 +143,15 @@ def _tokenised(name: str, examples: Any, tokenizer: Any, config: TrainConfig, pi
 def check_sizes(splits: Splits) -> Iterator[Finding]:
     """Whether there are rows at all."""
     if not len(splits.train):
-        yield Finding(
-            id="no-rows",
-            severity="error",
-            title="The training part has no rows.",
-            evidence="0 rows",
-            fix="Load examples: data.load_examples.",
-        )
+        yield finding("no-rows")
     if splits.val is not None and not len(splits.val):
-        yield Finding(
-            id="val-empty",
-            severity="error",
-            title="The validation part has no rows: overfitting could not be seen.",
-            evidence="0 rows",
-            fix="Split with data.split(examples, val=0.1, test=0.1).",
-        )
+        yield finding("val-empty")
 
 
 def check_template(tokenizer: Any) -> Iterator[Finding]:
     """Whether there is a template at all; without one no row can be read."""
     if not getattr(tokenizer, "chat_template", None):
-        yield Finding(
-            id="no-chat-template",
-            severity="error",
-            title="The tokenizer has no chat template: it belongs to a base model.",
-            evidence="tokenizer.chat_template is empty",
-            fix="Take the instruct variant of this model, or set tokenizer.chat_template.",
-        )
+        yield finding("no-chat-template")
 
 
 def check_turns(parts: Sequence[TokenisedPart], tokenizer: Any) -> Iterator[Finding]:
@@ -216,26 +173,11 @@ def _check_order(part: TokenisedPart) -> Iterator[Finding]:
         if problem := data.order_problem(row.example["messages"]):
             problems.setdefault(problem, []).append(row.number)
     if silent := [row.number for row in part.chats if _has_empty_answer(row.example["messages"][:-1])]:
-        yield Finding(
-            id="empty-answer",
-            severity="warning",
-            title=f"{len(silent)} {part.name} rows hold an empty answer: the model is told that it said nothing.",
-            evidence=f"{part.listed(silent)}; the empty answers themselves are not trained",
-            fix="Fill them, or leave these rows out.",
-            rows=part.if_train(silent),
-        )
+        yield part.finding("empty-answer", silent)
     if problems:
         malformed = sorted(itertools.chain.from_iterable(problems.values()))
         reasons = [f"{part.listed(numbers)}: {problem}" for problem, numbers in problems.items()]
-        yield Finding(
-            id="turns-malformed",
-            severity="warning",
-            title=f"{len(malformed)} {part.name} rows are no chats that end with an answer.",
-            evidence="\n".join(reasons[:_REASONS]),
-            fix="Leave them out: data.load_examples(..., on_error='skip') does; "
-            "chat.merge_turns joins neighbours of one role.",
-            rows=part.if_train(malformed),
-        )
+        yield part.finding("turns-malformed", malformed, reasons="\n".join(reasons[:_REASONS]))
 
 
 def _has_empty_answer(turns: Sequence[Mapping[str, Any]]) -> bool:
@@ -249,16 +191,12 @@ def _check_refusals(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
     for row in part.refused:
         kinds.setdefault(_kind(row.example, tokenizer), []).append(row)
     for kind, rows in kinds.items():
-        first, numbers = rows[0], [row.number for row in rows]
-        turns = first.example["messages"]
+        first, turns = rows[0], rows[0].example["messages"]
         roles = " → ".join(message["role"] for message in turns)
         said = first.reason.split(": ", 1)[-1].split(". ", 1)[0].rstrip(".")
         cause = data.order_problem(turns) if kind == "malformed" else said
-        yield replace(
-            _REFUSALS[kind],
-            evidence=f"{part.listed(numbers)}; row {first.number} ({roles}): {cause}",
-            rows=part.if_train(numbers),
-        )
+        numbers, shown = [row.number for row in rows], f"row {first.number} ({roles}): {cause}"
+        yield part.finding(_REFUSALS[kind], numbers, kind, first=shown)
 
 
 def _kind(example: Mapping[str, Any], tokenizer: Any) -> str:
@@ -292,53 +230,15 @@ _CHANGES: dict[str, Callable[[_Chat], _Chat]] = {
 }
 
 
-def _refusal(id: str, title: str, fix: str) -> Finding:
-    return Finding(id=id, severity="error", title=title, evidence="", fix=fix)
-
-
 _REFUSALS = {
-    "system": _refusal(
-        id="template-refuses-system",
-        title="The template refuses a system turn.",
-        fix="Fold it into the first user turn: examples.map(lambda row: {'messages': "
-        "chat.fold_system(row['messages'])}). Ask the trained model in the same way.",
-    ),
-    "order": _refusal(
-        id="template-refuses-turns",
-        title="The template wants turns to alternate.",
-        fix="Join neighbours of one role: examples.map(lambda row: {'messages': chat.merge_turns(row['messages'])}).",
-    ),
-    "system and order": _refusal(
-        id="template-refuses-system",
-        title="The template refuses a system turn, and wants turns to alternate.",
-        fix="Mend both: examples.map(lambda row: {'messages': chat.merge_turns(chat.fold_system(row['messages']))}).",
-    ),
-    "tools": _refusal(
-        id="template-loses-tools",
-        title="The template leaves out tool calls, results or schemas.",
-        fix="Write them into the text with chat.fold_tools(messages, tools), "
-        "or take a model whose template knows them.",
-    ),
-    "rewrites": _refusal(
-        id="template-rewrites-turns",
-        title="The template writes an earlier answer differently once later turns follow.",
-        fix="Keep the first question and answer of these chats, or use another template.",
-    ),
-    "several": _refusal(
-        id="template-refuses-turns",
-        title="The template takes one question and answer, not several.",
-        fix="Keep the first question and answer of these chats, or use another template.",
-    ),
-    "malformed": _refusal(
-        id="turns-malformed",
-        title="The turns of some chats are out of order, and the template refuses them.",
-        fix="Leave these rows out: data.load_examples(..., on_error='skip') does.",
-    ),
-    "other": _refusal(
-        id="template-refuses-turns",
-        title="The template refuses these turns.",
-        fix="Change the turns to what the template takes, leave these rows out, or use another template.",
-    ),
+    "system": "template-refuses-system",
+    "order": "template-refuses-turns",
+    "system and order": "template-refuses-system",
+    "tools": "template-loses-tools",
+    "rewrites": "template-rewrites-turns",
+    "several": "template-refuses-turns",
+    "malformed": "turns-malformed",
+    "other": "template-refuses-turns",
 }
 
 
@@ -351,19 +251,8 @@ def _check_dropped(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
         for role in ("system", "user"):
             if any(turn["role"] == role and squeezed(turn["content"]) not in text for turn in turns):
                 dropped.setdefault(role, []).append(row.number)
-    fixes = {
-        "system": "Fold it into the first user turn with chat.fold_system, or use another template.",
-        "user": "Print chat.render of such a row; the template may rewrite the turn.",
-    }
     for role, numbers in dropped.items():
-        yield Finding(
-            id="template-drops-turns",
-            severity="warning",
-            title=f"What the {role} turn says does not stand in the text that the model reads.",
-            evidence=part.listed(numbers),
-            fix=fixes[role],
-            rows=part.if_train(numbers),
-        )
+        yield part.finding("template-drops-turns", numbers, role)
 
 
 def _check_told(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
@@ -377,31 +266,16 @@ def _check_told(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
         tagged = any(turn["role"] == "tool" and "<tool_response>" in turn["content"] for turn in turns)
         if tagged or any(name in system for name in schemas) or any("<think>" in turn["content"] for turn in turns):
             text = tokenizer.decode(row.ids)
-            said = "\n".join(str(value) for turn in turns for value in turn.values())
+            said = "\n".join(str(value) for value in itertools.chain.from_iterable(turn.values() for turn in turns))
             twice = any(f'"{name}"' in system and text.count(name) > said.count(name) for name in schemas)
             if twice or (tagged and text.count("<tool_response>") > said.count("<tool_response>")):
                 told.append(row.number)
             if re.search(r"</?think>\s*<think>", text):
                 thought.append(row.number)
     if told:
-        yield Finding(
-            id="tools-told-twice",
-            severity="warning",
-            title="The template writes schemas, or tags around results, which the text of these rows holds already.",
-            evidence=part.listed(told),
-            fix="Leave the schemas out of one place: drop the column tools and keep the text, or take them, and the "
-            "<tool_response> tags, out of the text.",
-            rows=part.if_train(told),
-        )
+        yield part.finding("tools-told-twice", told)
     if thought:
-        yield Finding(
-            id="double-reasoning",
-            severity="warning",
-            title="The template opens a think block in front of the one that the answer begins with.",
-            evidence=part.listed(thought),
-            fix="Give the reasoning apart, as reasoning_content of the turn, or use another template.",
-            rows=part.if_train(thought),
-        )
+        yield part.finding("double-reasoning", thought)
 
 
 def _check_prompts(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
@@ -415,16 +289,7 @@ def _check_prompts(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
         if not chat.render(row.example, tokenizer).startswith(asked):
             differs[row.number] = asked[-_SHOWN_PROMPT:]
     if differs:
-        yield Finding(
-            id="prompt-differs",
-            severity="warning",
-            title="The template asks with other words than those it is trained on: the model would be asked in a way "
-            "that it has not seen.",
-            evidence=f"{part.listed(differs)}; a question ends with {quoted(next(iter(differs.values())))}",
-            fix="Compare chat.render(row, tokenizer) with chat.render(data.prompt(row), tokenizer, "
-            "add_generation_prompt=True), and change tokenizer.chat_template until the first begins with the second.",
-            rows=part.if_train(differs),
-        )
+        yield part.finding("prompt-differs", differs, shown=quoted(next(iter(differs.values()))))
 
 
 def _markers(tokenizer: Any) -> tuple[str, ...]:
@@ -444,7 +309,8 @@ def _markers(tokenizer: Any) -> tuple[str, ...]:
 def _check_markers(part: TokenisedPart, markers: Sequence[str], tokenizer: Any) -> Iterator[Finding]:
     """Text that the tokenizer reads as control tokens; tags of reasoning and tools may stand in a text."""
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    known = [token for token in dict.fromkeys([*markers, "<|im_end|>", "<|im_start|>", *special]) if token not in _TAGS]
+    candidates = dict.fromkeys([*markers, "<|im_end|>", "<|im_start|>", *special])
+    known = [token for token in candidates if not _TAG.fullmatch(token)]
     openings = {token[0] for token in known}
     asked: dict[int, str] = {}
     answered: dict[int, str] = {}
@@ -465,33 +331,13 @@ def _check_markers(part: TokenisedPart, markers: Sequence[str], tokenizer: Any) 
         if len(held.intersection(markers)) > 1:
             formatted.append(row.number)
     if len(formatted) > part.seen / 2:
-        yield Finding(
-            id="double-template",
-            severity="error",
-            title="The messages are in a chat format already: the template would be applied twice.",
-            evidence=f"{part.listed(sorted(formatted))}: {quoted((asked | answered)[min(formatted)])}",
-            fix="Load the raw turns: data.load_examples takes a `text` column in ChatML apart.",
-            rows=part.if_train(sorted(formatted)),
-        )
+        shown = quoted((asked | answered)[min(formatted)])
+        yield part.finding("double-template", sorted(formatted), shown=shown)
         return
     if answered:
-        yield Finding(
-            id="control-token",
-            severity="error",
-            title="Some answers hold control tokens: the model would learn to end, or to begin a turn, in their midst.",
-            evidence=f"{part.listed(sorted(answered))}: {quoted(answered[min(answered)])}",
-            fix="Take them out of the text, or leave these rows out.",
-            rows=part.if_train(sorted(answered)),
-        )
+        yield part.finding("control-token", sorted(answered), shown=quoted(answered[min(answered)]))
     if asked:
-        yield Finding(
-            id="double-template",
-            severity="warning",
-            title="Some messages hold the template's own markers, or other control tokens: they would be read as such.",
-            evidence=f"{part.listed(sorted(asked))}: {quoted(asked[min(asked)])}",
-            fix="Take the markers out of the text, or leave these rows out.",
-            rows=part.if_train(sorted(asked)),
-        )
+        yield part.finding("double-template", sorted(asked), "some", shown=quoted(asked[min(asked)]))
 
 
 def _named(tokenizer: Any) -> set[str]:
@@ -503,15 +349,7 @@ def _named(tokenizer: Any) -> set[str]:
 def _check_documents(part: TokenisedPart) -> Iterator[Finding]:
     pieces = Counter(row.number for row in part.readable if not row.example["messages"])
     if long := [number for number, count in pieces.items() if count > 1]:
-        yield Finding(
-            id="documents-split",
-            severity="note",
-            title=f"{len(long)} of {len(pieces)} {part.name} documents are longer than max_length: they are split.",
-            evidence=f"{part.listed(long)}; {sum(pieces.values())} pieces in all, and all of their tokens are trained",
-            fix="Raise max_length where a document should be read as a whole.",
-            field="max_length",
-            rows=part.if_train(long),
-        )
+        yield part.finding("documents-split", long, documents=len(pieces), pieces=sum(pieces.values()))
 
 
 def check_twins(splits: Splits) -> Iterator[Finding]:
@@ -521,14 +359,9 @@ def check_twins(splits: Splits) -> Iterator[Finding]:
     if groups:
         extra = sum(len(rows) - 1 for rows in groups)
         shown = "; ".join(listed(rows) for rows in groups[:_SHOWN])
-        yield Finding(
-            id="near-duplicates",
-            severity="warning",
-            title=f"{extra} of {len(splits.train)} training rows repeat another one: they weigh more than the rest.",
-            evidence=shown if len(groups) <= _SHOWN else f"{len(groups)} groups, such as {shown}",
-            fix="Drop them: cleaning.clean with cleaning.near_duplicates(); keep them if repetition is meant.",
-            rows=tuple(itertools.chain.from_iterable(rows[1:] for rows in groups)),
-        )
+        shown = shown if len(groups) <= _SHOWN else f"{len(groups)} groups, such as {shown}"
+        repeated = itertools.chain.from_iterable(rows[1:] for rows in groups)
+        yield finding("near-duplicates", rows=repeated, extra=extra, total=len(splits.train), shown=shown)
 
 
 def _repeats(train: Any) -> list[list[int]]:
@@ -550,32 +383,12 @@ def _check_leaks(splits: Splits) -> Iterator[Finding]:
     before = 0
     for name, part in others.items():
         inside = range(before + 1, before + len(part) + 1)
-        exact = [replace(found, test=found.test - before) for found in report.exact if found.test in inside]
-        near = [replace(found, test=found.test - before) for found in report.near if found.test in inside]
+        for id, overlaps in (("leak-exact", report.exact), ("leak-near", report.near)):
+            found = [replace(pair, test=pair.test - before) for pair in overlaps if pair.test in inside]
+            if found:
+                count, rows = len({pair.test for pair in found}), sorted({pair.train for pair in found})
+                yield finding(id, rows=rows, count=count, part=name, pairs=_pairs(name, found))
         before += len(part)
-        if exact:
-            yield Finding(
-                id="leak-exact",
-                severity="error",
-                title=f"{_tested(exact)} {name} rows stand in train: a score on them says nothing.",
-                evidence=_pairs(name, exact),
-                fix="Split with data.split, which keeps twins together, or take these rows out: "
-                "data.leakage(train, part).without_leaks(part).",
-                rows=tuple(sorted({found.train for found in exact})),
-            )
-        if near:
-            yield Finding(
-                id="leak-near",
-                severity="warning",
-                title=f"{_tested(near)} {name} rows are nearly the same as a training row: scores come out too high.",
-                evidence=_pairs(name, near),
-                fix="Split with data.split, which keeps near-duplicates together.",
-                rows=tuple(sorted({found.train for found in near})),
-            )
-
-
-def _tested(overlaps: Sequence[Any]) -> int:
-    return len({found.test for found in overlaps})
 
 
 def _pairs(name: str, overlaps: Sequence[Any]) -> str:

@@ -9,35 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ftkit import chat, data, models
-from ftkit.preflight.report import Finding, quoted
+from ftkit.preflight.report import Finding, finding, quoted
 from ftkit.preflight.rows import TokenisedPart, squeezed
-
-MASK_CHECKS = {
-    "no-trained-tokens": "rows have tokens that the loss sees",
-    "rows-without-trained-tokens": "every row has a token that the loss sees",
-    "low-trained-share": "the loss sees a fair share of the tokens",
-    "prompt-trained": "the prompts are masked",
-    "answer-untrained": "the answers are trained",
-    "reasoning-untrained": "the reasoning is trained, where it should be",
-    "call-untrained": "the calls are trained as they are",
-    "answers-cut": "max_length cuts no answer",
-    "stop-token-untrained": "each answer ends in a stop token that is trained",
-    "double-bos": "no row begins with two start tokens",
-    "missing-bos": "each row has the start token that the model expects",
-}
-
-SPECIAL_TOKEN_CHECKS = {
-    "no-stop-token": "the tokenizer has a stop token",
-    "no-pad-token": "the tokenizer has a pad token",
-    "pad-is-stop": "pad and stop are two tokens",
-}
-
-KNOWN_TOKEN_CHECKS = {
-    "longer-than-context": "every row fits into the model's context",
-    "stop-token-differs": "the model's generation config stops at the tokenizer's stop token",
-    "token-outside-embeddings": "every token has a row in the model's embedding",
-    "template-tokens-untrained": "the template's special tokens were trained with the base model",
-}
 
 _DECODED = 2_000  # rows whose mask is read as text
 _LOW_SHARE = 0.02
@@ -77,57 +50,21 @@ def _trained(labels: Sequence[int]) -> int:
 
 def _check_trained(part: TokenisedPart, max_length: int) -> Iterator[Finding]:
     empty = [row for row in part.readable if not _trained(row.labels[:max_length])]
-    numbers, seen = [row.number for row in empty], len(part.readable)
-    reason = "their labels are all masked"
-    fix = "Derive the labels with chat.tokenize; show_example shows a row token by token."
-    if cut := sum(_trained(row.labels) > 0 for row in empty):
-        reason = f"the answers of {cut} lie beyond max_length={max_length}"
-        fix = f"Raise max_length to {part.longest}."
-    if empty and len(empty) == seen:
-        yield Finding(
-            id="no-trained-tokens",
-            severity="error",
-            title=f"No {part.name} row has a token that the loss sees: it would be 0 or not a number.",
-            evidence=f"{seen} {part.name} rows; {reason}",
-            fix=fix,
-            field="max_length",
-            rows=part.if_train(numbers),
-        )
-    elif empty:
-        yield Finding(
-            id="rows-without-trained-tokens",
-            severity="warning",
-            title=f"{len(empty)} of {seen} {part.name} rows have no token that the loss sees.",
-            evidence=f"{part.listed(numbers)}; {reason}",
-            fix=f"{fix} As they are, these rows teach nothing.",
-            field="max_length",
-            rows=part.if_train(numbers),
-        )
+    numbers = [row.number for row in empty]
+    cut = sum(_trained(row.labels) > 0 for row in empty)
+    if numbers:
+        id = "no-trained-tokens" if len(empty) == len(part.readable) else "rows-without-trained-tokens"
+        yield part.finding(id, numbers, "cut" if cut else "", cut=cut, limit=max_length)
     share = trained_share(part, max_length)
     if part.name == "train" and 0 < share < _LOW_SHARE:
-        yield Finding(
-            id="low-trained-share",
-            severity="note",
-            title="The loss sees few of the tokens: most of the time goes into reading prompts.",
-            evidence=f"{share:.1%} of the tokens are trained",
-            fix="Shorten prompts where they repeat themselves; else this is the task.",
-        )
+        yield finding("low-trained-share", share=share)
 
 
 def _check_cut(part: TokenisedPart, max_length: int) -> Iterator[Finding]:
     """Answers that lose their ends; those that are lost as a whole are a finding of their own."""
     lost = {row.number: _trained(row.labels[max_length:]) for row in part.readable if _trained(row.labels[:max_length])}
     if cut := [number for number, tokens in lost.items() if tokens]:
-        yield Finding(
-            id="answers-cut",
-            severity="warning",
-            title=f"max_length={max_length} cuts the answers of {len(cut)} of {len(part.readable)} {part.name} rows, "
-            "and with them the stop token: such answers teach the model not to end.",
-            evidence=f"{part.listed(cut)}; {sum(lost.values()):,} answer tokens are lost",
-            fix=f"Set max_length={part.longest}, or leave these rows out.",
-            field="max_length",
-            rows=part.if_train(cut),
-        )
+        yield part.finding("answers-cut", cut, limit=max_length, lost=sum(lost.values()))
 
 
 def _check_text(part: TokenisedPart, tokenizer: Any, reasoning: bool) -> Iterator[Finding]:
@@ -145,46 +82,14 @@ def _check_text(part: TokenisedPart, tokenizer: Any, reasoning: bool) -> Iterato
             said = turn["role"] in ("user", "system") and len(prompt) >= _TELLING and prompt in trained
             if said and not any(prompt in squeezed(str(answer)) for answer in answers):
                 asked.setdefault(row.number, turn["content"])
-        for kind in {kind for answer in answers for kind in _missing(answer, trained)}:
+        for kind in set(itertools.chain.from_iterable(_missing(answer, trained) for answer in answers)):
             lost.setdefault(kind, []).append(row.number)
     if asked:
-        yield Finding(
-            id="prompt-trained",
-            severity="error",
-            title="The loss sees prompts: the model would learn to ask, not to answer.",
-            evidence=f"{part.listed(asked)}, such as {quoted(next(iter(asked.values())))}",
-            fix="Mask all but the answers: chat.tokenize does.",
-            rows=part.if_train(asked),
-        )
+        yield part.finding("prompt-trained", asked, shown=quoted(next(iter(asked.values()))))
     if not reasoning:
         lost.pop("reasoning", None)
     for kind, numbers in lost.items():
-        title, fix = _LOST[kind]
-        yield Finding(
-            id=f"{kind}-untrained",
-            severity="warning",
-            title=title,
-            evidence=part.listed(numbers),
-            fix=fix,
-            rows=part.if_train(numbers),
-        )
-
-
-_LOST = {
-    "answer": (
-        "What an answer says is not, or not wholly, among the trained tokens of some rows.",
-        "Look at one with chat.show_example; the template may rewrite or leave out answers.",
-    ),
-    "reasoning": (
-        "The reasoning of some answers is left out by the template: it is not trained.",
-        "Write it into the text with chat.fold_reasoning where the template knows none; "
-        "where it keeps that of the last answer alone, give each answer a row of its own.",
-    ),
-    "call": (
-        "The arguments of some calls are not among the trained tokens as they stand in the row.",
-        "Look at one with chat.show_example; the template may rewrite or leave out arguments.",
-    ),
-}
+        yield part.finding(f"{kind}-untrained", numbers)
 
 
 def _missing(answer: Mapping[str, Any], trained: str) -> Iterator[str]:
@@ -221,21 +126,10 @@ def _check_stop(part: TokenisedPart, tokenizer: Any, stops: set[int]) -> Iterato
                 endless.setdefault(number, last)
     if not endless:
         return
-    severity, which = "warning", f"The answers of {len(endless)} {part.name} rows do not end"
-    fix = "Look at one of these rows with chat.show_example."
-    if not any(stops.intersection(answers[-1]) for answers in ends.values() if answers):
-        severity, which = "error", "No answer ends"
-        fix = "Set tokenizer.eos_token to the token with which the template ends an answer."
+    some = any(stops.intersection(answers[-1]) for answers in ends.values() if answers)
     names = ", ".join(tokenizer.decode([i]) for i in sorted(stops)) or "none"
     shown = quoted(tokenizer.decode(next(iter(endless.values()))))
-    yield Finding(
-        id="stop-token-untrained",
-        severity=severity,
-        title=f"{which} in a stop token: the model would not learn to stop.",
-        evidence=f"{part.listed(endless)}; stop tokens: {names}; an answer ends with {shown}",
-        fix=fix,
-        rows=part.if_train(endless),
-    )
+    yield part.finding("stop-token-untrained", endless, "some" if some else "", stops=names, shown=shown)
 
 
 def _ends(labels: Sequence[int]) -> list[list[int]]:
@@ -252,53 +146,20 @@ def _check_start(part: TokenisedPart, tokenizer: Any) -> Iterator[Finding]:
     twice = [row.number for row in part.readable if list(row.ids[:2]) == [start, start]]
     never = [row.number for row in part.readable if expected and list(row.ids[:1]) != [start]]
     if twice:
-        yield Finding(
-            id="double-bos",
-            severity="error",
-            title=f"Rows begin with two start tokens ({tokenizer.bos_token}): the model has never seen that.",
-            evidence=part.listed(twice),
-            fix="Tokenise rendered text with add_special_tokens=False, and let the template write one.",
-            rows=part.if_train(twice),
-        )
+        yield part.finding("double-bos", twice, token=tokenizer.bos_token)
     if never:
-        yield Finding(
-            id="missing-bos",
-            severity="warning",
-            title=f"Rows lack the start token ({tokenizer.bos_token}) that this tokenizer puts before plain text.",
-            evidence=part.listed(never),
-            fix="Tokenise with chat.tokenize, which puts it there.",
-            rows=part.if_train(never),
-        )
+        yield part.finding("missing-bos", never, token=tokenizer.bos_token)
 
 
 def check_special_tokens(tokenizer: Any) -> Iterator[Finding]:
     """Whether an answer can end, and a row be padded."""
     stop, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     if stop is None:
-        yield Finding(
-            id="no-stop-token",
-            severity="error",
-            title="The tokenizer has no stop token: answers would never end.",
-            evidence="tokenizer.eos_token is None",
-            fix="Set tokenizer.eos_token to the token with which the template ends an answer.",
-        )
+        yield finding("no-stop-token")
     if pad is None:
-        yield Finding(
-            id="no-pad-token",
-            severity="error",
-            title="The tokenizer has no pad token: rows of unlike length cannot share a batch.",
-            evidence="tokenizer.pad_token is None",
-            fix="Load with models.load, which picks one, or set tokenizer.pad_token to a token that no text holds.",
-        )
+        yield finding("no-pad-token")
     elif pad == stop:
-        yield Finding(
-            id="pad-is-stop",
-            severity="warning",
-            title=f"{tokenizer.pad_token} is both pad and stop token: "
-            "whoever masks padding by token id masks the stop as well.",
-            evidence=f"pad_token_id = eos_token_id = {pad}; training.train masks by position, so this run is safe",
-            fix="Set tokenizer.pad_token to another token of the vocabulary.",
-        )
+        yield finding("pad-is-stop", tokenizer=tokenizer)
 
 
 def check_known_tokens(
@@ -309,14 +170,7 @@ def check_known_tokens(
     ids = set(configured if isinstance(configured, list) else [configured]) - {None}
     if ids and tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         names = ", ".join(tokenizer.decode([i]) for i in sorted(ids))
-        yield Finding(
-            id="stop-token-differs",
-            severity="warning",
-            title="The model's generation config stops at another token than the tokenizer: "
-            "other engines would not stop.",
-            evidence=f"generation_config: {names}; tokenizer: {tokenizer.eos_token}",
-            fix="Set model.generation_config.eos_token_id = tokenizer.eos_token_id.",
-        )
+        yield finding("stop-token-differs", names=names, tokenizer=tokenizer)
     for part in parts:
         yield from _check_context(part, models.context_tokens(model), max_length)
     weight = getattr(model.get_input_embeddings(), "weight", None)
@@ -331,28 +185,13 @@ def _check_context(part: TokenisedPart, context: int | None, max_length: int) ->
     if context is None or max_length <= context:
         return
     if over := [row.number for row in part.readable if len(row.ids) > context]:
-        yield Finding(
-            id="longer-than-context",
-            severity="warning",
-            title=f"Rows are longer than the {context:,} tokens that this model can read.",
-            evidence=f"{part.listed(over)}; the longest has {part.longest:,} tokens",
-            fix=f"Set max_length={context}, or leave these rows out.",
-            field="max_length",
-            rows=part.if_train(over),
-        )
+        yield part.finding("longer-than-context", over, context=context)
 
 
 def _check_range(part: TokenisedPart, size: int) -> Iterator[Finding]:
     highest = {row.number: max(row.ids, default=0) for row in part.readable}
     if over := {number: token for number, token in highest.items() if token >= size}:
-        yield Finding(
-            id="token-outside-embeddings",
-            severity="error",
-            title="Rows hold tokens for which the model has no embedding: tokenizer and model do not belong together.",
-            evidence=f"{part.listed(over)}; token {max(over.values())}, the embedding has {size:,} rows",
-            fix="Load both with one call of models.load, "
-            "or model.resize_token_embeddings(len(tokenizer)) and train the new rows.",
-        )
+        yield part.finding("token-outside-embeddings", over, highest=max(over.values()), size=size)
 
 
 def _check_embeddings(parts: Sequence[TokenisedPart], tokenizer: Any, weight: Any) -> Iterator[Finding]:
@@ -374,11 +213,4 @@ def _check_embeddings(parts: Sequence[TokenisedPart], tokenizer: Any, weight: An
     if untrained := [used[i] for i in (small | same).nonzero().flatten().tolist()]:
         names = ", ".join(tokenizer.decode([i]) for i in untrained)
         why = "equal to one another" if bool((same & ~small).any()) else "about zero"
-        yield Finding(
-            id="template-tokens-untrained",
-            severity="warning",
-            title="The template uses tokens that the base model was never trained on; "
-            "an adapter does not train them either.",
-            evidence=f"embeddings of {names} are {why}",
-            fix="Take the instruct variant of this model, or a template of ordinary words.",
-        )
+        yield finding("template-tokens-untrained", names=names, why=why)

@@ -11,11 +11,12 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from ftkit import tables
+from ftkit import files, tables
 
 Pairs = Sequence[tuple[int, float]]
 
 _ENOUGH_POINTS = 8
+_TEXTS: dict[str, Any] = files.sample("readings")
 _SIGN = {"problem": "✗", "good": "✓", "note": "○"}  # the gravest first
 
 
@@ -80,61 +81,35 @@ def _finite(pairs: Pairs) -> list[tuple[int, float]]:
     return [(step, value) for step, value in pairs if math.isfinite(value)]
 
 
+def _reading(id: str, variant: str = "", *, step: int | None = None, **facts: Any) -> Reading:
+    """What the curve says, in the words of samples/readings.json, whose gaps `facts` fill."""
+    words = files.worded(_TEXTS[id], variant, {"step": step, **facts})
+    return Reading(id, words.get("severity", "problem"), words["title"], words["evidence"], words["advice"], step)
+
+
 def _not_a_number(history: Any) -> list[Reading]:
     for name, pairs in (("training", history.losses), ("validation", history.val_losses)):
         if lost := [step for step, value in pairs if not math.isfinite(value)]:
-            return [
-                Reading(
-                    id="nan",
-                    severity="problem",
-                    title=f"Not a number from step {lost[0]}",
-                    evidence=f"the {name} loss is no number from step {lost[0]} on "
-                    f"({len(lost)} of {len(pairs)} points).",
-                    advice="The weights are spoiled: go back to an earlier checkpoint or start again, with a lower "
-                    "learning_rate, more warmup_steps, or dtype='bf16' or 'fp32' in place of fp16.",
-                    step=lost[0],
-                )
-            ]
+            return [_reading("nan", step=lost[0], name=name, lost=len(lost), seen=len(pairs))]
     return []
 
 
 def _skipped(history: Any, config: Any) -> list[Reading]:
     counted = [(p.step, p.applied) for p in history.points if getattr(p, "applied", None) is not None]
     steps, applied = counted[-1] if counted else (0, 0)
-    missing = steps - applied
-    if missing <= 0:
+    if applied >= steps:
         return []
-    many = applied == 0 or missing > max(10, 0.1 * steps)
-    advice = "Normal in fp16: the scaler needs some steps to find its scale."
-    if many:
-        rate = _now(config, "learning_rate")
-        advice = f"dtype='bf16' where the device has it, else 'fp32' or a lower learning_rate{rate}."
-    return [
-        Reading(
-            id="skipped",
-            severity="problem" if many else "note",
-            title="Updates are skipped" if many else "A few updates were skipped",
-            evidence=f"{applied} of {steps} updates were applied; the rest were skipped because a gradient overflowed.",
-            advice=advice,
-            step=next((step for step, count in counted if count < step), None),
-        )
-    ]
+    variant = "many" if applied == 0 or steps - applied > max(10, 0.1 * steps) else ""
+    first = next((step for step, count in counted if count < step), None)
+    rate = _now(config, "learning_rate")
+    return [_reading("skipped", variant, step=first, steps=steps, applied=applied, rate=rate)]
 
 
 def _shape(train: Pairs, config: Any) -> list[Reading]:
     """Readings of the training loss alone."""
     values = [value for _, value in train]
     if values and max(map(abs, values)) < 1e-6:
-        return [
-            Reading(
-                id="nothing-trained",
-                severity="problem",
-                title="Nothing is trained",
-                evidence=f"the loss is zero at all {len(values)} points.",
-                advice="Every label is masked: look at chat.show_example, and at max_length.",
-                step=train[0][0],
-            )
-        ]
+        return [_reading("nothing-trained", step=train[0][0], seen=len(values))]
     if len(values) < 4:
         return []
     if reading := _diverging(train, config):
@@ -157,14 +132,7 @@ def _diverging(train: Pairs, config: Any) -> Reading | None:
         return None
     step = train[0][0] if exploded or start <= smooth[lowest] else train[lowest][0]
     rate, warmup = _now(config, "learning_rate"), _now(config, "warmup_steps")
-    return Reading(
-        id="diverging",
-        severity="problem",
-        title=f"Diverging from step {step}",
-        evidence=f"training loss was {low:.3g} nats a token near step {step} and is {end:.3g} at the end.",
-        advice=f"Divide learning_rate by three to ten{rate}, or warm up longer{warmup}.",
-        step=step,
-    )
+    return _reading("diverging", step=step, low=low, end=end, rate=rate, warmup=warmup)
 
 
 def _flat(values: Sequence[float], config: Any) -> Reading | None:
@@ -172,16 +140,7 @@ def _flat(values: Sequence[float], config: Any) -> Reading | None:
     begin, _, end, chance = _thirds(values)
     if begin - end > max(0.05 * begin, min(chance, 0.5 * begin)):
         return None
-    rate = _now(config, "learning_rate")
-    return Reading(
-        id="flat",
-        severity="problem",
-        title="Flat",
-        evidence=f"training loss was {begin:.3g} nats a token in the first third of the run and {end:.3g} in the last; "
-        f"{chance:.2g} may be chance.",
-        advice=f"Raise learning_rate three to ten times{rate}. If that changes nothing, look at the mask "
-        "(chat.show_example) and at target_modules; a loss that starts near zero has nothing left to learn.",
-    )
+    return _reading("flat", begin=begin, end=end, chance=chance, rate=_now(config, "learning_rate"))
 
 
 def _levelled(train: Pairs) -> Reading | None:
@@ -191,40 +150,24 @@ def _levelled(train: Pairs) -> Reading | None:
     _, middle, end, chance = _thirds(values)
     if len(values) < 12 or end < 0.35 * start or middle - end > max(0.07 * start, chance):
         return None
-    return Reading(
-        id="levelled",
-        severity="note",
-        title=f"Levelled off at {end:.2g}",
-        evidence=f"training loss fell from {start:.3g} and has stayed near {end:.3g} nats a token for the last third "
-        "of the run.",
-        advice="Normal where answers cannot be foreseen word by word. On a task with one right answer it is not: check "
-        "that each answer belongs to its question, then try a higher learning_rate or lora_r.",
-        step=train[len(train) // 2][0],
-    )
+    return _reading("levelled", step=train[len(train) // 2][0], start=start, end=end)
 
 
 def _spikes(train: Pairs, config: Any) -> Reading | None:
     values = [value for _, value in train]
     least = max(6 * _noise(values), 0.25 * median(values[:3]), 0.1)
-    steps, heights = [], []
+    found = []
     for i in range(2, len(values) - 2):
         around = (median(values[max(0, i - 3) : i]), median(values[i + 1 : i + 4]))
         if all(values[i] - m > max(least, 0.5 * m) for m in around):
-            steps.append(train[i][0])
-            heights.append(values[i])
-    if not steps:
+            found.append(train[i])
+    if not found:
         return None
-    many = len(steps) > max(1, len(values) // 30)
+    steps = [step for step, _ in found]
+    variant = "many" if len(steps) > max(1, len(values) // 30) else ""
     where = ", ".join(map(str, steps[:5])) + (" and more" if len(steps) > 5 else "")
-    return Reading(
-        id="spikes",
-        severity="problem" if many else "note",
-        title="Spikes" if many else "A spike that passed",
-        evidence=f"loss jumps up to {max(heights):.3g} and comes back, at step {where}.",
-        advice="Look at those batches for odd rows; a lower learning_rate, more warmup_steps or a smaller max_grad_norm"
-        f"{_now(config, 'max_grad_norm')} calm it.",
-        step=steps[0],
-    )
+    highest, norm = max(value for _, value in found), _now(config, "max_grad_norm")
+    return _reading("spikes", variant, step=steps[0], highest=highest, where=where, norm=norm)
 
 
 def _validation(train: Pairs, val: Pairs, config: Any) -> list[Reading]:
@@ -236,48 +179,21 @@ def _validation(train: Pairs, val: Pairs, config: Any) -> list[Reading]:
     at_best = median([value for step, value in train if step <= best_step][-3:] or [train[0][1]])
     end = median([value for _, value in train][-3:])
     if last_step > best_step and last > 1.05 * best + 0.01 and end <= 1.05 * at_best:
-        length = "max_steps" if config is not None and config.max_steps > 0 else "num_train_epochs"
-        return [
-            Reading(
-                id="overfitting",
-                severity="problem",
-                title=f"Overfitting from step {best_step}",
-                evidence=f"validation loss was lowest at step {best_step} ({best:.3g}) and has risen to {last:.3g}, "
-                f"while training loss went from {at_best:.3g} to {end:.3g}.",
-                advice="Stop there (early_stopping_patience=2 keeps that adapter), read the rows fewer times"
-                f"{_now(config, length, named=True)}, or get more of them.",
-                step=best_step,
-            )
-        ]
+        setting = "max_steps" if config is not None and config.max_steps > 0 else "num_train_epochs"
+        length = _now(config, setting, named=True)
+        about: dict[str, Any] = {"best": best, "last": last, "at_best": at_best, "end": end, "length": length}
+        return [_reading("overfitting", step=best_step, **about)]
     if last > 2 * end + 0.3 and len(train) >= _ENOUGH_POINTS:
-        return [
-            Reading(
-                id="gap",
-                severity="problem",
-                title="Knows its rows, not the task",
-                evidence=f"training loss ends at {end:.3g}, validation at {last:.3g} nats a token.",
-                advice="The rows are memorised, or validation is of another kind: "
-                "more and more varied rows, fewer epochs.",
-                step=last_step,
-            )
-        ]
+        return [_reading("gap", step=last_step, end=end, last=last)]
     return []
 
 
 def _healthy(train: Pairs, val: Pairs) -> Reading:
     """Nothing is wrong, or there is too little to say so."""
     if len(train) < _ENOUGH_POINTS:
-        return Reading(
-            id="too-early",
-            severity="note",
-            title="Too early to tell",
-            evidence=f"the curve has {len(train)} points so far; {_ENOUGH_POINTS} are the least to read it by.",
-            advice="Train on, or lower logging_steps.",
-        )
-    start, end = train[0][1], median([value for _, value in train][-5:])
+        return _reading("too-early", seen=len(train), least=_ENOUGH_POINTS)
     seen = f", and validation ends at {val[-1][1]:.3g}" if val else "; validation was not measured"
-    fell = f"training loss fell from {start:.3g} to {end:.3g} nats a token{seen}."
-    return Reading(id="healthy", severity="good", title="Healthy", evidence=fell)
+    return _reading("healthy", start=train[0][1], end=median([value for _, value in train][-5:]), seen=seen)
 
 
 def _thirds(values: Sequence[float]) -> tuple[float, float, float, float]:

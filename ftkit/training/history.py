@@ -173,11 +173,12 @@ def holes(points: Sequence[HistoryPoint], every: int | None = None, last: int = 
     """
     steps = [point.step for point in points if point.loss is not None]
     measured = [point.step for point in points if point.val_loss is not None]
-    doubled = [step for found in (steps, measured) for step, count in Counter(found).items() if count > 1]
+    counted = (*Counter(steps).items(), *Counter(measured).items())
+    doubled = {step for step, count in counted if count > 1}
     ordered = sorted(set(steps))
     gaps = Counter(b - a for a, b in pairwise(ordered[1:]))
     every = every or max(gaps, key=gaps.__getitem__, default=max([1, *steps]))
-    found = [f"step {step} stands in it twice" for step in sorted(set(doubled))]
+    found = [f"step {step} stands in it twice" for step in sorted(doubled)]
     if steps != sorted(steps):
         found.append("its steps are out of order")
     reached = max([last - last % every, *steps])

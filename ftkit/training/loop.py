@@ -6,7 +6,6 @@ rows and settings is said by `preflight` alone; here it is obeyed.
 """
 
 import os
-import shutil
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,15 +17,7 @@ from typing import Any
 from ftkit import data, figures, files, models
 from ftkit.config import TrainConfig
 from ftkit.data import Splits
-from ftkit.errors import (
-    ConfigError,
-    FtkitError,
-    FtkitWarning,
-    MissingExtra,
-    StorageError,
-    TrainingError,
-    without_secrets,
-)
+from ftkit.errors import ConfigError, FtkitWarning, MissingExtra, StorageError, TrainingError, without_secrets
 from ftkit.hardware import detect, peak_memory_gib
 from ftkit.preflight import SETTINGS_CHECKS, PreflightReport, check, tokenize_splits
 from ftkit.runs import Run
@@ -85,9 +76,15 @@ def train(
     report = check(model, tokenizer, rows, config, run=run)
     _obey(report, refuse=preflight)
     parts = trainer.cut(rows, config)
+    del rows  # lists of numbers, several times as large as the datasets cut from them
     lengths = [len(ids) for ids in parts["train"]["input_ids"]]
 
-    with locked(run.path), interruptible(stop) as asked, _disk_errors_explained(run.path), models.no_datasets_bars():
+    with (
+        locked(run.path),
+        interruptible(stop) as asked,
+        files.weight_errors_explained(run.path),
+        models.no_datasets_bars(),
+    ):
         copy = _recovered(run, config, mirror, resume)
         model = models.add_lora(model, config)
         models.choose_attention(model, max(lengths))
@@ -99,9 +96,8 @@ def train(
         if checkpoint is None:
             trainer.probe(loop, config, lengths)  # before anything of an earlier training is removed
             _start_afresh(run, splits, config, copy)
-        elif not all((run / name).exists() for name in ("config.yaml", *_DATA)):
-            config.save(run / "config.yaml")
-            data.save(splits, run)
+        else:
+            _write_what_was_lost(run, splits, config)
         try:
             with trainer.out_of_memory_explained(config, max(lengths), loop.model):
                 loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -114,14 +110,11 @@ def train(
         return _finish(loop, recorder, preflight=[finding.id for finding in report.findings])
 
 
-_DATA = ("data/train.jsonl", "data/val.jsonl", "data/test.jsonl")
-
-
 def _refuse(run: Run, config: TrainConfig, resume: bool) -> None:
     """What can be said before anything is loaded or tokenised."""
     run.refuse_foreign()
     files.refuse_foreign(run / "adapter")
-    files.refuse_foreign(run / "data", edited=True)
+    files.refuse_foreign(run / "data", edited=True, names=data.FILES)
     if resume and run.finished("train"):
         raise ConfigError(
             f"{run.path} holds a finished training. Choose another run name, or pass resume=False "
@@ -186,24 +179,6 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
-def _disk_errors_explained(path: Path) -> Iterator[None]:
-    """As `files` does, and for checkpoints that do not fit: torch and safetensors raise classes of their own then."""
-    from safetensors import SafetensorError
-
-    try:
-        with files.disk_errors_explained(path):
-            yield
-    except (SafetensorError, RuntimeError) as error:
-        full = shutil.disk_usage(path).free < 2**20 or any(sign in str(error) for sign in files.WRITE_FAILED)
-        if isinstance(error, FtkitError) or not full:
-            raise
-        raise StorageError(
-            f"Cannot write {path}: the disk is full or refuses a file of this size. Free some space and call train "
-            "again: it resumes from the last complete checkpoint."
-        ) from error
-
-
 def _recovered(run: Run, config: TrainConfig, folder: str | Path | None, resume: bool) -> Mirror | None:
     """Clear what a kill left half-written, and take back from the mirror in `folder` what the run has lost."""
     _refuse(run, config, resume)  # another process may have finished it while this one read the rows
@@ -247,7 +222,7 @@ def _start_afresh(run: Run, splits: Splits, config: TrainConfig, mirror: Mirror 
 
     What a reader has put beside it stays.
     """
-    evaluated = [f"{name}.jsonl" for name in run.facts.get("evaluate", {})]
+    evaluated = [f"{name}.jsonl" for name in run.facts.get("evaluate", {}) if Path(name).name == name]
     for step in ("train", "evaluate"):
         run.reopen(step)
     for place in (*checkpoints.all_in(run / "checkpoints"), run / "checkpoints/best", run / "adapter"):
@@ -262,6 +237,14 @@ def _start_afresh(run: Run, splits: Splits, config: TrainConfig, mirror: Mirror 
     data.save(splits, run)
     if mirror is not None:
         mirror.clear()
+
+
+def _write_what_was_lost(run: Run, splits: Splits, config: TrainConfig) -> None:
+    """What a run notes at its start and a later step needs, for one that goes on without it."""
+    if not (run / "config.yaml").exists():
+        config.save(run / "config.yaml")
+    if not all((run / f"data/{part}.jsonl").exists() for part in ("train", "val", "test")):
+        data.save(splits, run)
 
 
 def _complete(loop: Any, recorder: Recorder) -> None:

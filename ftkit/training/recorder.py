@@ -42,7 +42,7 @@ class Recorder:
     ) -> None:
         self.run, self.config, self.facts, self.mirror = run, config, facts, mirror
         self.path, self.stop, self.watch = run / "history.csv", stop, watch
-        self.drawing = None if watch else plots.live_loss()
+        self.drawing = plots.live_loss()  # stays silent where `watch` takes its place
         self.stopped = self.stopped_early = False
         self.on_cpu = detect().device == "cpu"
         self.points: list[HistoryPoint] = []
@@ -93,8 +93,7 @@ class Recorder:
             file.write(as_line(point))
         if self.watch is not None:
             self.watch(tuple(self.points), total)
-        elif self.drawing is not None:
-            self.drawing.update(self.points, total)
+        self.drawing.update(self.points, total)
 
     def refuse_useless(self, model: Any, step: int, *, moved: bool = True) -> None:
         """Let no adapter be saved that is no numbers any more, or that training has left as it was.
@@ -147,8 +146,7 @@ class Recorder:
 
     def close(self) -> None:
         """Close the progress bar; also after an error, or the message would stand in the middle of it."""
-        if self.drawing is not None:
-            self.drawing.close()
+        self.drawing.close()
 
     def callback(self) -> Any:
         """A `TrainerCallback` that calls back into this recorder."""
@@ -162,7 +160,7 @@ class Recorder:
             def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 """Start the clock, which leaves loading out."""
                 recorder.started = time.monotonic()
-                if recorder.drawing is not None:
+                if recorder.watch is None:
                     recorder.drawing.start(state.max_steps)
 
             def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
@@ -193,8 +191,7 @@ class Recorder:
 
             def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 """The last state of the figure."""
-                if recorder.drawing is not None:
-                    recorder.drawing.finish(recorder.points, state.max_steps)
+                recorder.drawing.finish(recorder.points, state.max_steps)
 
         return Callback()
 

@@ -312,3 +312,18 @@ def test_documents_are_split_told_apart_and_saved(tmp_path):
     assert data.leakage(parts.train, parts.test).exact == ()
     data.save(parts, Run(tmp_path / "here"))
     assert data.digest(data.load_splits(Run(tmp_path / "here")).train) == data.digest(parts.train)
+
+
+def test_other_files_beside_the_rows_stay_and_saving_again_works(tmp_path):
+    """A report that somebody put into `data` is nobody's to replace, and no reason to refuse."""
+    run = Run.create("kept", tmp_path)
+    splits = data.split(data.load_examples([{"prompt": f"Question {i}?", "completion": "Yes."} for i in range(9)]))
+    data.save(splits, run)
+    (run / "data/notes").mkdir()
+    (run / "data/notes/report.json").write_text("{}")
+    for _ in range(2):
+        data.save(splits, run)
+    assert (run / "data/notes/report.json").read_text() == "{}"
+    (run / "data/train.jsonl").write_text("mine")
+    with pytest.raises(StorageError, match=r"did not write what is in it: train\.jsonl"):
+        data.save(splits, run)

@@ -214,7 +214,7 @@ def test_older_functions_are_read_like_tools():
     ],
 )
 def test_media_and_their_placeholders_are_refused(row):
-    with pytest.raises(DataError, match=r"image|video|audio|vision"):
+    with pytest.raises(DataError, match=r"image|img|video|audio|vision"):
         to_messages(row)
 
 

@@ -365,7 +365,7 @@ def test_an_unsloth_that_changed_nothing_is_an_error(base_folder, toy_config, mo
     attach = loading._adapted
     plain = attach(model, toy_config)
     monkeypatch.setattr(loading, "_adapted", lambda model, config: plain)
-    monkeypatch.setattr(loading, "_is_unsloth", lambda model: True)
+    monkeypatch.setattr(loading, "backend_of", lambda model: "unsloth")
     monkeypatch.setattr(loading, "is_adapted", lambda model: False)
     del model.peft_config
     with pytest.raises(ModelError, match="Unsloth left every layer"):

@@ -10,6 +10,7 @@ from ftkit.config import TrainConfig
 from ftkit.errors import DataError
 from ftkit.hardware import detect
 from ftkit.preflight import CHECKS
+from ftkit.preflight.report import GROUPS, SEVERITIES
 from ftkit.runs import Run
 
 
@@ -52,6 +53,19 @@ def test_every_check_says_what_passing_means_and_has_a_test():
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py")).replace("_", "-")
     assert [id for id in CHECKS if f'"{id}"' not in tests] == []
     assert all(CHECKS.values())
+
+
+def test_the_words_of_every_check_are_used_and_whole():
+    """Each variant of a text is named where a check speaks, and none has a word that nobody reads."""
+    code = "".join(path.read_text() for path in Path(preflight.__file__).parent.glob("*.py"))
+    told_elsewhere = {"cpu", "fp16", "does not fit"}  # names of devices, number formats and verdicts
+    for group in GROUPS.values():
+        for texts in group.values():
+            variants = {name: text for name, text in texts.items() if isinstance(text, dict)}
+            assert all(f'"{name}"' in code or name in told_elsewhere for name in variants)
+            for words in (texts, *variants.values()):
+                assert set(words) - set(variants) <= {"passed", "severity", "title", "evidence", "fix", "field"}
+                assert words.get("severity", "error") in SEVERITIES
 
 
 def test_every_check_is_either_made_or_skipped_with_a_reason(look):

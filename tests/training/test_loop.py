@@ -338,7 +338,7 @@ def test_a_second_sigint_interrupts_and_the_run_goes_on_from_its_checkpoint(toke
 @pytest.mark.slow
 def test_a_watcher_gets_every_point_and_no_figure_is_drawn(model, tokenizer, splits, toy_config, run, monkeypatch):
 
-    monkeypatch.setattr("ftkit.training.plots.live_loss", lambda: pytest.fail("a figure was drawn"))
+    monkeypatch.setattr("ftkit.training.plots.LiveLoss.start", lambda *_: pytest.fail("a figure was drawn"))
     seen = []
     history = train(
         model, tokenizer, splits, toy_config, run, watch=lambda points, total: seen.append((len(points), total))
