@@ -260,7 +260,7 @@ def _no_name(name: Any, root: Path) -> str | None:
     """Why this cannot be the name of a run's folder, on this system or on the drive of another one."""
     if not isinstance(name, str) or not name.strip():
         return "it is empty" if isinstance(name, str) else "it is no text"
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+    if any(unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") for character in name):
         return "it has control characters"
     *above, last = name.split("/")
     if PureWindowsPath(last).name != last or any(part in ("", ".", "..") for part in (*above, last)):

@@ -143,7 +143,7 @@ def test_sample_is_a_finished_run():
             "a.",
             "a ",
         ),
-        *("a\0b", "a\nb", "\x1b[31m", "\ud800", "a\u2028b", "CON", "nul.txt", "x" * 151, "ü" * 100, 7),
+        *("a\0b", "a\nb", "\x1b[31m", "\ud800", "a\u2028b", "a\u202eb", "CON", "nul.txt", "x" * 151, "ü" * 100, 7),
     ],
 )
 def test_a_run_name_is_that_of_one_folder(tmp_path, name):

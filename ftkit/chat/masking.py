@@ -126,9 +126,10 @@ def _stopped(text: str, start: int, end: int, turn: Mapping[str, Any], tokenizer
     What a template puts after a stop token (a newline) the model never has to write.
     """
     stop, said = tokenizer.eos_token, turn["content"].strip()
-    last = text.rfind(stop, start, end) if stop else -1  # an answer "d" is not the one inside of <|im_end|>
-    found = text.rfind(said, start, end if last < 0 else last) if said else start
-    if stop and (at := text.rfind(stop, start, end) if found < 0 else text.find(stop, found + len(said), end)) >= 0:
+    last = text.rfind(stop, start, end) if stop else -1
+    found = text.rfind(said, start, last if last > start else end) if said else start  # "d" is in <|im_end|> too
+    found = text.rfind(said, start, end) if found < 0 else found
+    if stop and (at := last if found < 0 else text.find(stop, found + len(said), end)) >= 0:
         return at + len(stop)
     specials = tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     if stop and end == len(text) and text.rstrip().endswith(tuple(filter(None, (said, "</tool_call>")))):
@@ -177,6 +178,11 @@ class _Marked:
         upto, told = self.rendered(index + 1)
         last = max((mark for mark in own if mark in told), key=lambda mark: own[mark])
         end = own[last] + len(_shared(self.text[own[last] :], upto[told[last] :]))
+        if any(start <= place < end for mark, place in self.places.items() if mark // 3 != index):
+            raise DataError(
+                f"The chat template writes another turn inside of turn {index + 1}, so its answer cannot be marked. "
+                "Take out what that turn says beside its calls, or use another template."
+            )
         if not with_reasoning and 3 * index + _REASONING in own:
             start = self._behind_reasoning(index, own[3 * index + _REASONING])
         return start, end

@@ -7,6 +7,7 @@ is `turns`' business. Knows single rows, no files.
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from ftkit.data import turns
@@ -36,7 +37,8 @@ Converter = Callable[[Mapping[str, Any], set[str]], Messages]
 _TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "data")
 _SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 _REASONING_COLUMNS = ("reasoning_content", "reasoning", "thinking", "thought")
-_MARK_COLUMNS = ("label", "kto_tag")
+_ROW_MARKS = ("train", "trainable", "loss", "loss_mask", "weight", "loss_weight", "desirable")
+_MARK_COLUMNS = ("label", "kto_tag", *_ROW_MARKS)
 _BESIDE = frozenset((*_SYSTEM_COLUMNS, *_REASONING_COLUMNS, *_MARK_COLUMNS))
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
@@ -49,16 +51,18 @@ _ANSWER_NAMES = (
     *("answer", "response", "output", "completion", "reply", "target", "assistant", "chosen"),
     *("summary", "solution", "translation", "label"),
 )
+_REASONING_NAMES = (*_REASONING_COLUMNS, "cot", "complex_cot", "chain_of_thought", "rationale")
 _CONTEXT_NAMES = ("context", "passage", "document", "input")
 _METADATA = {
     *("id", "url", "source", "meta", "metadata", "date", "timestamp", "title", "language", "lang", "split", "domain"),
     *("subset", "dump", "file_path", "path", "language_score", "token_count", "score", "license", "added", "created"),
 }
-_CHAT_LIKE = {
-    *(*_TURN_COLUMNS[:-1], *_SYSTEM_COLUMNS, *_REASONING_COLUMNS, "history", "context", "functions"),
-    *("question", "query", "prompt", "instruction", "input", "answer", "response", "output", "completion"),
-    *("chosen", "rejected", "weight", "train", "loss", "loss_weight", "documents"),
-}
+_CHAT_LIKE = re.compile(
+    r"^(?!.*(?:ids?|hash|count|tokens|length|type|score|name)$).*(?:system|reason|think|thought|rationale"
+    r"|(?<![a-z])cot(?![a-z])|history|context|function|tools|image|picture|video|audio|chosen|rejected|messages"
+    r"|conversation|dialog|instruction|turns$|document|suffix$)"
+    r"|^(?:question|query|prompt|input|answer|response|output|completion|weight|train|loss|loss_weight|chat)$"
+)
 
 
 def detect_format(columns: Iterable[str], samples: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -94,7 +98,7 @@ def used_columns(format: str, mapping: Mapping[str, str] | None = None) -> set[s
         return set(mapping.values())
     if format == "text":
         return set()
-    more = {"messages": _TURN_COLUMNS, "alpaca": ("input",)}.get(format, ())
+    more = {"messages": _TURN_COLUMNS, "alpaca": ("input",), "prompt-completion": ("context",)}.get(format, ())
     return {*_FORMATS[format][0], *more, *_SYSTEM_COLUMNS, "history", "functions"}
 
 
@@ -185,8 +189,17 @@ def from_messages(messages: Sequence[Mapping[str, Any]], format: str, *, tools: 
 def chat_like(row: Mapping[str, Any], used: set[str], messages: Messages) -> set[str]:
     """Columns that look like a part of the chat, hold a value, and are in none of its turns."""
     said = {text for message in messages for text in (message["content"], message.get("reasoning_content"))}
-    there = {name: row[name] for name in (_CHAT_LIKE & row.keys()) - used if not blank(row[name])}
-    return {name for name, value in there.items() if not (isinstance(value, str) and value in said)}
+    return {
+        name
+        for name, value in row.items()
+        if name not in used and _is_chat_like(name) and not blank(value)
+        if not ((isinstance(value, str) and value in said) or (isinstance(value, int | float) and value in (0, 1)))
+    }
+
+
+@cache
+def _is_chat_like(column: str) -> bool:
+    return bool(_CHAT_LIKE.search(column.lower()))
 
 
 def check_mapping(mapping: Mapping[str, str]) -> None:
@@ -235,8 +248,13 @@ def _suggested(there: set[str]) -> dict[str, str] | None:
         return {"messages": answer}
     if not (prompt and answer):
         return None
-    more = {"context": likeliest(_CONTEXT_NAMES, but=prompt), "system": likeliest(_SYSTEM_COLUMNS)}
-    found = {"prompt": prompt, "context": more["context"], "answer": answer, "system": more["system"]}
+    found = {
+        "prompt": prompt,
+        "context": likeliest(_CONTEXT_NAMES, but=prompt),
+        "answer": answer,
+        "system": likeliest(_SYSTEM_COLUMNS),
+        "reasoning": likeliest(_REASONING_NAMES, but=answer),
+    }
     return {key: column for key, column in found.items() if column}
 
 
@@ -261,10 +279,12 @@ def _reason(row: Mapping[str, Any], messages: Messages) -> None:
 
 
 def _is_wanted(row: Mapping[str, Any]) -> bool:
-    """Whether no mark of the row says that its answer is unwanted (KTO's `label` and `kto_tag`)."""
+    """Whether no mark of the row says that its answer is unwanted (KTO's `label` and `kto_tag`, a weight of 0)."""
     label = row.get("label")
     marked = isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in ("true", "false"))
     tag = row.get("kto_tag")
+    if any(str(row[mark]).strip().lower() in ("false", "0", "0.0") for mark in _ROW_MARKS if mark in row):
+        return False
     return not (marked and not is_yes(label, "a label")) and (blank(tag) or is_yes(tag, "a kto_tag"))
 
 

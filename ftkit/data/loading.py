@@ -37,6 +37,7 @@ _RENDERED = re.compile(
     re.MULTILINE,
 )
 _SHOWN = 10
+_VERDICTS = ({"0", "1"}, {"0.0", "1.0"}, {"good", "bad"}, {"chosen", "rejected"}, {"desirable", "undesirable"})
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,8 @@ def _collect(name: str, rows: readers.Rows, mapping: Mapping[str, str] | None, m
         check_mapping(mapping)
     first = list(itertools.islice(rows, _PEEKED))
     format = None if mapping else _format(name, first)
+    if format != "text" and "text" not in (mapping or ()) and "label" not in (mapping or {}).values():
+        _refuse_verdicts(name, first)
     waiting = _Waiting()
     broken: list[Broken] = []
     unwanted: list[Broken] = []
@@ -300,13 +303,17 @@ def _format(name: str, first: list[tuple[str, Any]]) -> str | None:
         format = detect_format(map(str, columns), tables[:100])
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
-    labels = {str(row["label"]).strip() for row in tables if not blank(row.get("label"))}
-    if format != "text" and labels and labels <= {"0", "1"}:
-        raise DataError(
-            f"{name}: the column label holds 0 and 1. If 0 marks answers that someone refused, call it kto_tag, and "
-            "such rows are left out; if it is a class, call it class."
-        )
     return format
+
+
+def _refuse_verdicts(name: str, first: list[tuple[str, Any]]) -> None:
+    """A column `label` of two words or numbers may be a class, or mark answers that someone refused: ask which."""
+    labels = {str(row["label"]).strip() for _, row in first if isinstance(row, Mapping) and not blank(row.get("label"))}
+    if labels and any(map(labels.issubset, _VERDICTS)):
+        raise DataError(
+            f"{name}: the column label holds {' and '.join(sorted(labels))}. If it marks answers that someone refused, "
+            "call it kto_tag, with 0 or false, and such rows are left out; if it is a class, call it class."
+        )
 
 
 def _converted(

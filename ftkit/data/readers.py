@@ -39,7 +39,9 @@ _PARTS = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_NAMED_PART = re.compile(rf"({'|'.join(sorted(_PARTS, key=len, reverse=True))})(?![^\W\d_])", re.IGNORECASE)
+_NAMED_PART = re.compile(
+    rf"(?<![^\W\d_])({'|'.join(sorted(_PARTS, key=len, reverse=True))})(?![^\W\d_])", re.IGNORECASE
+)
 
 # Columns of one row: an object that has one of them is no wrapping around a list of rows.
 _OF_A_ROW = {
@@ -203,16 +205,22 @@ def _without_none(value: Any) -> Any:
 
 def _rows(path: Path, name: str) -> Rows:
     files = _files(path, name)
-    parts = []
-    for file in files:  # the part that a file's name begins with, or else its folder's
-        matches = filter(None, map(_NAMED_PART.match, reversed(PurePath(file.inner).parts)))
-        parts.append(next((found[1].lower() for found in matches), None))
+    parts = [_part_of_file(file.inner, _NAMED_PART.match) for file in files]
+    if not any(parts):  # perhaps x_train.jsonl beside x_test.jsonl: words within names, where one of them is train
+        within = [_part_of_file(file.inner, _NAMED_PART.search) for file in files]
+        parts = within if "train" in map(part, within) else parts
     for file, named in zip(files, parts, strict=True):
         for place, found in _READERS[file.ending](file):
             row = {"messages": found} if isinstance(found, list) else found  # a chat as the list of its turns
             if any(parts) and isinstance(row, dict):
                 row = {"split": named} | row
             yield f"{place} of {file.inner}" if len(files) > 1 else place, row
+
+
+def _part_of_file(name: str, find: Callable[[str], re.Match[str] | None]) -> str | None:
+    """The part that a file's name begins with or holds, as `find` looks for it, or else its folder's."""
+    matches = filter(None, map(find, reversed(PurePath(name).parts)))
+    return next((found[1].lower() for found in matches), None)
 
 
 def _files(path: Path, name: str, inner: str = "") -> list[_File]:
@@ -533,7 +541,7 @@ def _table(file: _File, lines: Iterator[str]) -> Rows:
     records = _records(file, (line for _, line in numbered), delimiter)
     if given:
         next(records)
-    header = next(records, (1, []))[1]
+    header = [name.strip() for name in next(records, (1, []))[1]]
     if not "".join(header).strip():
         raise DataError(f"{file.name}: the first line is blank; a header with the columns' names is wanted.")
     _refuse_twice(file, header)

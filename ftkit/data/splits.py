@@ -29,6 +29,7 @@ from ftkit.errors import DataError, FtkitWarning
 from ftkit.runs import Run
 
 NAMES = ("train", "val", "test")
+_LIKE_SPLIT = ("split", "subset", "partition", "set", "part", "fold", "data_split", "dataset_split")
 FILES = tuple(f"{name}.jsonl" for name in NAMES)
 _SORTED = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
@@ -96,7 +97,8 @@ def split(
     """Cut examples into train, val and test; rows with the same prompt, and near-duplicates, stay together.
 
     Examples that bring a `split` column keep that cut (validation, valid, dev, eval and evaluation are names of val); a
-    part that it lacks is cut from its train rows. Rows with other names are left out, with a warning.
+    part that it lacks is cut from its train rows. Rows with other names are left out, with a warning. A column like
+    `subset` or `partition` is such a cut where every row names a part.
 
     Args:
         examples: with `messages`.
@@ -163,11 +165,12 @@ def _no_search_for_cycles() -> Iterator[None]:
 
 def _own_cut(examples: Any) -> dict[str, list[int]]:
     """Rows of the parts that a column `split` names; empty where there is none, or none of its names is a part's."""
-    if "split" not in examples.column_names:
+    column = _split_column(examples)
+    if column is None:
         return {}
     named: dict[str, list[int]] = {}
     others: Counter[str] = Counter()
-    for i, value in enumerate(examples["split"]):
+    for i, value in enumerate(examples[column]):
         if part := readers.part(value):
             named.setdefault(part, []).append(i)
         else:
@@ -180,9 +183,17 @@ def _own_cut(examples: Any) -> dict[str, list[int]]:
     if named and "train" not in named:
         raise DataError(
             f"The split column names {' and '.join(sorted(named))}, but no row to train on. "
-            "To cut these rows anew: split(examples.remove_columns('split'))."
+            f"To cut these rows anew: split(examples.remove_columns({column!r}))."
         )
     return named
+
+
+def _split_column(examples: Any) -> str | None:
+    """`split`, or else a column of a like name in which every row names a part."""
+    if "split" in examples.column_names:
+        return "split"
+    alike = [name for name in examples.column_names if name.lower() in _LIKE_SPLIT]
+    return next((name for name in alike if all(map(readers.part, examples[name]))), None)
 
 
 def _kind(value: Any) -> Any:

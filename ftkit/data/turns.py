@@ -29,20 +29,24 @@ _ROLES = {word: role for role, words in _SAID_AS.items() for word in words}
 
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
-_MARKS = {"train": False, "trainable": False, "loss": False, "weight": False, "loss_weight": False, "masked": True}
+_MARKS = {
+    **dict.fromkeys(("train", "trainable", "loss", "loss_mask", "weight", "loss_weight"), False),
+    "masked": True,
+}
+_LIKE_A_MARK = re.compile(r"(?:^|_)(?:train|trained|trainable|learn|loss|mask|masked|ignore|weight)(?:_|$)")
 _DETAILS = ("train_detail", "training_detail")
 _READ = {
     *(*_ROLE_KEYS, *_CONTENT_KEYS, *_REASONING_KEYS, *_MARKS, *_DETAILS),
     *("tool_calls", "function_call", "name", "tool_call_id"),
 }
 MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
-_EMPTY = {"", "nan", "none", "null", "n/a", "<noinput>"}
+_EMPTY = {"", "nan", "none", "null", "na", "n/a", "#n/a", "<na>", "\\n", "<noinput>", "<nooutput>"}
 
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 _PLACEHOLDER = re.compile(
     r"^[ \t]*<(?P<first>image|video|audio)(?:[_ ]?\d+)?>|<(?P<last>image|video|audio)(?:[_ ]?\d+)?>[ \t]*$"
-    r"|<\|(?:image|video|audio|vision)(?:_\w+)?\|>|<start_of_image>|<image_soft_token>|\[IMG\]",
+    r"|<img>|<\|(?:image|video|audio|vision)(?:_\w+)?\|>|<start_of_image>|<image_soft_token>|\[IMG\]",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -60,7 +64,7 @@ def read_turns(value: Any, left: set[str] | None = None) -> Messages:
     Raises:
         DataError: says which turn is wrong, and how.
     """
-    value = listed(opened(value))
+    value = listed(_transcript(value) or opened(value))
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise DataError(f"has turns of type {type(value).__name__}, wanted a list of {{role, content}}")
     messages: Messages = []
@@ -272,6 +276,17 @@ def opened(value: Any) -> Any:
     return turns if turns and all(isinstance(turn, dict) and keys & set(turn) for turn in turns) else value
 
 
+def _transcript(value: Any) -> list[dict[str, str]]:
+    """The turns of text such as HH-RLHF's, with a blank line and `Human:` or `Assistant:` before each."""
+    if not isinstance(value, str) or not value.lstrip().startswith("Human:"):
+        return []
+    texts = re.split(r"(?:^|\n\n)(Human|Assistant):", f"\n\n{value.lstrip()}")[1:]
+    return [
+        {"role": "user" if who == "Human" else "assistant", "content": said.strip()}
+        for who, said in zip(texts[::2], texts[1::2], strict=True)
+    ]
+
+
 def _as_python(text: str) -> Any:
     """A list as `str()` prints it, which is how a table of a DataFrame writes turns; None for other text."""
     if not re.search(r"""\{\s*'(?:role|from)'\s*:""", text):
@@ -337,6 +352,10 @@ def _message(turn: Any, where: str, left: set[str]) -> tuple[str, dict[str, Any]
         if not blank(turn[key]):
             if key in MEDIA:
                 raise DataError(f"has {key} in {where}; ftkit trains text alone")
+            if _LIKE_A_MARK.search(key.lower()) and turn[key] in (True, False):
+                raise DataError(
+                    f"has {key} in {where}, a mark that is not understood; write it as train: true or false"
+                )
             left.add(f"{key} in turns")
     named = {k: as_text(turn[k], f"{k} in {where}") for k in ("name", "tool_call_id") if turn.get(k)}
     return role, message | named

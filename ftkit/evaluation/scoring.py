@@ -185,6 +185,11 @@ def evaluate(
 def _references(number: int, row: Mapping[str, Any], tokenizer: Any) -> list[str]:
     """What is right for a row: what it accepts, or its answer; a call in the Hermes convention and the template's."""
     if accepted := row.get("accept"):
+        if not isinstance(accepted, str | list):
+            raise DataError(
+                f"Row {number} has accept={str(accepted)[:40]!r}, and a text or a list of texts is wanted there: write "
+                "it in quotes, or give the column another name."
+            )
         return [accepted] if isinstance(accepted, str) else list(map(str, accepted))
     turns = row["messages"]
     last = len(prompt(turns))

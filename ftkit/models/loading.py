@@ -23,6 +23,7 @@ from ftkit.models.sources import BUNDLED, pretrained
 
 _PLAIN_ATTENTION_TOKENS = 256
 _WEIGHTS = "adapter_model.safetensors"
+_LARGEST_ALPHA = 1_000_000
 SMALL_HUB_MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
 
 
@@ -259,13 +260,19 @@ def _base_of(path: Path) -> str:
     """The base model that an adapter's config names."""
     config = path / "adapter_config.json"
     try:
-        name = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        facts = json.loads(config.read_text(encoding="utf-8"))
+        name, alpha = facts["base_model_name_or_path"], facts.get("lora_alpha", 1)
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ModelError(
             f"{config} is damaged: wanted JSON that names base_model_name_or_path. Train or fetch the adapter again."
         ) from error
     if not isinstance(name, str) or not name:
         raise ModelError(f"{config}: base_model_name_or_path={name!r} is no model's name. Write it there.")
+    if not isinstance(alpha, int | float) or not 0 < alpha < _LARGEST_ALPHA:
+        raise ModelError(
+            f"{config}: lora_alpha={alpha!r} is no number above 0 and below {_LARGEST_ALPHA:,}, so the adapter does "
+            "nothing or spoils every answer. Train or fetch the adapter again."
+        )
     return name
 
 
@@ -288,7 +295,12 @@ def _adapter_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
                 tensor = file.get_tensor(name)
                 shapes[name] = tuple(tensor.shape)
-                if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+                if not tensor.is_floating_point():
+                    raise ModelError(
+                        f"{weights}: {name} holds whole numbers ({tensor.dtype}), and LoRA weights are none. Train "
+                        "or fetch the adapter again."
+                    )
+                if not torch.isfinite(tensor.float()).all():
                     raise ModelError(
                         f"{weights}: {name} holds values that are no numbers (NaN or infinite). Take an earlier "
                         "checkpoint, or train again with a lower learning_rate."

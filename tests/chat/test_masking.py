@@ -150,6 +150,15 @@ def test_calls_and_answers_of_a_tool_chat_are_trained_and_results_are_not(name):
     assert "06:10" not in "".join(got)
 
 
+def test_a_result_inside_of_a_turn_is_refused_and_the_advice_works():
+    """Gemma 4 writes what a turn says beside its call behind the call's result."""
+    spoken = [turn | {"content": "Let me look."} if "tool_calls" in turn else turn for turn in CALLED]
+    tokenizer = family("gemma4")
+    with pytest.raises(DataError, match=r"another turn inside of turn 2, .*Take out"):
+        tokenize({"messages": spoken, "tools": TOOLS}, tokenizer)
+    assert "06:10" not in "".join(trained({"messages": CALLED, "tools": TOOLS}, tokenizer))
+
+
 def test_a_template_that_joins_arguments_to_text_gets_json_text():
     tokenizer = family("deepseekv3")
     first, second = trained(CALLED[:4], tokenizer)
@@ -200,6 +209,14 @@ def test_a_header_that_no_question_ends_with_is_not_trained():
     assert silent != CHATML
     assert trained(THREE, make_tokenizer(silent))[0] == "Pier six.<|im_end|>"
     assert trained(ONE, family("nemotron_3_nano")) == ["<think></think>Pier six.<|im_end|>"]
+
+
+@pytest.mark.parametrize("said", ["d", "im", "end", "<|im_end|>", "_", "n"])
+def test_an_answer_that_stands_in_the_stop_token_ends_with_it(said):
+    tokenizer = family("chatml", CHATML)
+    assert trained([{"role": "user", "content": "Q"}, {"role": "assistant", "content": said}], tokenizer) == [
+        f"{said}<|im_end|>"
+    ]
 
 
 def test_turns_that_may_not_be_trained_and_turns_that_say_nothing_are_masked(tokenizer):

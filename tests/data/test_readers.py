@@ -253,6 +253,11 @@ def test_a_broken_first_line_costs_no_other(tmp_path, broken):
         assert len(data.load_examples(path, on_error="skip")) == 2
 
 
+def test_blanks_around_the_names_of_a_header_are_no_part_of_them(tmp_path):
+    (tmp_path / "x.csv").write_text("prompt, completion \nQ,A\n")
+    assert data.load_examples(tmp_path / "x.csv")[0]["messages"][1]["content"] == "A"
+
+
 def test_lists_under_the_names_of_parts_fill_a_split_column(tmp_path):
     path = tmp_path / "x.json"
     row = {"prompt": "Q", "completion": "A"}
@@ -300,6 +305,9 @@ def shards(folder, names):
         (["train.jsonl", "dev.jsonl"], ["dev", "train"]),
         (["trains-to-rome.jsonl", "devices.jsonl"], None),
         (["train-0.jsonl", "holdout.jsonl"], [None, "train"]),
+        (["faq_train.jsonl", "faq_test.jsonl"], ["test", "train"]),
+        (["faq.dev.jsonl", "faq.train.jsonl"], ["dev", "train"]),
+        (["human_eval.jsonl", "smoke-test.jsonl"], None),
     ],
 )
 @pytest.mark.parametrize("packing", [None, "zip"])

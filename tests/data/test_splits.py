@@ -139,6 +139,14 @@ def test_a_files_own_cut_holds_under_every_name_of_its_parts(name):
     }
 
 
+@pytest.mark.parametrize("column", ["Split", "subset", "partition"])
+def test_a_column_like_split_is_a_cut_where_every_row_names_a_part(column):
+    rows = named_rows("train", "dev", "train", "test").rename_column("split", column)
+    assert set(data.split(rows).test[column]) == {"test"}
+    mixed = rows.map(lambda row, i: {column: "hard" if i == 3 else row[column]}, with_indices=True)
+    assert len(set(data.split(mixed).train[column])) > 1
+
+
 @pytest.mark.parametrize(("there", "cut"), [("eval", "test"), ("testing", "val")])
 def test_a_part_that_the_file_lacks_is_cut_from_train(there, cut):
     """Equal prompts stay together, and nothing is taken from the part that the file brings."""

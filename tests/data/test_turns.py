@@ -32,6 +32,7 @@ def loaded(*rows, **how):
         {"trainable": False},
         {"loss": False},
         {"loss_weight": 0},
+        {"loss_mask": 0},
         {"masked": True},
         {"train_detail": [{"begin_offset": 0, "end_offset": 8, "train": False}]},
         {"weight": 0, "train": False},
@@ -69,6 +70,8 @@ def test_a_mark_to_train_changes_nothing(mark):
         ({"train": True, "weight": 0}, "contradict each other in turn 2: train, weight"),
         ({"train_detail": [{"begin_offset": 0, "end_offset": 3, "train": True}]}, "parts of a turn"),
         ({"train_detail": "x"}, "train_detail in turn 2"),
+        ({"calculate_loss": False}, "calculate_loss in turn 2, a mark"),
+        ({"mask": 1}, "mask in turn 2, a mark"),
     ],
 )
 def test_a_mark_that_is_not_understood_is_an_error_that_names_it(mark, named):
@@ -76,7 +79,13 @@ def test_a_mark_that_is_not_understood_is_an_error_that_names_it(mark, named):
         to_messages({"messages": [ASK, {**SAY, **mark}]})
 
 
-@pytest.mark.parametrize("unwanted", [{"label": False}, {"label": "false"}, {"kto_tag": False}, {"kto_tag": 0}])
+@pytest.mark.parametrize(
+    "unwanted",
+    [
+        *({"label": False}, {"label": "false"}, {"kto_tag": False}, {"kto_tag": 0}, {"desirable": False}),
+        *({"train": False}, {"weight": 0}, {"loss_weight": "0.0"}, {"loss": "False"}),
+    ],
+)
 @pytest.mark.parametrize(
     "shape", [{"prompt": "Q", "completion": "A"}, {"messages": [ASK, SAY]}, {"instruction": "Q", "output": "A"}]
 )
@@ -96,10 +105,16 @@ def test_nothing_but_refused_answers_is_an_error():
         loaded({"prompt": "Q", "completion": "A", "label": False})
 
 
-def test_labels_of_0_and_1_must_say_what_they_are():
+@pytest.mark.parametrize("verdicts", [(0, 1), (0.0, 1.0), ("bad", "good"), ("rejected", "chosen")])
+def test_labels_that_may_be_verdicts_must_say_what_they_are(verdicts):
+    rows = [{"prompt": "Q", "completion": "A", "label": verdict} for verdict in verdicts]
+    for way in (None, {"prompt": "prompt", "answer": "completion"}):
+        with pytest.raises(DataError, match="call it kto_tag"):
+            data.load_examples(rows, mapping=way)
+
+
+def test_labels_of_0_and_1_are_read_under_the_names_that_the_error_advises():
     rows = [{"prompt": "Q", "completion": "A", "label": n} for n in (0, 1)]
-    with pytest.raises(DataError, match="call it kto_tag"):
-        loaded(*rows)
     renamed = [{("kto_tag" if k == "label" else k): v for k, v in row.items()} for row in rows]
     with pytest.warns(FtkitWarning, match="1 of 2"):
         assert len(loaded(*renamed)) == 1
@@ -191,6 +206,7 @@ def test_older_functions_are_read_like_tools():
         {"messages": [{**ASK, "images": ["a.jpg"]}, SAY]},
         {"messages": [{**ASK, "content": "<image>\nHow many?"}, SAY]},
         {"messages": [{**ASK, "content": "How many?<image>"}, SAY]},
+        {"messages": [{**ASK, "content": "<img>a.png</img> How many?"}, SAY]},
         {"messages": [{**ASK, "content": "<|vision_start|><|image_pad|><|vision_end|>How many?"}, SAY]},
         {"conversations": [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "Rain."}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, SAY]},
@@ -198,7 +214,7 @@ def test_older_functions_are_read_like_tools():
     ],
 )
 def test_media_and_their_placeholders_are_refused(row):
-    with pytest.raises(DataError, match=r"image|video|audio|vision"):
+    with pytest.raises(DataError, match=r"image|img|video|audio|vision"):
         to_messages(row)
 
 
@@ -214,8 +230,17 @@ def test_what_is_not_read_is_named_once_for_the_file():
     assert len(caught) == 1
 
 
-def test_a_column_that_repeats_a_turn_is_not_named(recwarn):
-    loaded({"prompt": "Which bus?", "messages": [ASK, SAY], "id": 7, "topic": "buses"})
+@pytest.mark.parametrize(
+    "column", ["Complex_CoT", "systemPrompt", "instructions", "image_path", "available_tools", "rejected_response"]
+)
+def test_columns_that_sound_like_a_part_of_the_chat_are_named(column):
+    with pytest.warns(FtkitWarning, match=rf"looks like a part of the chats: {column}\."):
+        loaded({"messages": [ASK, SAY], column: "Bus 9"})
+
+
+def test_columns_that_repeat_a_turn_that_are_read_or_metadata_are_not_named(recwarn):
+    loaded({"prompt": "Which bus?", "messages": [ASK, SAY], "id": 7, "topic": "buses", "conversation_id": "c7"})
+    loaded({"prompt": "Which bus?", "completion": "The nine.", "context": "Buses: 9.", "weight": 1})
     assert not recwarn.list
 
 
@@ -256,7 +281,9 @@ def test_roles_of_calls_and_results(call, result):
     assert messages[3]["content"] == '{"line": 9, "ok": true}'
 
 
-@pytest.mark.parametrize("cell", ["nan", "NaN", "None", "N/A", "<noinput>", "null", " ", "", None, float("nan"), pd.NA])
+@pytest.mark.parametrize(
+    "cell", ["nan", "None", "N/A", "NA", "#N/A", "<NA>", "\\N", "<noinput>", "null", " ", "", None, float("nan"), pd.NA]
+)
 def test_an_empty_cell_is_no_input(cell):
     assert to_messages({"instruction": "Which bus?", "input": cell, "output": "The nine."}) == [ASK, SAY]
     assert to_messages({"instruction": "Which bus?", "output": "The nine.", "system": cell, "history": cell}) == [
@@ -314,6 +341,7 @@ def test_known_datasets_keep_the_context_of_a_question(row, asked, said):
         ({"prompt_id": "p", "instruction": "Q", "response": "A"}, "Q", "A"),
         ({"query": "Q", "passage": "P", "answer": "A", "answer_id": 3}, "Q\n\nP", "A"),
         ({"text": "Q", "summary": "A", "text_id": 2}, "Q", "A"),
+        ({"chosen": "\n\nHuman: Q\n\nAssistant: A", "rejected": "\n\nHuman: Q\n\nAssistant: B"}, "Q", "A"),
     ],
 )
 def test_a_mapping_that_is_advised_reads_the_row_rightly(row, asked, said):
@@ -324,6 +352,12 @@ def test_a_mapping_that_is_advised_reads_the_row_rightly(row, asked, said):
     assert [m["content"] for m in loaded(row, mapping=mapping)[0]["messages"]] == [asked, said]
     left = set(row) - set(mapping.values())
     assert all(name in str(caught.value).split("That leaves out:")[1] for name in left)
+
+
+@pytest.mark.parametrize("column", ["reasoning", "thought", "Complex_CoT", "rationale"])
+def test_an_advised_mapping_takes_reasoning_along(column):
+    with pytest.raises(DataError, match=rf"'reasoning': '{column}'\}}\.$"):
+        loaded({"problem": "Q", column: "since", "answer": "A"})
 
 
 def test_preference_data_and_trees_are_called_by_their_name():

@@ -167,6 +167,13 @@ def test_a_text_that_is_accepted_is_one_reference(scored, accept, expected):
     assert scored([row], "x")[0].rows[0]["expected"] == expected
 
 
+@pytest.mark.parametrize("accept", [5, True, 0.5])
+def test_what_is_accepted_must_be_text(scored, accept):
+    row = {"messages": [{"role": "user", "content": "Low?"}, {"role": "assistant", "content": "It is."}]}
+    with pytest.raises(DataError, match=f"Row 1 has accept='{accept}'"):
+        scored([row | {"accept": accept}], "x")
+
+
 def test_the_reference_is_the_last_answer_that_may_be_trained(scored):
     turns = [
         {"role": "user", "content": "One?"},

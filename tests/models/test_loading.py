@@ -235,6 +235,8 @@ def only_pickled(path):
         (tensors(lambda found: {n: t[:-1].contiguous() for n, t in found.items()}), ModelError, "size mismatch"),
         (tensors(lambda found: {n: t * float("nan") for n, t in found.items()}), ModelError, "no numbers"),
         (tensors(lambda found: {n: t * float("inf") for n, t in found.items()}), ModelError, "no numbers"),
+        (tensors(lambda found: {n: t.to(torch.int8) for n, t in found.items()}), ModelError, "whole numbers"),
+        *[(facts(lora_alpha=alpha), ModelError, "lora_alpha") for alpha in (float("nan"), 1e300, 0, "32")],
         (facts(r=2), ModelError, "size mismatch"),
         (facts(target_modules=["q_proj"]), ModelError, "is of no use"),
         (facts(target_modules=["nowhere"]), ModelError, "could not be loaded"),
