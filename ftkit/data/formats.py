@@ -188,7 +188,7 @@ def from_messages(messages: Sequence[Mapping[str, Any]], format: str, *, tools: 
 
 def chat_like(row: Mapping[str, Any], used: set[str], messages: Messages) -> set[str]:
     """Columns that look like a part of the chat, hold a value, and are in none of its turns."""
-    said = {text for message in messages for text in (message["content"], message.get("reasoning_content"))}
+    said = {message["content"] for message in messages} | {message.get("reasoning_content") for message in messages}
     return {
         name
         for name, value in row.items()

@@ -310,6 +310,7 @@ class _Bounded(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fill the buffer; a DataError where more comes out than text can be."""
         chunk = self._inner.read(len(buffer))
         self._left -= len(chunk)
         if self._left < 0:
@@ -321,6 +322,7 @@ class _Bounded(io.RawIOBase):
         return len(chunk)
 
     def close(self) -> None:
+        """Close both files."""
         self._inner.close()
         self._packed.close()
         super().close()
@@ -576,6 +578,7 @@ def _tabbed(numbered: Iterator[tuple[int, str]], width: int) -> Iterator[tuple[i
     ahead: deque[tuple[int, str]] = deque()
 
     def held(text: str, more: list[tuple[int, str]]) -> Iterator[str]:
+        """The line, and those that a quote may reach into."""
         yield text
         while len(more) < _QUOTED_LINES and (line := ahead.popleft() if ahead else next(numbered, None)):
             more.append(line)

@@ -25,7 +25,9 @@ _SAID_AS = {
     "tool": ("tool", "function", "observation", "function_response", "tool_response", "tool_result", "ipython"),
     "call": ("function_call", "tool_call"),
 }
-_ROLES = {word: role for role, words in _SAID_AS.items() for word in words}
+_ROLES: dict[str, str] = {}
+for _role, _words in _SAID_AS.items():
+    _ROLES |= dict.fromkeys(_words, _role)
 
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")

@@ -127,6 +127,7 @@ class ConfigForm:
 
     @value.setter
     def value(self, config: TrainConfig) -> None:
+        """Show these settings."""
         if not isinstance(config, TrainConfig):
             raise ConfigError(
                 f"form.value wants a TrainConfig, not {type(config).__name__}. Try form.value.replace(lora_r=8)."
