@@ -312,3 +312,16 @@ def test_a_chat_that_begins_with_its_answer_is_refused_in_words(tokenizer):
     """There is nothing to render before the answer; transformers alone would raise a bare ValueError."""
     with pytest.raises(DataError, match="begins with an answer"):
         tokenize([{"role": "assistant", "content": "Hello."}], tokenizer)
+
+
+WITH_SYSTEM = [{"role": "system", "content": "Be brief."}, *CHAT[:2]]
+
+
+def test_a_system_turn_goes_to_the_head_of_the_first_question():
+    folded = [{"role": "user", "content": f"Be brief.\n\n{CHAT[0]['content']}"}, CHAT[1]]
+    assert chat.fold_system(WITH_SYSTEM) == folded
+    assert chat.fold_system(folded) == folded, "folding twice changes nothing"
+
+
+def test_a_system_turn_before_an_answer_becomes_a_question():
+    assert chat.fold_system([WITH_SYSTEM[0], CHAT[1]]) == [{"role": "user", "content": "Be brief."}, CHAT[1]]

@@ -377,7 +377,14 @@ def test_neighbours_of_one_role_are_joined_on_request():
     with pytest.raises(DataError, match="merge_turns=True"):
         loaded(row)
     assert loaded(row, merge_turns=True)[0]["messages"][0]["content"] == "Which bus?\n\nSure?"
+
+
+def test_only_plain_neighbours_that_are_trained_alike_are_joined():
+    assert merge_turns([ASK, {**AGAIN, "tool_calls": None}, SAY])[0]["content"] == "Which bus?\n\nSure?"
     assert merge_turns([ASK, CONTEXT, SAY]) == [ASK, CONTEXT, SAY], "a trained answer is not joined to context"
+    called = {"role": "assistant", "content": "", "tool_calls": "[]"}
+    results = [{"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}]
+    assert merge_turns([ASK, called, *results, SAY]) == [ASK, called, *results, SAY]
 
 
 def test_text_alone_is_raw_text_and_other_columns_want_a_mapping(recwarn):

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftkit.config import TrainConfig
 from ftkit.errors import DataError, FtkitWarning, MissingArtifact
-from ftkit.training import History, HistoryPoint, read_points
+from ftkit.runs import Run
+from ftkit.training import History, HistoryPoint, RunsTable, read_points
 from ftkit.training.history import COLUMNS, as_line, holes, write_points
 
 CURVE = [
@@ -112,3 +114,36 @@ def test_columns_that_are_not_known_are_refused(tmp_path):
     (tmp_path / "h.csv").write_text(",".join([*COLUMNS, "more"]) + "\n")
     with pytest.raises(DataError, match="line 1: wanted the columns"):
         History.load(tmp_path / "h.csv")
+
+
+def finished(root, name, rank):
+    """A run folder as a training leaves it."""
+    run = Run.create(name, root)
+    TrainConfig(lora_r=rank).save(run / "config.yaml")
+    write_points(run / "history.csv", CURVE)
+    run.finish("train", base_model="toy", device="here")
+    return run
+
+
+def test_the_table_shows_only_settings_that_differ(tmp_path):
+    finished(tmp_path, "a", 8)
+    finished(tmp_path, "b", 16)
+    table = RunsTable.of(tmp_path)
+    assert table.differing == ("lora_r",)
+    assert {row.name: table.cells(row)[-1] for row in table.rows} == {"a": "8", "b": "16"}
+    assert "0.300" in str(table)
+    assert "<th>lora_r</th>" in table._repr_html_()
+
+
+def test_the_table_tells_a_damaged_run_by_name(tmp_path):
+    finished(tmp_path, "good", 8)
+    bad = finished(tmp_path, "bad", 8)
+    (bad / "config.yaml").write_text("lora_r: many\n")
+    states = {row.name: row.state for row in RunsTable.of(tmp_path).rows}
+    assert states["good"].startswith("✓ finished")
+    assert "cannot be read" in states["bad"]
+    assert "lora_r" in states["bad"]
+
+
+def test_an_empty_folder_has_no_runs(tmp_path):
+    assert RunsTable.of(tmp_path / "nowhere").rows == ()

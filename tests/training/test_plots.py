@@ -46,3 +46,9 @@ def test_each_run_has_a_panel_with_its_curves():
 def test_without_axes_it_makes_a_row_of_them():
     runs = {name: History.of([HistoryPoint(1, 2.0)]) for name in "ABCD"}
     assert len(training.plot_curves(runs)) == 4
+
+
+def test_compare_runs_draws_one_line_a_run_with_units():
+    ax = training.plot_runs({"a": History.of(CURVE), "b": History.of(CURVE[:4])}, figures.blank_axes())
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
+    assert "nats a trained token" in ax.get_ylabel()

@@ -4,12 +4,11 @@ import math
 
 import pytest
 
-from ftkit import figures, memory, training
-from ftkit.config import EFFORTS, MACHINES, TrainConfig, preset_names, preset_settings, preset_variant
-from ftkit.errors import ConfigError
+from ftkit import memory
+from ftkit.config import EFFORTS, MACHINES, TrainConfig, preset_variant
 from ftkit.hardware import Hardware
 from ftkit.runs import Run
-from ftkit.training import History, HistoryPoint, RunsTable
+from ftkit.training import HistoryPoint
 from ftkit.training.history import write_points
 from ftkit.tuning import learning_rate
 from ftkit.tuning.consequences import (
@@ -142,51 +141,6 @@ def test_a_damaged_run_measures_nothing(tmp_path):
     assert StepTime.of_runs(tmp_path, "toy", "here") is None
 
 
-def test_the_table_shows_only_settings_that_differ(tmp_path):
-    finished(tmp_path, "a", TrainConfig(lora_r=8))
-    finished(tmp_path, "b", TrainConfig(lora_r=16))
-    table = RunsTable.of(tmp_path)
-    assert table.differing == ("lora_r",)
-    assert {row.name: table.cells(row)[-1] for row in table.rows} == {"a": "8", "b": "16"}
-    assert "1.000" in str(table)
-    assert "<th>lora_r</th>" in table._repr_html_()
-
-
-def test_the_table_tells_a_damaged_run_by_name(tmp_path):
-    finished(tmp_path, "good", TrainConfig())
-    bad = finished(tmp_path, "bad", TrainConfig())
-    (bad / "config.yaml").write_text("lora_r: many\n")
-    states = {row.name: row.state for row in RunsTable.of(tmp_path).rows}
-    assert states["good"].startswith("✓ finished")
-    assert "cannot be read" in states["bad"]
-    assert "lora_r" in states["bad"]
-
-
-def test_an_empty_folder_has_no_runs(tmp_path):
-    assert RunsTable.of(tmp_path / "nowhere").rows == ()
-
-
-def test_compare_runs_draws_one_line_a_run_with_units():
-
-    ax = training.plot_runs({"a": History.of(POINTS), "b": History.of(POINTS[:4])}, figures.blank_axes())
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
-    assert "nats a trained token" in ax.get_ylabel()
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_presets_are_valid_from_any_start(name):
-    """A preset gives the same settings whatever was set before."""
-    for start in (TrainConfig(), TrainConfig(lora_r=256, max_steps=5, learning_rate=1e-2, dtype="fp32")):
-        for setting, value in preset_settings(name).items():
-            assert getattr(preset_variant(start, name), setting) == value
-
-
-def test_efforts_touch_the_same_settings_and_machines_none_of_them():
-    efforts = {frozenset(preset_settings(name)) for name in EFFORTS}
-    assert len(efforts) == 1
-    assert not any(set(preset_settings(name)) & set().union(*efforts) for name in MACHINES)
-
-
 @pytest.mark.parametrize("name", MACHINES)
 @pytest.mark.parametrize("effort", EFFORTS)
 def test_machine_presets_fit_an_8b_model_without_errors(name, effort):
@@ -195,13 +149,6 @@ def test_machine_presets_fit_an_8b_model_without_errors(name, effort):
     found = work_out(config, Situation(machine, memory.find("meta-llama/Llama-3.1-8B"), 10_000))
     assert found.memory.high_gib <= machine.memory_gib
     assert [finding for finding in found.findings if finding.severity == "error"] == []
-
-
-def test_an_unknown_preset_lists_those_that_exist():
-    with pytest.raises(
-        ConfigError, match=r"'H200' is no preset. There are: quick look, balanced, thorough, T4, L4, A100"
-    ):
-        preset_settings("H200")
 
 
 @pytest.mark.parametrize(
