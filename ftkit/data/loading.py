@@ -61,7 +61,8 @@ class Loaded:
     broken: tuple[Broken, ...]
     positions: "array[int]"  # of each row of `examples` in the source, from 0
     numbers: "array[int]"  # line or row number of each, as the file's reader counts
-    unit: str  # "line" or "row"
+    of_files: "array[int]"  # which of `named` each is from
+    named: tuple[tuple[str, str], ...]  # ("line", "") or, of a folder's files, ("line", " of part-1.jsonl")
     unwanted: tuple[Broken, ...] = ()  # rows whose answers the source marks as not to be learned
 
     @property
@@ -75,7 +76,8 @@ class Loaded:
 
     def place(self, i: int) -> str:
         """Where a person finds row `i` of `examples`, such as "line 7"."""
-        return f"{self.unit} {self.numbers[i]}"
+        unit, of_file = self.named[self.of_files[i]]
+        return f"{unit} {self.numbers[i]}{of_file}"
 
     def refuse_broken(self, way_out: str = "on_error='skip'") -> None:
         """Stop here if a row could not be read; `way_out` is how the caller may leave such rows out.
@@ -246,10 +248,11 @@ def _collect(name: str, rows: readers.Rows, mapping: Mapping[str, str] | None, m
     broken: list[Broken] = []
     unwanted: list[Broken] = []
     left: set[str] = set()
-    positions, numbers, unit = array("q"), array("q"), "row"
+    positions, numbers, of_files = array("q"), array("q"), array("l")
+    named: dict[tuple[str, str], int] = {}
     with files.disk_errors_explained(Path(tempfile.gettempdir())):
         for position, (place, row) in enumerate(itertools.chain(first, rows)):
-            unit, number = place.split()[:2]
+            unit, number, *of_file = place.split(maxsplit=2)
             try:
                 row = _converted(row, format, mapping, merge_turns, left)
                 answers = [turn for turn in row["messages"] if turn["role"] == "assistant"]
@@ -264,10 +267,11 @@ def _collect(name: str, rows: readers.Rows, mapping: Mapping[str, str] | None, m
             else:
                 positions.append(position)
                 numbers.append(int(number))
+                of_files.append(named.setdefault((unit, "".join(f" {part}" for part in of_file)), len(named)))
     if not (positions or broken):
         said = " whose answers are to be learned (its marks, such as label: false, say so)" if unwanted else ""
         raise DataError(f"{name} holds no rows{said}.")
-    loaded = Loaded(name, waiting.dataset(), tuple(broken), positions, numbers, unit, tuple(unwanted))
+    loaded = Loaded(name, waiting.dataset(), tuple(broken), positions, numbers, of_files, tuple(named), tuple(unwanted))
     _say_what_is_left(loaded, left, format)
     return loaded
 

@@ -29,7 +29,7 @@ _ROLES: dict[str, str] = {}
 for _role, _words in _SAID_AS.items():
     _ROLES |= dict.fromkeys(_words, _role)
 
-_ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
+_ROLE_KEYS, _CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
 _MARKS = {
     **dict.fromkeys(("train", "trainable", "loss", "loss_mask", "weight", "loss_weight"), False),

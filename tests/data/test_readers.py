@@ -336,6 +336,15 @@ def test_a_bad_row_in_a_folder_is_named_with_its_file(tmp_path):
         data.load_examples(tmp_path)
 
 
+def test_a_good_row_of_a_folder_is_found_by_its_file(tmp_path):
+    shards(tmp_path, ["a b.jsonl", "c.jsonl"])
+    loaded = data.read_rows(tmp_path)
+    places = [loaded.place(i) for i in range(len(loaded.examples))]
+    assert places[0] == "line 1 of a b.jsonl"
+    assert places[-1].endswith(" of c.jsonl")
+    assert len(set(places)) == len(places)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -250,6 +250,7 @@ def test_columns_that_repeat_a_turn_that_are_read_or_metadata_are_not_named(recw
         [{"role": "User", "content": "Which bus?"}, {"role": "ASSISTANT ", "content": "The nine."}],
         [{"from": "human", "content": "Which bus?"}, {"from": "gpt", "content": "The nine."}],
         [{"role": "prompter", "text": "Which bus?"}, {"role": "model", "value": "The nine."}],
+        [{"speaker": "USER", "text": "Which bus?"}, {"speaker": "Bot", "text": "The nine."}],
         [{"role": "user", "content": [{"type": "text", "text": "Which bus?"}]}, {**SAY, "content": ["The nine."]}],
         ["Which bus?", "The nine."],
         [["Which bus?", "The nine."]],
