@@ -244,9 +244,16 @@ class Run:
         return tables.visible(f"{self.path} ({done})")
 
     def _repr_html_(self) -> str:
+        """Every file with its size; a run inside of this one, such as a search and its trials, is one row."""
         own = [path for path in sorted(self.path.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-        listed = [path.relative_to(self.path) for path in own if "checkpoints" not in path.parts]
-        rows = [(path, _size(self.path / path)) for path in listed]
+        listed = [path for path in own if "checkpoints" not in path.parts]
+        inner = {path.parent for path in listed if path.name == "run.json" and path.parent != self.path}
+        sizes: dict[str, list[int]] = {}
+        for path in listed:
+            run = next((folder for folder in reversed(path.parents) if folder in inner), None)
+            name = f"{run.relative_to(self.path)}/" if run else str(path.relative_to(self.path))
+            sizes.setdefault(name, []).append(path.stat().st_size)
+        rows = [(f"{n} ({len(of)} files)" if n.endswith("/") else n, _size(sum(of))) for n, of in sizes.items()]
         return tables.Table(("file", "size"), rows, caption=f"Run {self.path}")._repr_html_()
 
 
@@ -298,6 +305,5 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _size(path: Path) -> str:
-    size = path.stat().st_size
+def _size(size: int) -> str:
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"

@@ -100,6 +100,17 @@ def test_older_run_folder_is_readable(tmp_path):
     assert run.finished("train")
 
 
+def test_a_run_inside_of_a_run_is_one_row(tmp_path):
+    run = Run.create("x", tmp_path)
+    for name in ("search/run.json", "search/trials/000/run.json", "search/trials/000/history.csv", "figures/a.png"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("{}")
+    page = run._repr_html_()
+    assert "search/ (3 files)" in page
+    assert "trials" not in page
+    assert "figures/a.png" in page
+
+
 def test_hidden_files_are_not_listed(tmp_path):
     run = Run.create("x", tmp_path)
     (run / ".lock").touch()
