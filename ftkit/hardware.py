@@ -74,13 +74,13 @@ def free_gpu_memory_gib() -> float:
     return float(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()) / GIB
 
 
-_SLACK_GIB = 1.5
+_SLACK_GIB = 1.2
 
 _after_release = {"gib": 0.0}
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system once one and a half GiB have gathered; does nothing where glibc is absent.
+    """Give freed memory back to the system once 1.2 GiB have gathered; does nothing where glibc is absent.
 
     glibc would keep it, and a process that sees tensors of ever new sizes would only grow. Released at every step the
     pages would be fetched anew at every step, which costs more than the rest of the bookkeeping.
