@@ -5,6 +5,7 @@ is drawn again with its settings and goes on in its folder. Each trial loads the
 place, and taking it out again leaves Unsloth's and Accelerate's changes behind.
 """
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -373,6 +374,8 @@ class _Task:
             study.tell(trial, state=states.FAIL if watcher.state == "failed" else states.PRUNED)
         for checkpoint in all_in(place / "checkpoints"):
             remove_checkpoint(checkpoint)
+        with contextlib.suppress(OSError):  # absent, or holds what is not ours
+            (place / "checkpoints").rmdir()
         return True
 
 
