@@ -11,7 +11,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import pytest
+from hypothesis import settings
 from toys import make_model, make_tokenizer
+
+# The same draws every time, so that what passed once passes again; HYPOTHESIS_PROFILE=default draws anew.
+settings.register_profile("same", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # A shell that starts tests in the background has them ignore Ctrl+C, and what they start as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)

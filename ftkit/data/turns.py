@@ -48,7 +48,7 @@ _TEXT_PARTS = (None, "text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 _PLACEHOLDER = re.compile(
     r"^[ \t]*<(?P<first>image|video|audio)(?:[_ ]?\d+)?>|<(?P<last>image|video|audio)(?:[_ ]?\d+)?>[ \t]*$"
-    r"|<img>|<\|(?:image|video|audio|vision)(?:_\w+)?\|>|<start_of_image>|<image_soft_token>|\[IMG\]",
+    r"|<img>[^<\n]*</img>|<\|(?:image|video|audio|vision)(?:_\w+)?\|>|<start_of_image>|<image_soft_token>|\[IMG\](?![^\[]*\[/IMG\])",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -259,7 +259,10 @@ def spoken(value: Any, what: str) -> str:
 
 
 def refuse_media(text: str, where: str) -> None:
-    """Raise for a placeholder of a picture, film or sound; `<video>` with its `</video>` is HTML."""
+    """Raise for a placeholder of a picture, film or sound.
+
+    HTML's `<video>` with its end and a lone `<img>` are none, nor is a forum's `[IMG]` with its end.
+    """
     for found in _PLACEHOLDER.finditer(text) if "<" in text or "[IMG]" in text else ():
         tag = found["first"] or found["last"]
         if not (tag and f"</{tag.lower()}" in text.lower()):

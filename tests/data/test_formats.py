@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ftkit.data import from_messages, order_problem, parse_calls, to_messages
 from ftkit.data.formats import detect_format
+from ftkit.data.turns import blank, refuse_media
 from ftkit.errors import DataError
 
 SYSTEM = {"role": "system", "content": "S"}
@@ -267,6 +268,18 @@ odd = st.sampled_from(
     ]
 )
 text = st.lists(st.one_of(odd, st.text(st.characters(exclude_categories=["Cs"]), max_size=8)), max_size=5).map("".join)
+
+
+def is_ordinary(drawn):
+    """No empty cell, which "None" is, and no placeholder of a picture."""
+    try:
+        refuse_media(drawn, "a text")
+    except DataError:
+        return False
+    return not drawn.strip() or not blank(drawn)
+
+
+text = text.filter(is_ordinary)
 said = text.filter(str.strip)
 json_text = st.recursive(
     st.none() | st.booleans() | st.integers() | text, lambda inner: st.lists(inner, max_size=2), max_leaves=3

@@ -211,15 +211,24 @@ def test_older_functions_are_read_like_tools():
         {"conversations": [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "Rain."}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, SAY]},
         {"instruction": "<audio>", "output": "A"},
+        {"instruction": "What is here? [IMG]", "output": "A"},
     ],
 )
 def test_media_and_their_placeholders_are_refused(row):
-    with pytest.raises(DataError, match=r"image|img|video|audio|vision"):
+    with pytest.raises(DataError, match=r"image|img|IMG|video|audio|vision"):
         to_messages(row)
 
 
-def test_html_tags_are_no_placeholders():
-    page = "Explain:\n<video>\n<source src=x>\n</video>"
+@pytest.mark.parametrize(
+    "page",
+    [
+        "Explain:\n<video>\n<source src=x>\n</video>",
+        "What does the <img> tag do?",
+        "Why <image>, and not <img src=x>?",
+        "Mend it: [IMG]http://x.example/a.png[/IMG]",
+    ],
+)
+def test_tags_of_pages_and_forums_are_no_placeholders(page):
     assert to_messages({"prompt": page, "completion": "A player; <image> is no tag."})[0]["content"] == page
 
 
