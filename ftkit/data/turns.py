@@ -48,7 +48,8 @@ _TEXT_PARTS = (None, "text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 _PLACEHOLDER = re.compile(
     r"^[ \t]*<(?P<first>image|video|audio)(?:[_ ]?\d+)?>|<(?P<last>image|video|audio)(?:[_ ]?\d+)?>[ \t]*$"
-    r"|<img>[^<\n]*</img>|<\|(?:image|video|audio|vision)(?:_\w+)?\|>|<start_of_image>|<image_soft_token>|\[IMG\](?![^\[]*\[/IMG\])",
+    r"|<img>[^<\n]*</img>|<\|(?:image|video|audio|vision)(?:_\w+)?\|>|<start_of_image>|<image_soft_token>"
+    r"|\[IMG\](?![^\[]*\[/IMG\])",
     re.IGNORECASE | re.MULTILINE,
 )
 
