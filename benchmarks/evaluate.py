@@ -3,8 +3,8 @@
     python benchmarks/evaluate.py [--prompts 100] [--tokens 32] [--batch-size 40] [--rounds 3]
 
 Every prompt writes exactly as many tokens, both harnesses answer with the same model object and batch size, and their
-turns alternate, so that what else the machine does falls on both. HFLM's turn is its `generate_until` alone; ours is the
-whole of `evaluate`, with the scores.
+turns alternate, so that what else the machine does falls on both. HFLM's turn is its `generate_until` alone; ours is
+the whole of `evaluate`, with the scores.
 """
 
 import argparse
@@ -75,7 +75,9 @@ def main() -> None:
         for who, seconds in both.items():
             spent[who].append(seconds)
     ours, theirs = (statistics.median(spent[who]) for who in ("ftkit", "HFLM"))
-    print(f"base and tuned together, median: ftkit {ours:.1f} s, HFLM {theirs:.1f} s: {theirs / ours:.2f} times as fast")
+    print(
+        f"base and tuned together, median: ftkit {ours:.1f} s, HFLM {theirs:.1f} s: {theirs / ours:.2f} times as fast"
+    )
 
 
 if __name__ == "__main__":
