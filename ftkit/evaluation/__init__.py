@@ -1,11 +1,14 @@
 """Is it better? Scores with intervals, before and after."""
 
+from ftkit.evaluation.human import rating_form, read_ratings, save_preferences
 from ftkit.evaluation.metrics import Score, difference_interval, exact_match, exact_words, interval, token_f1
 from ftkit.evaluation.plots import plot_scores
+from ftkit.evaluation.raters import agreement, plot_ratings_needed, ratings_needed
 from ftkit.evaluation.scoring import compare, evaluate, perplexity, save_reports
 
 __all__ = [
     "Score",
+    "agreement",
     "compare",
     "difference_interval",
     "evaluate",
@@ -13,7 +16,12 @@ __all__ = [
     "exact_words",
     "interval",
     "perplexity",
+    "plot_ratings_needed",
     "plot_scores",
+    "rating_form",
+    "ratings_needed",
+    "read_ratings",
+    "save_preferences",
     "save_reports",
     "token_f1",
 ]
