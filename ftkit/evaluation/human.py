@@ -1,307 +1,54 @@
-"""What people prefer: answers shown blind, one rating at a time, kept in a file; and what such files say.
+"""A form on which people rate answers without knowing whose they are. What they said is the business of `ratings`.
 
-A sample is rated in one of two ways. In pairs, a person sees two answers side by side and says which is better: the
-preference is 1 for the model (the second system), 0 for the baseline (the first), and 0.5 for a tie or where both are
-bad. On the scale, one answer at a time gets 1 to 5. Nobody sees which system wrote what. How far people agree is the
-business of `raters`; what the form looks like, that of `rating_panel`.
+The keys go into a text box that takes one character: plain ipywidgets have no other key handler, a script would be
+taken out of an untrusted page, and outside of a text box JupyterLab obeys the keys itself.
 """
 
-import hashlib
-import json
-import math
 import random
 import re
 import statistics
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ftkit import figures, files, tables
 from ftkit.errors import ConfigError, DataError, FtkitError
-from ftkit.evaluation.metrics import Score, interval
-from ftkit.evaluation.rating_panel import Card, RatingPanel
-from ftkit.tables import Table
+from ftkit.evaluation.ratings import (
+    HIGHEST,
+    LOWEST,
+    Item,
+    Kind,
+    Rating,
+    Ratings,
+    Sample,
+    Systems,
+    rating_of,
+    read_files,
+)
+from ftkit.tables import escaped
 
 PREFERENCES = {"left": 1.0, "right": 0.0, "tie": 0.5, "both bad": 0.5}  # for what stands on the left
-LOWEST, HIGHEST = 1, 5
-_PROBLEMS_SHOWN = 8
 _TOO_SOON_S = 0.3  # the second half of a double click, a key held down: nobody has read anything
-
-Kind = Literal["pair", "scale"]
-Systems = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Item:
-    """A prompt (a text or messages) and one answer a system."""
-
-    id: str
-    prompt: Any
-    answers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What is rated."""
-
-    systems: tuple[str, ...]
-    items: tuple[Item, ...]
-
-    @classmethod
-    def of(cls, systems: Systems) -> "Sample":
-        """From rows with `prompt`, `answer` and optionally `id`, or an `EvalReport`, by system; DataError lists all."""
-        if not isinstance(systems, Mapping) or not systems:
-            raise DataError("Wanted the answers by system: {'base': before.rows, 'tuned': after.rows}.")
-        rows = {name: tuple(getattr(given, "rows", given) or ()) for name, given in systems.items()}
-        found = {name: _by_id(name, listed) for name, listed in rows.items()}
-        problems = [problem for _, listed in found.values() for problem in listed]
-        first, *others = rows
-        expected = found[first][0]
-        for name in others:
-            if found[name][0].keys() != expected.keys():
-                unlike = sorted(found[name][0].keys() ^ expected.keys())
-                problems.append(f"{first!r} and {name!r} did not answer the same prompts: {_listed(unlike)}")
-                continue
-            other = [key for key, row in found[name][0].items() if row["prompt"] != expected[key]["prompt"]]
-            if other:
-                problems.append(f"{first!r} and {name!r} have other prompts under the same id: {_listed(other)}")
-        if not any(rows.values()):
-            problems.append("there are no answers")
-        _refuse("These answers cannot be rated", problems)
-        items = []
-        for key, row in expected.items():
-            items.append(Item(key, row["prompt"], tuple(found[name][0][key]["answer"] for name in rows)))
-        return cls(tuple(rows), tuple(items))
-
-    @cached_property
-    def digest(self) -> str:
-        """Of names, prompts and answers, in order: ratings of another sample carry another one."""
-        written = json.dumps([self.systems, [asdict(item) for item in self.items]], sort_keys=True)
-        return hashlib.sha256(written.encode()).hexdigest()[:16]
-
-
-def _by_id(name: str, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
-    """Rows of a system by their id (their number, where they have none), and what is wrong with them."""
-    found: dict[str, Mapping[str, Any]] = {}
-    problems = []
-    for number, row in enumerate(rows, 1):
-        where = f"{name!r} row {number}"
-        key = str(row.get("id", number))
-        if not isinstance(row.get("answer"), str):
-            problems.append(f"{where}: answer is {row.get('answer')!r}, wanted a text")
-        if not isinstance(row.get("prompt"), str | list):
-            problems.append(f"{where}: prompt is {row.get('prompt')!r}, wanted a text or messages")
-        if key in found:
-            problems.append(f"{where}: id {key!r} stands there twice")
-        found[key] = row
-    return found, problems
-
-
-@dataclass(frozen=True)
-class Rating:
-    """One rating: of an item in pairs (`system` is empty, `value` the preference), or of one answer on the scale."""
-
-    rater: str
-    item: str
-    system: str
-    value: float
-    choice: str = ""
-    note: str = ""
-    seconds: float | None = None
-
-
-@tables.shown
-@dataclass(frozen=True)
-class Ratings:
-    """Ratings on file; of what somebody rated twice the last counts.
-
-    Args:
-        rows: the ratings.
-        systems: in order: in pairs the baseline and the model; empty where the sample is not known.
-        each: how many ratings a rater who is through has given; 0 where the sample is not known.
-        changed: earlier ratings that later ones replaced.
-        cut: lines that cannot be read, as a killed program leaves them.
-    """
-
-    rows: tuple[Rating, ...]
-    systems: tuple[str, ...] = ()
-    each: int = 0
-    changed: int = 0
-    cut: int = 0
-
-    @property
-    def kind(self) -> Kind:
-        """How the sample was rated."""
-        return "scale" if any(row.system for row in self.rows) else "pair"
-
-    def by_rater(self) -> dict[str, dict[tuple[str, str], float]]:
-        """`{rater: {(item, system): value}}`, as `agreement` reads it."""
-        found: dict[str, dict[tuple[str, str], float]] = {}
-        for row in self.rows:
-            found.setdefault(row.rater, {})[row.item, row.system] = row.value
-        return found
-
-    def preferences(self) -> dict[str, float]:
-        """`{item: preference for the model}`, 0 to 1, averaged over raters; `list(….values())` is for `win_rate`.
-
-        Raises:
-            DataError: the answers were rated on the scale.
-        """
-        if self.kind == "scale":
-            raise DataError("These are ratings from 1 to 5, not preferences: means() says what each system got.")
-        return self._means_of("")
-
-    def means(self) -> dict[str, Score]:
-        """`{system: mean rating}` from 1 to 5, with its interval over items (raters of one item are averaged first)."""
-        found = {}
-        for system in dict.fromkeys(row.system for row in self.rows if row.system):
-            found[system] = _mean(list(self._means_of(system).values()))
-        return found
-
-    def _means_of(self, system: str) -> dict[str, float]:
-        values: dict[str, list[float]] = {}
-        for row in self.rows:
-            if row.system == system:
-                values.setdefault(row.item, []).append(row.value)
-        return {item: statistics.fmean(given) for item, given in values.items()}
-
-    def _parts(self) -> list[Table | str]:
-        progress = []
-        for rater, given in self.by_rater().items():
-            progress.append((rater, f"{len(given)} of {self.each}" if self.each else len(given)))
-        parts: list[Table | str] = [Table(("rater", "rated"), progress)] if progress else ["Nothing is rated yet."]
-        if progress:
-            parts += self._pairs() if self.kind == "pair" else self._scale()
-        if self.changed or self.cut:
-            parts.append(f"{self.changed} earlier ratings were replaced; {self.cut} lines that were cut are left out.")
-        return parts
-
-    def _pairs(self) -> list[Table | str]:
-        baseline, model = self.systems or ("the baseline", "the model")
-        counts = Counter("tie" if row.value == 0.5 else str(row.value > 0.5) for row in self.rows)
-        both_bad = sum(row.choice == "both bad" for row in self.rows)
-        head = (f"{model} preferred", f"{baseline} preferred", "tie", "both bad")
-        cells = (counts["True"], counts["False"], counts["tie"] - both_bad, both_bad)
-        preferred = interval(list(self.preferences().values()))
-        sides = Counter(row.choice for row in self.rows)
-        left, decided = sides["left"], sides["left"] + sides["right"]
-        said = [f"Preference for {model}: {preferred} (a tie is a half)."]
-        if decided:
-            said.append(f"The left side was preferred in {left} of {decided} decided pairs; sides were drawn by lot.")
-        return [Table(head, [cells]), *said]
-
-    def _scale(self) -> list[Table | str]:
-        rows = []
-        for system, mean in self.means().items():
-            given = sum(row.system == system for row in self.rows)
-            rows.append((system, f"{mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}]", given))
-        return [Table(("system", "mean of 1 to 5 [95 %]", "ratings"), rows)]
-
-
-def _mean(values: list[float]) -> Score:
-    """Mean of ratings with its interval; where all are 1, or all 5, it is that of a share."""
-    span = HIGHEST - LOWEST
-    found = interval([(value - LOWEST) / span for value in values])
-    return Score(*(LOWEST + span * edge for edge in (found.value, found.low, found.high)))
-
-
-def read_ratings(path: str | Path | Sequence[str | Path], systems: Systems | None = None) -> Ratings:
-    """Read files of ratings, one JSON object a line; of a folder all `*.jsonl`. No front end is needed.
-
-    A line holds `item` and either `preference` (0 to 1, for the model) or `system` and `rating` (1 to 5); optionally
-    `rater` (else the file's name), `choice`, `note`, `seconds`, and `sample`, the digest of what was rated. Lines that
-    are no JSON are what a killed program leaves: they are passed over and counted.
-
-    Args:
-        path: a file, a folder or several of either.
-        systems: what was rated, as `rating_form` takes it; ratings of anything else are then refused.
-
-    Raises:
-        DataError: lists all that is wrong: another sample, unknown ids, values out of range or not a number.
-    """
-    sample = None if systems is None else Sample.of(systems)
-    given = [path] if isinstance(path, str | Path) else list(path)
-    found: list[Path] = []
-    for place in map(Path, given):
-        found += sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
-    if missing := [str(place) for place in found if not place.is_file()]:
-        raise DataError(f"No file {', '.join(missing)}. rating_form writes one, or give the path of yours.")
-    return _read(found, sample)
-
-
-def _read(paths: Sequence[Path], sample: Sample | None) -> Ratings:
-    kept: dict[tuple[str, str, str], Rating] = {}
-    problems: list[str] = []
-    samples, changed, cut = set(), 0, 0
-    for path in paths:
-        read = 0
-        lines = path.read_bytes().split(b"\n")
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                cut += 1
-                continue
-            read += 1
-            rating, wrong = _rating(row, path.stem, sample)
-            if rating is None:
-                problems.append(f"{path.name} line {number}: {wrong}")
-                continue
-            samples.add(row.get("sample"))
-            key = (rating.rater, rating.item, rating.system)
-            changed += key in kept
-            kept[key] = rating
-        if not read and any(line.strip() for line in lines[:-1]):
-            problems.append(f"{path.name} holds no line of JSON: it is no file of ratings")
-    if len(samples - {None}) > 1:
-        problems.append(f"they are of {len(samples - {None})} different samples: read those of one sample together")
-    if len({bool(rating.system) for rating in kept.values()}) > 1:
-        problems.append("some are preferences and some are ratings from 1 to 5: read either alone")
-    _refuse("These ratings cannot be used", problems)
-    rows = tuple(kept.values())
-    if sample is None:
-        return Ratings(rows, changed=changed, cut=cut)
-    order = {item.id: number for number, item in enumerate(sample.items)}
-    rows = tuple(sorted(rows, key=lambda rating: order[rating.item]))
-    on_scale = any(rating.system for rating in rows)
-    each = len(order) * (len(sample.systems) if on_scale else 1)
-    return Ratings(rows, sample.systems, each, changed, cut)
-
-
-def _rating(row: Any, rater: str, sample: Sample | None) -> tuple[Rating | None, str]:
-    """The rating on a line, or None and what is wrong with it."""
-    if not isinstance(row, dict) or "item" not in row or not {"preference", "rating"} & row.keys():
-        return None, "wanted an object with item and preference, or with item, system and rating"
-    item, on_scale = str(row["item"]), "rating" in row
-    system = str(row.get("system", "")) if on_scale else ""
-    name, low, high = ("rating", LOWEST, HIGHEST) if on_scale else ("preference", 0, 1)
-    value = row[name]
-    wrong = []
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        wrong.append(f"{name} {value!r} of item {item!r} is no number from {low} to {high}")
-    if on_scale and not system:
-        wrong.append(f"item {item!r} has a rating and no system")
-    if sample is not None:
-        other = row.get("sample", sample.digest)
-        if other != sample.digest:
-            given = "other names, another order of systems, other prompts or other answers"
-            return None, f"is of another sample ({other}, and this is {sample.digest}): {given}"
-        if item not in {known.id for known in sample.items}:
-            wrong.append(f"the sample has no item {item!r}")
-        if system and system not in sample.systems:
-            wrong.append(f"the sample has no system {system!r}")
-    if wrong:
-        return None, "; ".join(wrong)
-    seconds = row.get("seconds")
-    spent = float(seconds) if isinstance(seconds, int | float) and math.isfinite(seconds) else None
-    choice, note = (str(row.get(name) or "") for name in ("choice", "note"))
-    return Rating(str(row.get("rater") or rater), item, system, float(value), choice, note, spent), ""
+_BUTTONS: dict[str, dict[str, tuple[str, str | int]]] = {
+    "pair": {
+        "1": ("left is better", "left"),
+        "2": ("right is better", "right"),
+        "3": ("tie", "tie"),
+        "4": ("both bad", "both bad"),
+    },
+    "scale": {
+        "1": ("useless", 1),
+        "2": ("poor", 2),
+        "3": ("usable", 3),
+        "4": ("good", 4),
+        "5": ("excellent", 5),
+    },
+}
+_MOVES: dict[str, tuple[str, str | int]] = {"b": ("back", "back"), "s": ("skip", "skip")}
+_QUESTIONS = {"pair": "Which answer is better?", "scale": "How good is this answer?"}
 
 
 def rating_form(
@@ -355,7 +102,7 @@ class RatingForm:
             if rating.rater != rater or bool(rating.system) != (kind == "scale"):
                 raise DataError(f"{path} holds ratings of {rating.rater!r}, or of another kind. Choose another folder.")
             self._rated[rating.item, rating.system] = rating
-        self._panel: RatingPanel | None = None
+        self._panel: _Panel | None = None
         self._at, self._since, self._message = 0, 0.0, ""
         self._go(self._next_unrated())
 
@@ -363,7 +110,7 @@ class RatingForm:
     def ratings(self) -> Ratings:
         """What is on file from this rater."""
         paths = [self.path] if self.path.is_file() else []
-        return _read(paths, self._sample)
+        return read_files(paths, self._sample)
 
     @property
     def done(self) -> bool:
@@ -395,7 +142,7 @@ class RatingForm:
             row |= {"system": left, "rating": choice}
         row |= {"note": note, "seconds": seconds, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         files.append_jsonl(self.path, row)
-        rating, _ = _rating(row, self.rater, self._sample)
+        rating, _ = rating_of(row, self.rater, self._sample)
         assert rating is not None
         self._rated[rating.item, rating.system] = rating
         self._go(self._next_unrated(self._at + 1))
@@ -412,7 +159,7 @@ class RatingForm:
     def panel(self) -> Any:
         """The widgets, made on first use."""
         if self._panel is None:
-            self._panel = RatingPanel(self.kind, self._question, self._act)
+            self._panel = _Panel(self.kind, self._question, self._act)
             self._go(self._at)
         return self._panel.root
 
@@ -453,7 +200,7 @@ class RatingForm:
             if earlier is not None:
                 chosen = earlier.choice if self.kind == "pair" else int(earlier.value)
             texts = tuple(item.answers[system] for system in order)
-            card = Card(self._at + 1, _as_text(item.prompt), texts, chosen, earlier.note if earlier else "")
+            card = _Card(self._at + 1, _as_text(item.prompt), texts, chosen, earlier.note if earlier else "")
         spent = [rating.seconds for rating in self._rated.values() if rating.seconds is not None]
         left_s = statistics.median(spent) * (total - given) if len(spent) >= 3 else None
         self._panel.show(card, given, total, left_s, str(self.path), self._message)
@@ -487,82 +234,96 @@ def _as_text(prompt: Any) -> str:
     return "\n\n".join(f"[{turn.get('role')}]\n{turn.get('content')}" for turn in prompt)
 
 
-@tables.shown
 @dataclass(frozen=True)
-class SavedPreferences:
-    """A file of chosen and rejected answers, and how many items did not make a row."""
+class _Card:
+    """What is rated now: its number, prompt, answers from left to right, and what was said of it before."""
 
-    path: Path
-    pairs: int
-    ties: int
-    unscored: int
-
-    def _parts(self) -> list[Table | str]:
-        head = ("chosen and rejected", "ties, left out", "without a verdict, left out")
-        return [Table(head, [(self.pairs, self.ties, self.unscored)]), f"Saved in {self.path}."]
+    number: int
+    prompt: str
+    answers: tuple[str, ...]
+    chosen: str | int = ""
+    note: str = ""
 
 
-def save_preferences(
-    preferences: Mapping[str, float | None] | Sequence[float | None], systems: Systems, path: str | Path
-) -> SavedPreferences:
-    """Write the pairs of which one answer was preferred as `prompt`, `chosen`, `rejected` messages, one row a line.
+class _Panel:
+    """Widgets of one form; `act(what, note)` is called with a choice, "back" or "skip"."""
 
-    TRL's `DPOTrainer` reads these rows as they are; `load_examples` trains the chosen ones with
-    `mapping={"prompt": "prompt", "answer": "chosen"}`. A tie, and a pair of equal answers, teaches nothing and is
-    left out.
+    def __init__(self, kind: str, question: str, act: Callable[[str | int, str], None]) -> None:
+        import ipywidgets
 
-    Args:
-        preferences: people's (`ratings.preferences()`) or a judge's: for the model, 0 to 1, by item or in order; None
-            where there is no verdict.
-        systems: what was compared, as `rating_form` takes it: the baseline, then the model.
-        path: of the JSONL file.
+        self._w, self._act, self._silent = ipywidgets, act, False
+        self._question = question or _QUESTIONS[kind]
+        self._keys = _BUTTONS[kind] | _MOVES
+        layout = ipywidgets.Layout
+        wide = layout(width="auto")  # not 100 %: margins would push it over the edge
+        self.head, self.card = ipywidgets.HTML(layout=wide), ipywidgets.HTML(layout=wide)
+        self.buttons = {what: self._button(key, text, what) for key, (text, what) in self._keys.items()}
+        self.key = ipywidgets.Text(placeholder=f"keys: {' '.join(self._keys)}", layout=layout(width="150px"))
+        self.note = ipywidgets.Text(placeholder="note (optional)", layout=layout(flex="1 1 220px", width="auto"))
+        self.message = ipywidgets.HTML(layout=wide)
+        self.key.add_class("ftkit-rating-key")
+        self.note.add_class("ftkit-rating-note")
+        self.key.observe(self._typed, names="value")
+        style = resources.files("ftkit").joinpath("samples/rating.css").read_text(encoding="utf-8")
+        sheet = ipywidgets.HTML(f"<style>\n{style}</style>", layout=layout(display="none"))
+        row = layout(width="auto", flex_flow="row wrap", align_items="center")
+        controls = ipywidgets.HBox(list(self.buttons.values()), layout=row)
+        boxes = ipywidgets.HBox([self.key, self.note], layout=row)
+        self.root = ipywidgets.VBox([sheet, self.head, self.card, controls, boxes, self.message])
+        self.root.add_class("ftkit-rating")
 
-    Raises:
-        DataError: unknown ids, another number of items, values outside 0 to 1; lists all.
-    """
-    sample = Sample.of(systems)
-    problems = []
-    if len(sample.systems) != 2:
-        problems.append(f"preferences are between two systems, and here are {len(sample.systems)}")
-    ids = [item.id for item in sample.items]
-    by_id = dict(preferences) if isinstance(preferences, Mapping) else dict(zip(ids, preferences, strict=False))
-    if not isinstance(preferences, Mapping) and len(preferences) != len(ids):
-        problems.append(f"there are {len(preferences)} preferences and {len(ids)} items")
-    if unknown := sorted(map(str, by_id.keys() - set(ids))):
-        problems.append(f"the sample has no item {_listed(unknown)}")
-    for key, value in by_id.items():
-        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
-            problems.append(f"item {key!r}: {value!r} is no number from 0 to 1")
-    _refuse("These preferences cannot be saved", problems)
-    rows, ties, unscored = [], 0, 0
-    for item in sample.items:
-        value = by_id.get(item.id)
-        if value is None:
-            unscored += 1
-            continue
-        baseline, model = item.answers
-        if value == 0.5 or baseline == model:
-            ties += 1
-            continue
-        chosen, rejected = (model, baseline) if value > 0.5 else (baseline, model)
-        prompt = [{"role": "user", "content": item.prompt}] if isinstance(item.prompt, str) else item.prompt
-        answers = {"chosen": _said(chosen), "rejected": _said(rejected)}
-        rows.append({"prompt": prompt, **answers, "id": item.id, "preference": value})
-    return SavedPreferences(files.write_jsonl(path, rows), len(rows), ties, unscored)
+    def _button(self, key: str, text: str, what: str | int) -> Any:
+        button = self._w.Button(description=f"{key} · {text}", layout=self._w.Layout(width="auto"))
+        if key in _MOVES:
+            button.add_class("ftkit-rating-move")
+        button.on_click(lambda _: self._done(what))
+        return button
+
+    def _typed(self, change: Any) -> None:
+        """Obey the character that was typed last, and empty the box."""
+        typed = change["new"].strip()[-1:].lower()
+        if self._silent or not change["new"]:
+            return
+        self._silent = True
+        self.key.value = ""
+        self._silent = False
+        if typed in self._keys:
+            self._done(self._keys[typed][1])
+
+    def _done(self, what: str | int) -> None:
+        self._act(what, self.note.value)
+        if hasattr(self.key, "focus"):  # since ipywidgets 8: after a click the keys work at once
+            self.key.focus()
+
+    def show(self, card: _Card | None, given: int, total: int, left_s: float | None, path: str, message: str) -> None:
+        """Show a card, or the end where there is none; how far the rater is, and what went wrong."""
+        left = ""
+        if left_s is not None and given < total:
+            minutes = round(left_s / 60)
+            left = f" · about {minutes} min left" if minutes > 1 else " · a minute left"
+        place = f" · number {card.number}" if card else ""
+        words = f"<b>{given} of {total}</b> rated{left}{place}<span>saved in {escaped(path)}</span>"
+        bar = f'<progress value="{given}" max="{total}"></progress>'
+        self.head.value = f'<div class="ftkit-rating-head">{bar}<div>{words}</div></div>'
+        self.card.value = _page(card, self._question)
+        for what, button in self.buttons.items():
+            chosen = card is not None and what == card.chosen
+            button.button_style = "info" if chosen else ""
+            button.disabled = card is None and what != "back"
+        if not message:
+            self.note.value = card.note if card else ""
+        self.message.value = f'<div class="ftkit-rating-failed">{escaped(message)}</div>' if message else ""
 
 
-def _said(answer: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": answer}]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(map(repr, names[:5])) + more
-
-
-def _refuse(what: str, problems: Sequence[str]) -> None:
-    """Raise a DataError with all problems, where there are any."""
-    if problems:
-        rest = len(problems) - _PROBLEMS_SHOWN
-        more = [f"and {rest:,} more"] if rest > 0 else []
-        raise DataError("\n- ".join([f"{what}:", *problems[:_PROBLEMS_SHOWN], *more]))
+def _page(card: _Card | None, question: str) -> str:
+    """The prompt above the answers; every text escaped, each scrolling by itself."""
+    if card is None:
+        return '<div class="ftkit-rating-end">✓ Everything is rated. Thank you.</div>'
+    names = ("Left", "Right") if len(card.answers) == 2 else ("Answer",)
+    columns = ""
+    for name, answer in zip(names, card.answers, strict=True):
+        text = escaped(answer) if answer.strip() else "<i>(an empty answer)</i>"
+        columns += f'<div class="ftkit-rating-answer"><h4>{name}</h4><div class="ftkit-rating-text">{text}</div></div>'
+    asked = f'<h4>Prompt</h4><div class="ftkit-rating-text ftkit-rating-prompt">{escaped(card.prompt)}</div>'
+    told = f'<div class="ftkit-rating-question">{escaped(question)}</div>'
+    return f'{asked}<div class="ftkit-rating-answers">{columns}</div>{told}'

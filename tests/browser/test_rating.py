@@ -15,7 +15,7 @@ PATIENCE_MS = 120_000
 HOSTILE = '<img src=x onerror="window.broken = 1"><script>window.broken = 1</script></div><h1>I win</h1>\x1b[2J'
 LONG = "A long answer goes on for many lines, each of which a person may want to read.\n" * 60
 CELL = f"""from ftkit import evaluation
-base = [{{"id": f"q{{i}}", "prompt": f"Question {{i}}: what is due?", "answer": f"Due are {{i}} euros."}} for i in range(8)]
+base = [{{"id": f"q{{i}}", "prompt": f"Question {{i}}?", "answer": f"Due are {{i}} euros."}} for i in range(8)]
 tuned = [row | {{"answer": f"{{row['answer']}} Pay by Friday."}} for row in base]
 for i, row in enumerate(tuned):
     row["answer"] = [row["answer"], {HOSTILE!r}, {LONG!r}, "no-blank-" * 80][i % 4]
@@ -55,7 +55,7 @@ def run(page):
 
 def rated(page, count, of=8):
     page.locator(".ftkit-rating-head b", has_text=f"{count} of {of}").wait_for()
-    page.wait_for_timeout(350)  # as long as a second answer does not count
+    page.wait_for_timeout(350)  # so long a second answer does not count
 
 
 def typed(page, key):
@@ -89,7 +89,9 @@ def test_pairs_are_rated_by_mouse_and_key_and_go_on_after_a_reload(browser, lab,
     typed(page, "b")
     page.locator(".ftkit-rating .mod-info", has_text="both bad").wait_for()
     page.locator(".ftkit-rating").screenshot(path=shots / "rating_3_back.png")
+    page.wait_for_timeout(350)
     typed(page, "1")
+    page.locator(".ftkit-rating .mod-info").wait_for(state="detached")
     rated(page, 4)
     assert len(lines(path)) == 5
 

@@ -4,13 +4,15 @@ import json
 import subprocess
 import sys
 
+import nbformat
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftkit import data, evaluation
+from ftkit import data, evaluation, headless
 from ftkit.errors import ConfigError, DataError, StorageError
-from ftkit.evaluation.human import PREFERENCES, Sample, _drawn
+from ftkit.evaluation.human import PREFERENCES, _drawn
+from ftkit.evaluation.ratings import Sample
 
 
 def answers(by, n=6):
@@ -171,6 +173,7 @@ def test_files_of_different_samples_are_not_read_together(tmp_path):
 
 
 @given(kept=st.integers(0, 4), cut=st.integers(1, 40))
+@settings(max_examples=20)
 def test_a_line_that_a_kill_cut_loses_itself_alone(tmp_path_factory, kept, cut):
     """Whatever was whole is kept, what comes next does not grow onto the half, and the loss is counted."""
     folder = tmp_path_factory.mktemp("cut")
@@ -216,6 +219,22 @@ def test_settings_that_make_no_form_are_refused(systems, tmp_path, more, match):
 def test_pairs_are_of_two_systems(tmp_path):
     with pytest.raises(ConfigError, match="here are 1"):
         evaluation.rating_form({"base": answers("base")}, tmp_path)
+
+
+@pytest.mark.parametrize("row", ["text", {"prompt": ["hi"], "answer": "x"}, {"prompt": None, "answer": "x"}])
+def test_rows_of_another_shape_are_refused(row):
+    with pytest.raises(DataError, match="'base' row 1"):
+        evaluation.rating_form({"base": [row], "tuned": [row]}, "nowhere")
+
+
+def test_a_chat_is_shown_turn_by_turn_and_kept_as_one(tmp_path):
+    chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    systems = {name: [{"id": 1, "prompt": chat, "answer": name}] for name in ("a", "b")}
+    form = evaluation.rating_form(systems, tmp_path)
+    assert form.panel is not None
+    assert "[system]\nBe kind.\n\n[user]\nHi" in form._panel.card.value
+    evaluation.save_preferences([1], systems, tmp_path / "p.jsonl")
+    assert json.loads((tmp_path / "p.jsonl").read_text())["prompt"] == chat
 
 
 def test_no_answers_are_no_sample():
@@ -299,6 +318,19 @@ def test_without_a_front_end_it_says_what_is_on_file(form):
     form.rate("left")
     assert "1 of 6 are rated" in str(form)
     assert "Preference for tuned" in str(form)
+
+
+@pytest.mark.slow
+def test_a_run_without_a_person_does_not_wait(form, tmp_path):
+    """Under papermill the cell ends at once and shows what is on file."""
+    form.rate("left")
+    rows = {"base": answers("base"), "tuned": answers("tuned")}
+    code = f"from ftkit import evaluation\nevaluation.rating_form({rows!r}, {str(tmp_path)!r}, rater='ana')"
+    cell = nbformat.v4.new_code_cell(code)
+    python = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=python), tmp_path / "n.ipynb")
+    page = headless.execute(tmp_path / "n.ipynb", tmp_path / "out", {}).html.read_text()
+    assert "1 of 6 are rated" in page
 
 
 def test_the_module_loads_no_widgets():

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ftkit import tables
 from ftkit.errors import ConfigError, DataError
-from ftkit.evaluation.human import Ratings
+from ftkit.evaluation.ratings import Ratings
 from ftkit.figures import BLUE, ORANGE, axes, label
 from ftkit.tables import Table
 
