@@ -96,12 +96,23 @@ def test_pairs_are_rated_by_mouse_and_key_and_go_on_after_a_reload(browser, lab,
     assert len(lines(path)) == 5
 
     page.keyboard.press("Control+s")
-    page.reload()
+    page.reload()  # the kernel lives: the form comes back by itself, and a cell that runs again goes on from the file
+    rated(page, 4)
+    typed(page, "s")
+    page.get_by_text("number 6").wait_for()
     run(page)
+    page.get_by_text("number 5").wait_for()
     rated(page, 4)
     for count in range(5, 9):
         page.locator(".ftkit-rating").screenshot(path=shots / f"rating_4_number_{count}.png")
-        typed(page, "1x2"[(count % 2) * 2])
+        for text in page.locator(".ftkit-rating-answer .ftkit-rating-text").all():
+            height, inside, width, across = text.evaluate(
+                "e => [e.clientHeight, e.scrollHeight, e.clientWidth, e.scrollWidth]"
+            )
+            assert height <= 440
+            assert across <= width
+            assert inside > height or "A long answer" not in text.inner_text()
+        typed(page, "12"[count % 2])
         rated(page, count)
     page.locator(".ftkit-rating-end").wait_for()
     page.locator(".ftkit-rating").screenshot(path=shots / "rating_5_end.png")
