@@ -1,17 +1,17 @@
 """How far raters agree, and how many ratings a question needs. Knows numbers, and neither texts nor forms."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ftkit import tables
 from ftkit.errors import ConfigError, DataError
 from ftkit.evaluation.ratings import Ratings
+from ftkit.evaluation.statistics import resampled
 from ftkit.figures import BLUE, ORANGE, axes, label
 from ftkit.tables import Table
 
-RESAMPLES = 2_000
 WIN_SHARE_SD = 0.5  # the widest that values between 0 and 1 can spread
 _SIZES = (20, 50, 100, 200, 300, 500, 1_000)
 _ENOUGH = (200, 500)  # what is often advised
@@ -94,19 +94,20 @@ def agreement(
                 chosen[rater, number] = place[given[unit]]
     counts = np.stack([(chosen == number).sum(axis=0) for number in range(len(values))], axis=1)
     items = [unit[0] if isinstance(unit, tuple) else unit for unit in units]
-    draws = _draws(items, seed)
     shared, complete = counts.sum(axis=1) >= 2, (chosen >= 0).all(axis=0)
-
-    found = [_measured("exact agreement", shared, draws, lambda weights: _exact(counts[shared], weights))]
+    measures: dict[str, tuple[Any, Measure]] = {
+        "exact agreement": (shared, lambda weights: _exact(counts[shared], weights)),
+        "Fleiss' kappa": (complete, lambda weights: _fleiss(counts[complete], weights)),
+        "Krippendorff's alpha": (shared, lambda weights: _alpha(counts[shared], values, level, weights)),
+    }
     if len(by_rater) == 2:
         apart = np.subtract.outer(values, values) ** 2 if level != "nominal" else 1 - np.eye(len(values))
         cells = np.eye(len(values) ** 2)[chosen[0, complete] * len(values) + chosen[1, complete]]
-        found.append(_measured("Cohen's kappa", complete, draws, lambda weights: _cohen(cells, apart, weights)))
-    found.append(_measured("Fleiss' kappa", complete, draws, lambda weights: _fleiss(counts[complete], weights)))
-    alpha = _measured(
-        "Krippendorff's alpha", shared, draws, lambda weights: _alpha(counts[shared], values, level, weights)
-    )
-    return Agreement(level, tuple(by_rater), (*found, alpha))
+        measures["Cohen's kappa"] = complete, lambda weights: _cohen(cells, apart, weights)
+    found = []
+    for name, (used, measure) in measures.items():
+        found.append(_measured(name, [item for item, there in zip(items, used, strict=True) if there], measure, seed))
+    return Agreement(level, tuple(by_rater), tuple(found))
 
 
 def _check(by_rater: Mapping[str, Mapping[Any, float]]) -> None:
@@ -115,6 +116,8 @@ def _check(by_rater: Mapping[str, Mapping[Any, float]]) -> None:
             f"Agreement needs two raters or more, and there are {len(by_rater)}. "
             "Let a second person rate the same sample: rating_form(..., rater='another name')."
         )
+    if not any(by_rater.values()):
+        raise DataError(f"None of the {len(by_rater)} raters rated anything.")
     problems = []
     for rater, given in by_rater.items():
         for unit, value in given.items():
@@ -124,34 +127,26 @@ def _check(by_rater: Mapping[str, Mapping[Any, float]]) -> None:
         raise DataError("Ratings must be finite numbers; leave out what was not rated. " + "; ".join(problems) + ".")
 
 
-def _draws(items: list[Any], seed: int) -> Any:
-    """How often each answer is taken: once in the first row, then by items drawn with replacement."""
+def _measured(name: str, items: Sequence[Any], measure: Measure, seed: int) -> Coefficient:
+    """A measure of answers to these items, and the middle 95 % of it over the draws of items in which it is defined."""
     import numpy as np
 
-    names = {name: number for number, name in enumerate(dict.fromkeys(items))}
+    if not items:
+        return Coefficient(name, None, None, None, 0, "no answer was rated by all, or by two where two are enough")
+    names = {item: number for number, item in enumerate(dict.fromkeys(items))}
     cluster = [names[item] for item in items]
-    n = max(1, len(names))
-    drawn = np.random.default_rng(seed).multinomial(n, [1 / n] * n, size=RESAMPLES)
-    return np.vstack([np.ones((1, n), dtype=int), drawn])[:, cluster]
-
-
-def _measured(name: str, used: Any, draws: Any, measure: Measure) -> Coefficient:
-    """A measure of the answers in `used`, and the middle 95 % of it over the draws in which it is defined."""
-    import numpy as np
-
-    units = int(used.sum())
-    if units == 0:
-        wanted = "no answer was rated by all" if name != "Krippendorff's alpha" else "no answer was rated by two"
-        return Coefficient(name, None, None, None, 0, wanted)
-    measured = np.asarray(measure(draws[:, used]))
-    value, resampled = measured[0], measured[1:][np.isfinite(measured[1:])]
+    value = float(measure(np.ones((1, len(items)), dtype=int))[0])
     if not math.isfinite(value):
         reason = "everybody gave one and the same value throughout, so chance agreement is certain too (0/0)"
-        return Coefficient(name, None, None, None, units, reason)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    lost = RESAMPLES - len(resampled)
-    note = f"undefined in {lost:,} of {RESAMPLES:,} resamples, which are left out" if lost else ""
-    return Coefficient(name, float(value), float(low), float(high), units, note)
+        return Coefficient(name, None, None, None, len(items), reason)
+    drawn = resampled(lambda weights: measure(weights[:, cluster]), len(names), seed)
+    defined = drawn[np.isfinite(drawn)]
+    if defined.min() == defined.max():
+        return Coefficient(name, value, None, None, len(items), "no interval: all items agree alike")
+    low, high = np.percentile(defined, [2.5, 97.5])
+    lost = len(drawn) - len(defined)
+    note = f"undefined in {lost:,} of {len(drawn):,} resamples, which are left out" if lost else ""
+    return Coefficient(name, value, float(low), float(high), len(items), note)
 
 
 def _exact(counts: Any, weights: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ftkit import files, tables
 from ftkit.errors import DataError
-from ftkit.evaluation.metrics import Score, interval
+from ftkit.evaluation.statistics import Score, interval
 from ftkit.tables import Table
 
 LOWEST, HIGHEST = 1, 5
@@ -122,14 +122,14 @@ class Ratings:
     Args:
         rows: the ratings.
         systems: in order: in pairs the baseline and the model; empty where the sample is not known.
-        each: how many ratings a rater who is through has given; 0 where the sample is not known.
+        items: all ids of the sample, in order; empty where it is not known.
         changed: earlier ratings that later ones replaced.
         cut: lines that cannot be read, as a killed program leaves them.
     """
 
     rows: tuple[Rating, ...]
     systems: tuple[str, ...] = ()
-    each: int = 0
+    items: tuple[str, ...] = ()
     changed: int = 0
     cut: int = 0
 
@@ -145,15 +145,17 @@ class Ratings:
             found.setdefault(row.rater, {})[row.item, row.system] = row.value
         return found
 
-    def preferences(self) -> dict[str, float]:
-        """`{item: preference for the model}`, 0 to 1, averaged over raters; `list(….values())` is for `win_rate`.
+    def preferences(self) -> dict[str, float | None]:
+        """`{item: preference for the model}`, 0 to 1, averaged over raters; None of the sample's items without one.
+
+        `list(ratings.preferences().values())` is what `win_rate` reads.
 
         Raises:
             DataError: the answers were rated on the scale.
         """
         if self.kind == "scale":
             raise DataError("These are ratings from 1 to 5, not preferences: means() says what each system got.")
-        return self._means_of("")
+        return dict.fromkeys(self.items) | self._means_of("")
 
     def means(self) -> dict[str, Score]:
         """`{system: mean rating}` from 1 to 5, with its interval over items (raters of one item are averaged first)."""
@@ -170,9 +172,9 @@ class Ratings:
         return {item: statistics.fmean(given) for item, given in values.items()}
 
     def _parts(self) -> list[Table | str]:
-        progress = []
-        for rater, given in self.by_rater().items():
-            progress.append((rater, f"{len(given)} of {self.each}" if self.each else len(given)))
+        each = len(self.items) * (len(self.systems) if self.kind == "scale" else 1)
+        of = f" of {each}" if each else ""
+        progress = [(rater, f"{len(given)}{of}") for rater, given in self.by_rater().items()]
         parts: list[Table | str] = [Table(("rater", "rated"), progress)] if progress else ["Nothing is rated yet."]
         if progress:
             parts += self._pairs() if self.kind == "pair" else self._scale()
@@ -186,7 +188,7 @@ class Ratings:
         both_bad = sum(row.choice == "both bad" for row in self.rows)
         head = (f"{model} preferred", f"{baseline} preferred", "tie", "both bad")
         cells = (counts["True"], counts["False"], counts["tie"] - both_bad, both_bad)
-        preferred = interval(list(self.preferences().values()))
+        preferred = interval(list(self._means_of("").values()))
         sides = Counter(row.choice for row in self.rows)
         left, decided = sides["left"], sides["left"] + sides["right"]
         said = [f"Preference for {model}: {preferred} (a tie is a half)."]
@@ -203,7 +205,7 @@ class Ratings:
 
 
 def _mean(values: list[float]) -> Score:
-    """Mean of ratings with its interval; where all are 1, or all 5, it is that of a share."""
+    """Mean of ratings with an interval that stays on the scale."""
     span = HIGHEST - LOWEST
     found = interval([(value - LOWEST) / span for value in values])
     return Score(*(LOWEST + span * edge for edge in (found.value, found.low, found.high)))
@@ -268,11 +270,9 @@ def read_files(paths: Sequence[Path], sample: Sample | None) -> Ratings:
     rows = tuple(kept.values())
     if sample is None:
         return Ratings(rows, changed=changed, cut=cut)
-    order = {item.id: number for number, item in enumerate(sample.items)}
-    rows = tuple(sorted(rows, key=lambda rating: order[rating.item]))
-    on_scale = any(rating.system for rating in rows)
-    each = len(order) * (len(sample.systems) if on_scale else 1)
-    return Ratings(rows, sample.systems, each, changed, cut)
+    items = [item.id for item in sample.items]
+    rows = tuple(sorted(rows, key=lambda rating: items.index(rating.item)))
+    return Ratings(rows, sample.systems, tuple(items), changed, cut)
 
 
 def rating_of(row: Any, rater: str, sample: Sample | None) -> tuple[Rating | None, str]:

@@ -130,6 +130,19 @@ def test_a_value_that_is_no_number_is_refused(value):
         evaluation.agreement({"a": {7: value}, "b": {7: 3}})
 
 
+def test_full_agreement_claims_no_certainty():
+    """Resampling what never differs shows no spread: no interval is better than one of no width."""
+    by_rater = {rater: {0: 1, 1: 2, 2: 3, 3: 4} for rater in "ab"}
+    found = evaluation.agreement(by_rater)
+    assert (found["Cohen's kappa"].value, found["Cohen's kappa"].low) == (1, None)
+    assert "no interval" in found["exact agreement"].note
+
+
+def test_nothing_rated_is_refused():
+    with pytest.raises(DataError, match="None of the 2 raters"):
+        evaluation.agreement({"a": {}, "b": {}})
+
+
 def test_one_rater_agrees_with_nobody():
     with pytest.raises(DataError, match="two raters"):
         evaluation.agreement({"a": {1: 3}})
