@@ -263,12 +263,19 @@ def ratings_needed(
 
 
 def plot_ratings_needed(needed: RatingsNeeded, ax: Any = None) -> Any:
-    """How sure are how many ratings? Half-width of the interval by items, on logarithmic axes."""
+    """How far may a mean of so many ratings be from the truth? Half-width of its interval, and what it can find."""
     ax = axes(ax)
     sizes = sorted({*_SIZES, needed.n})
     ax.axvspan(*_ENOUGH, color=BLUE, alpha=0.12, linewidth=0, label=f"often advised: {_ENOUGH[0]} to {_ENOUGH[1]}")
     ax.plot(sizes, [needed.half_width(n) for n in sizes], "o", color=BLUE, label="half-width of the interval")
-    ax.plot(sizes, [needed.detectable(n) for n in sizes], "s", color=ORANGE, mfc="none", label="smallest find")
+    ax.plot(
+        sizes,
+        [needed.detectable(n) for n in sizes],
+        "s",
+        color=ORANGE,
+        mfc="none",
+        label=f"difference found with power {needed.power or 0.8:.0%}",
+    )
     ax.axhline(needed.margin, color="black", linestyle=":", linewidth=1, label=f"wanted: {needed.margin:g}")
     ax.set_xscale("log")
     ax.set_xticks(_SIZES, [f"{n:,}" for n in _SIZES])
@@ -276,7 +283,7 @@ def plot_ratings_needed(needed: RatingsNeeded, ax: Any = None) -> Any:
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False)
     unit = "points of a share (0.1 is ten points)" if needed.sd <= WIN_SHARE_SD else "points of the rating"
-    label(ax, "rated items", unit, f"How sure are how many ratings? {needed.n:,} reach what is wanted")
+    label(ax, "rated items", unit, f"How far may a mean of n ratings be off? {needed.n:,} reach what is wanted")
     return ax
 
 
