@@ -1,5 +1,6 @@
 """How far raters agree, and how many ratings a question needs. Knows numbers, and neither texts nor forms."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,8 +85,8 @@ def agreement(
         raise ConfigError(f"level={level!r} is unknown. Choose nominal, ordinal or interval.")
     by_rater = ratings.by_rater() if isinstance(ratings, Ratings) else ratings
     _check(by_rater)
-    units = list(dict.fromkeys(unit for given in by_rater.values() for unit in given))
-    values = sorted({value for given in by_rater.values() for value in given.values()})
+    units = list(dict.fromkeys(itertools.chain.from_iterable(by_rater.values())))
+    values = sorted({*itertools.chain.from_iterable(given.values() for given in by_rater.values())})
     place = {value: number for number, value in enumerate(values)}
     chosen = np.full((len(by_rater), len(units)), -1)
     for rater, given in enumerate(by_rater.values()):

@@ -4,6 +4,7 @@ The keys go into a text box that takes one character: plain ipywidgets have no o
 taken out of an untrusted page, and outside of a text box JupyterLab obeys the keys itself.
 """
 
+import itertools
 import random
 import re
 import statistics
@@ -218,7 +219,7 @@ def _drawn(sample: Sample, kind: Kind, seed: str) -> list[tuple[Item, tuple[int,
     """What is shown, in order: each item with its systems from left to right; each system is left in half the pairs."""
     lot, shown = random.Random(seed), list[tuple[Item, tuple[int, ...]]]()
     if kind == "scale":
-        shown = [(item, (system,)) for item in sample.items for system in range(len(sample.systems))]
+        shown = [(item, (system,)) for item, system in itertools.product(sample.items, range(len(sample.systems)))]
     else:
         sides: list[tuple[int, ...]] = [(0, 1) if number % 2 else (1, 0) for number in range(len(sample.items))]
         lot.shuffle(sides)

@@ -5,6 +5,7 @@ and where both are bad. On the scale it is 1 to 5 of one answer. How far raters 
 """
 
 import hashlib
+import itertools
 import json
 import math
 import statistics
@@ -50,7 +51,7 @@ class Sample:
             raise DataError("Wanted the answers by system: {'base': before.rows, 'tuned': after.rows}.")
         rows = {name: tuple(getattr(given, "rows", given) or ()) for name, given in systems.items()}
         found = {name: _by_id(name, listed) for name, listed in rows.items()}
-        problems = [problem for _, listed in found.values() for problem in listed]
+        problems = list(itertools.chain.from_iterable(listed for _, listed in found.values()))
         first, *others = rows
         expected = found[first][0]
         for name in others:

@@ -341,12 +341,16 @@ def test_the_module_loads_no_widgets():
 
 
 def test_reports_are_rated_as_they_are(tmp_path):
-    """Anything with rows will do; without ids the rows' numbers stand in."""
+    examples = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": "x"}]} for q in "pq"]
+    before, after = (evaluation.score_answers(given, examples) for given in (["a", "b"], ["c", "d"]))
+    form = evaluation.rating_form({"base": before, "tuned": after}, tmp_path)
+    form.rate("tie")
+    assert on_file(form)[0]["item"] in {row["id"] for row in before.rows}
 
-    class Report:
-        rows = ({"prompt": "p", "answer": "x"}, {"prompt": "q", "answer": "y"})
 
-    form = evaluation.rating_form({"base": Report(), "tuned": Report()}, tmp_path)
+def test_rows_without_ids_have_their_numbers(tmp_path):
+    rows = [{"prompt": "p", "answer": "x"}, {"prompt": "p", "answer": "y"}]
+    form = evaluation.rating_form({"base": rows, "tuned": rows}, tmp_path)
     form.rate("tie")
     assert on_file(form)[0]["item"] in ("1", "2")
 
