@@ -123,6 +123,24 @@ def write_jsonl(path: str | Path, rows: list[dict[str, Any]]) -> Path:
     return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def append_jsonl(path: str | Path, row: Mapping[str, Any]) -> Path:
+    """Add one JSON object as a line that is on disk when this returns; after half a line of a killed program, below it.
+
+    Half a character (a lone surrogate) becomes a question mark.
+    """
+    path = Path(path)
+    line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    with disk_errors_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            file.seek(max(0, file.tell() - 1))
+            cut = file.read(1) not in (b"", b"\n")
+            file.write(b"\n" + line if cut else line)
+            file.flush()
+            os.fsync(file.fileno())
+    return path
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files and folders that a killed write left in the folder `path`."""
     for leftover in list(path.glob(f".*{TEMPORARY}")):

@@ -132,3 +132,18 @@ def test_a_name_that_cannot_be_written_is_explained(tmp_path, name):
     with pytest.raises(StorageError, match=r"Cannot write .* Choose (another|a shorter)"):
         files.write_text(tmp_path / name, "text")
     assert {path.name for path in tmp_path.iterdir()} == {"loop", "folder"}
+
+
+def test_a_line_is_added_below_half_a_line(tmp_path):
+    """What a killed program left stays as it is; nothing grows onto it."""
+    path = tmp_path / "new/x.jsonl"
+    files.append_jsonl(path, {"a": "é\ud800"})
+    with path.open("ab") as file:
+        file.write(b'{"a": 1, "b')
+    files.append_jsonl(path, {"a": 2})
+    assert path.read_bytes() == '{"a": "é?"}\n{"a": 1, "b\n{"a": 2}\n'.encode()
+
+
+def test_a_line_that_cannot_be_added_is_explained(tmp_path):
+    with pytest.raises(StorageError, match="a folder stands where a file is wanted"):
+        files.append_jsonl(tmp_path, {"a": 1})

@@ -1,6 +1,8 @@
 """Is it better? Scores with intervals, before and after."""
 
+from ftkit.evaluation.agreements import agreement, plot_ratings_needed, ratings_needed
 from ftkit.evaluation.comparing import Comparison, Difference, compare
+from ftkit.evaluation.human import rating_form
 from ftkit.evaluation.metrics import (
     chrf,
     exact_match,
@@ -14,6 +16,7 @@ from ftkit.evaluation.metrics import (
     tool_calls,
 )
 from ftkit.evaluation.plots import plot_comparison, plot_scores
+from ftkit.evaluation.ratings import read_ratings, save_preferences
 from ftkit.evaluation.scoring import (
     METRICS,
     EvalReport,
@@ -32,6 +35,7 @@ __all__ = [
     "Difference",
     "EvalReport",
     "Score",
+    "agreement",
     "chrf",
     "compare",
     "detectable",
@@ -50,8 +54,13 @@ __all__ = [
     "paired_test",
     "perplexity",
     "plot_comparison",
+    "plot_ratings_needed",
     "plot_scores",
+    "rating_form",
+    "ratings_needed",
+    "read_ratings",
     "rouge_l",
+    "save_preferences",
     "save_reports",
     "score_answers",
     "squad_normalise",
