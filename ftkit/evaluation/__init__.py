@@ -1,6 +1,7 @@
 """Is it better? Scores with intervals, before and after."""
 
 from ftkit.evaluation.comparing import Comparison, Difference, compare
+from ftkit.evaluation.judging import CRITERIA, compare_pairs, judging_cost, rate
 from ftkit.evaluation.metrics import (
     chrf,
     exact_match,
@@ -14,6 +15,7 @@ from ftkit.evaluation.metrics import (
     tool_calls,
 )
 from ftkit.evaluation.plots import plot_comparison, plot_scores
+from ftkit.evaluation.public_sets import alpaca_annotations, alpaca_difficulty, alpaca_eval, mt_bench
 from ftkit.evaluation.scoring import (
     METRICS,
     EvalReport,
@@ -24,15 +26,21 @@ from ftkit.evaluation.scoring import (
     score_answers,
 )
 from ftkit.evaluation.statistics import Score, detectable, difference_interval, holm, interval, mcnemar, paired_test
+from ftkit.evaluation.win_rates import win_rate
 
 __all__ = [
+    "CRITERIA",
     "METRICS",
     "Comparison",
     "Difference",
     "EvalReport",
     "Score",
+    "alpaca_annotations",
+    "alpaca_difficulty",
+    "alpaca_eval",
     "chrf",
     "compare",
+    "compare_pairs",
     "detectable",
     "difference_interval",
     "evaluate",
@@ -42,17 +50,21 @@ __all__ = [
     "holm",
     "interval",
     "json_valid",
+    "judging_cost",
     "keeps_schema",
     "label_in",
     "mcnemar",
+    "mt_bench",
     "paired_test",
     "perplexity",
     "plot_comparison",
     "plot_scores",
+    "rate",
     "rouge_l",
     "save_reports",
     "score_answers",
     "squad_normalise",
     "token_f1",
     "tool_calls",
+    "win_rate",
 ]

@@ -28,6 +28,9 @@ def win_rate(
 ) -> Score:
     """How often the model is preferred to the baseline, 0 to 1, with a 95 % interval.
 
+    The interval of a length-controlled rate is that of the same regression without the regularisation, which draws rates
+    of small samples towards a half.
+
     Length-controlled rates are AlpacaEval 2's (Dubois et al. 2024): no intercept, a term for the model and one for tanh
     of the standardised length difference, L1-regularised as strongly as five-fold cross-validation finds best. With
     `difficulty` and `anchors`, which its leaderboard knows for its own instructions, they are the leaderboard's.
@@ -63,7 +66,7 @@ def win_rate(
     if difficulty is not None:
         columns.insert(1, np.array([difficulty[number] for number in kept], dtype=float))
     features = np.column_stack(columns)
-    anchored = np.array([(length, hard, 0.0) for length, hard, _ in anchors]).reshape(-1, features.shape[1])
+    anchored = np.array([(math.tanh(length), hard, 0.0) for length, hard, _ in anchors]).reshape(-1, features.shape[1])
     held = np.array([preference for _, _, preference in anchors])
     weights = np.concatenate([np.full(len(held), _ANCHOR_WEIGHT), np.ones(len(kept))])
     share = _at_no_difference(_fit(np.vstack([anchored, features]), np.concatenate([held, wanted]), weights), features)
@@ -114,7 +117,7 @@ def _fit(features: Any, wanted: Any, weights: Any) -> Any:
 
     count = len(wanted)
     both, won = np.vstack([features, features]), np.repeat([1, 0], count)
-    shares = np.concatenate([wanted, 1 - wanted]) * np.tile(weights, 2)
+    shares = np.maximum(np.concatenate([wanted, 1 - wanted]), 1e-9) * np.tile(weights, 2)  # liblinear complains of 0
 
     def fitted(strength: float, rows: Any) -> Any:
         model = LogisticRegression(
@@ -128,7 +131,8 @@ def _fit(features: Any, wanted: Any, weights: Any) -> Any:
         return float((surprise * np.tile(weights, 2)[rows]).mean())
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the argument penalty has a new name in newer scikit-learn
+        for kind in (FutureWarning, UserWarning):  # the argument penalty has a new name in newer scikit-learn
+            warnings.simplefilter("ignore", kind)
         strengths = np.logspace(-4, 4, _STRENGTHS)
         if count < 2 * _FOLDS:
             return fitted(strengths[-1], np.arange(2 * count))
@@ -155,16 +159,22 @@ def _spread(
     every, preferred = np.vstack([features, anchored]), np.concatenate([wanted, held])
     width = every.shape[1]
 
-    def rates(drawn: Any) -> Any:
+    outer = (every[:, :, None] * every[:, None, :]).reshape(len(every), -1)
+
+    def climbed(drawn: Any, coefficients: Any, steps: int) -> Any:
         times = np.hstack([drawn[:, groups], np.full((len(drawn), len(held)), _ANCHOR_WEIGHT)])
-        coefficients = np.zeros((len(drawn), width))
-        for _ in range(12):
+        for _ in range(steps):
             shares = 1 / (1 + np.exp(-(coefficients @ every.T)))
             slope = (times * (preferred - shares)) @ every - 1e-3 * coefficients
-            outer = (every[:, :, None] * every[:, None, :]).reshape(len(every), -1)
             bend = ((times * shares * (1 - shares)) @ outer).reshape(-1, width, width) + 1e-3 * np.eye(width)
             step = np.linalg.solve(bend, slope[:, :, None])[:, :, 0]
             coefficients = np.clip(coefficients + np.clip(step, -2, 2), -15, 15)
+        return coefficients
+
+    start = climbed(np.ones((1, int(groups.max()) + 1)), np.zeros((1, width)), 15)
+
+    def rates(drawn: Any) -> Any:
+        coefficients = climbed(drawn, start, 5)
         shares = 1 / (1 + np.exp(-(coefficients[:, 1:] @ features[:, 1:].T)))
         counts = drawn[:, groups]
         return (counts * shares).sum(axis=1) / counts.sum(axis=1)

@@ -94,6 +94,7 @@ class Endpoint:
         usable: Callable[[str], bool] | None = None,
         draw: int = 0,
         skip_refused: bool = False,
+        about: str = "",
     ) -> list[str]:
         """One reply a question, in order; "" where it holds no text. An empty question is not asked.
 
@@ -104,7 +105,8 @@ class Endpoint:
             draw: the number of the draw: another one is another reply, kept beside the first. A model that answers
                 greedily draws at temperature 0.7 from draw 1 on.
             skip_refused: a question that the server refuses as it stands (too long, or not allowed) gets "" and is
-                not kept, unless it refuses them all.
+                not kept; where it has answered none, that is an error.
+            about: what the progress bar says before it moves.
 
         Raises:
             ModelError: a server that cannot be reached, refuses the key, lacks the model or gives up; what it had
@@ -124,7 +126,7 @@ class Endpoint:
             self._client() as client,
             _journal(self.cache) as note,
             ThreadPoolExecutor(self.concurrency) as pool,
-            tqdm(total=len(wanted), unit=noun, disable=len(wanted) <= 8, leave=False) as bar,
+            tqdm(total=len(wanted), desc=about or None, unit=noun, disable=len(wanted) <= 8, leave=False) as bar,
         ):
 
             def answer(key: str) -> None:
@@ -147,7 +149,7 @@ class Endpoint:
 
             for _ in pool.map(answer, wanted):  # the first error stops what has not begun; what is under way still ends
                 bar.update()
-        if refused and len(refused) == len(wanted):
+        if refused and draw == 0 and not any(key in self._known for key in keys):
             raise next(iter(refused.values()))
         return [self._known.get(key, "") if question else "" for key, question in zip(keys, questions, strict=True)]
 
@@ -287,8 +289,11 @@ class LocalModel:
         usable: Callable[[str], bool] | None = None,
         draw: int = 0,
         skip_refused: bool = False,
+        about: str = "",
     ) -> list[str]:
         """One reply a question, in order, as `Endpoint.ask`; with `skip_refused`, "" for what the model cannot read."""
+        from tqdm.auto import tqdm
+
         self._known.update(_cached(self.cache))
         keys = [self._key(question, draw) for question in questions]
         if usable is not None:
@@ -297,14 +302,17 @@ class LocalModel:
         wanted = _missing(self._known, keys, questions)
         limit = context_tokens(self.model)
         too_long = [number for number, question in enumerate(wanted, 1) if limit and self._length(question) > limit]
-        if too_long and not (skip_refused and len(too_long) < len(wanted)):
+        if too_long and not (skip_refused and (draw or len(too_long) < len(questions))):
             raise ModelError(
                 f"{noun.capitalize()} {too_long[0]} and the reply need more than the {limit:,} tokens that "
                 f"{self.name!r} can read. Shorten it, lower max_tokens, or take a model with a longer context."
             )
         wanted = [question for number, question in enumerate(wanted, 1) if number not in set(too_long)]
         heat = _temperature(self.temperature, draw) or 0.0
-        with _journal(self.cache) as note:
+        with (
+            _journal(self.cache) as note,
+            tqdm(total=len(wanted), desc=about or None, unit=noun, disable=len(wanted) <= 8, leave=False) as bar,
+        ):
             for start in range(0, len(wanted), self.batch_size):
                 batch, began = wanted[start : start + self.batch_size], time.monotonic()
                 prompts = [_turns(question) for question in batch]
@@ -322,6 +330,7 @@ class LocalModel:
                     key = self._key(question, draw)
                     self._known[key] = answer.text
                     note({"key": key, "model": self.name, "reply": answer.text})
+                bar.update(len(batch))
         return [self._known.get(key, "") if question else "" for key, question in zip(keys, questions, strict=True)]
 
     def missing(self, questions: Sequence[Question], draw: int = 0) -> list[Question]:
