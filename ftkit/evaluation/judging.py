@@ -375,8 +375,8 @@ def _rating_questions(
         system = (
             f"You rate an answer of a language model by each of these criteria, with a whole number N from 1 to "
             f"{scale}: {scale} is faultless, the middle useful with a flaw that a reader must mend, 1 useless.\n"
-            f"{asked}\n{_FAIR.format(code=code)}\n\nThink first, in a few sentences. Then end with exactly these lines, "
-            f"and nothing after them:\n{lines}"
+            f"{asked}\n{_FAIR.format(code=code)}\n\nThink first, in a few sentences. Then end with exactly these "
+            f"lines, and nothing after them:\n{lines}"
         )
         shown = _fenced(code, question=item["prompt"], **_references(item), answer=item["answer"])
         questions.append([{"role": "system", "content": system}, {"role": "user", "content": shown}])

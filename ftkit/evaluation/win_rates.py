@@ -28,8 +28,8 @@ def win_rate(
 ) -> Score:
     """How often the model is preferred to the baseline, 0 to 1, with a 95 % interval.
 
-    The interval of a length-controlled rate is that of the same regression without the regularisation, which draws rates
-    of small samples towards a half.
+    The interval of a length-controlled rate is that of the same regression without the regularisation, which draws
+    rates of small samples towards a half.
 
     Length-controlled rates are AlpacaEval 2's (Dubois et al. 2024): no intercept, a term for the model and one for tanh
     of the standardised length difference, L1-regularised as strongly as five-fold cross-validation finds best. With

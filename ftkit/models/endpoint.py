@@ -27,6 +27,7 @@ _TOO_LONG = re.compile(r"context|too (?:long|large|many)|maximum|exceed", re.I)
 
 
 Question = str | Sequence[Mapping[str, Any]]
+_ENDLESS = "the answer did not end"
 _LARGEST = 8 * 2**20  # bytes of one answer over HTTP
 _ANOTHER_DRAW = 0.7  # temperature at which a greedy model is asked again: at 0 it would say the same
 
@@ -184,12 +185,12 @@ class Endpoint:
 
     def _read(self, response: Any) -> None:
         """Read an answer while it is within time and size: a server that never ends one would hold us for ever."""
+        http = sys.modules[type(response).__module__.partition(".")[0]]  # the HTTP library that openai came with
         until, body = time.monotonic() + self.timeout_s, bytearray()
         for part in response.iter_raw():
             body += part
             if len(body) > _LARGEST or time.monotonic() > until:
-                raise TimeoutError("the answer did not end")
-        http = sys.modules[type(response).__module__.partition(".")[0]]  # the HTTP library that openai came with
+                raise http.ReadTimeout(_ENDLESS)
         response.stream, response.is_stream_consumed, response.is_closed = http.ByteStream(bytes(body)), False, False
 
     def _secret(self) -> str | None:
@@ -218,7 +219,7 @@ class Endpoint:
             wait = f" It asks to wait {asked_to_wait} s." if asked_to_wait and asked_to_wait.isdigit() else ""
             said = f"{self._reason(error)}{wait} What came back: {self._without_key(str(error), client)[:300]}"
             raise _Refused(said, alone) from None  # the client's own error would show the key in a traceback
-        if choices is None:
+        if not isinstance(choices, list):
             raise _Refused(f"{self.base_url} answered, but not as an OpenAI-compatible server does. {_ENDING}", False)
         text = getattr(getattr(choices[0], "message", None), "content", None) if choices else None
         return self._without_key(text, client) if isinstance(text, str) else ""
@@ -240,7 +241,7 @@ class Endpoint:
             "Lower concurrency, or go on later.",
             openai.InternalServerError: f"{url} failed while it answered. Look at its log, then go on.",
         }
-        if isinstance(error.__cause__, TimeoutError):
+        if str(error.__cause__) == _ENDLESS:
             return f"{url} gave an answer that did not end within {self.timeout_s} s and {_LARGEST >> 20} MiB."
         for kind, reason in reasons.items():  # a timeout is a connection error as well: the narrower stands first
             if isinstance(error, kind):

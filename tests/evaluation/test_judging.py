@@ -218,7 +218,7 @@ def test_a_judge_that_says_nothing_usable_has_no_result(server):
 
 @pytest.mark.parametrize("name", ["judge", "owner/judge", "Judge"])
 def test_a_model_does_not_judge_itself_unless_it_is_said(server, name):
-    with pytest.raises(ConfigError, match="cannot be its own judge.*judges_itself=True"):
+    with pytest.raises(ConfigError, match=r"cannot be its own judge.*judges_itself=True"):
         evaluation.rate(judge_of(server), GOOD, candidates=["other", name])
     assert server.asked == []
     result = evaluation.rate(judge_of(server), GOOD, candidates=[name], judges_itself=True)
@@ -300,7 +300,7 @@ def test_an_answer_that_is_none_is_an_error_or_a_lost_verdict(server, reply):
     try:
         assert compared(server).lost == 6
     except ModelError as error:
-        assert "got no reply" in str(error)  # noqa: PT017
+        assert "got no reply" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_rows_that_cannot_be_judged_are_named(server, rows, baseline, message):
 
 @pytest.mark.parametrize("labels", [[1, 2], [0, 1, 0, 1, 0, 7], [float("nan")] * 6])
 def test_labels_that_do_not_fit_are_refused(server, labels):
-    with pytest.raises(DataError, match="labels for|is outside 0 to 1"):
+    with pytest.raises(DataError, match=r"labels for|is outside 0 to 1"):
         compared(server, human=labels)
     assert server.asked == []
 
@@ -339,7 +339,7 @@ def test_a_local_model_is_asked_like_a_server(model, tokenizer, tmp_path):
 
 @pytest.mark.slow
 def test_a_real_server_judges_and_every_verdict_is_accounted_for(served, tmp_path):
-    """A model of 135 M parameters is a poor judge, but a real one: what it says is kept, and what is lost is counted."""
+    """A model of 135 M parameters is a poor judge, but a real one: what it says is kept, what is lost counted."""
     cache = tmp_path / "replies.jsonl"
     judge = Endpoint(served.url, served.model, cache=cache, timeout_s=300, max_tokens=40, temperature=0.3, seed=1)
     settings = {"candidates": ["another"], "draws": 2}

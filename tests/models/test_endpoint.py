@@ -232,7 +232,7 @@ def test_neither_the_key_nor_a_password_in_the_url_is_shown():
 
 
 def test_a_key_is_found_by_its_name_alone(server, monkeypatch):
-    """In the environment, or on Colab among the secrets that the notebook may read; and it is told when neither has it."""
+    """In the environment, or on Colab among the secrets that the notebook may read; else it is told."""
     monkeypatch.setenv("MY_KEY", " from-the-environment\n")
     endpoint = Endpoint(server.url, "tiny", key_name="MY_KEY")
     endpoint.ask(QUESTIONS[:1])
