@@ -234,7 +234,9 @@ def rate(
     agreement = [_agreement(name, given[name], labels, scale) for name, labels in (human or {}).items()]
     return Ratings(
         judge=_name(judge),
-        scores={name: _mean([(row["scores"][name], row["cluster"]) for row in rated]) for name in names},
+        scores={
+            name: mean_within([(row["scores"][name], row["cluster"]) for row in rated], 1, scale) for name in names
+        },
         rows=tuple(rated),
         lost=sum(verdict is None for verdict in verdicts),
         asked_again=again,
@@ -600,9 +602,16 @@ def _agreement(what: str, given: Sequence[float | None], labels: Sequence[float 
     return Agreement(what, len(pairs), rank, kappa, mean, sum(map(abs, errors)) / len(errors))
 
 
-def _mean(scored: Sequence[tuple[float | None, str]]) -> Score:
+def mean_within(scored: Sequence[tuple[float | None, str]], least: float, most: float) -> Score:
+    """Mean of (value, cluster) on a scale, with an interval that stays on it; None is left out."""
     known = [(value, cluster) for value, cluster in scored if value is not None]
-    return interval([value for value, _ in known], [cluster for _, cluster in known]) if known else _UNKNOWN
+    if not known:
+        return _UNKNOWN
+    width = most - least
+    shares = [(value - least) / width for value, _ in known]
+    found = interval(shares, [cluster for _, cluster in known])
+    value = sum(value for value, _ in known) / len(known)
+    return Score(value, min(value, least + width * found.low), max(value, least + width * found.high))
 
 
 def _share(hits: Sequence[bool]) -> float:

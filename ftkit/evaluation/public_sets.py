@@ -17,8 +17,8 @@ from typing import Any
 
 from ftkit import tables
 from ftkit.errors import DataError, without_secrets
-from ftkit.evaluation.judging import Judge, Preferences, Ratings, compare_pairs, rate
-from ftkit.evaluation.statistics import Score, interval
+from ftkit.evaluation.judging import Judge, Preferences, Ratings, compare_pairs, mean_within, rate
+from ftkit.evaluation.statistics import Score
 from ftkit.evaluation.win_rates import win_rate
 from ftkit.models import Endpoint, LocalModel
 from ftkit.tables import Table
@@ -217,15 +217,12 @@ def _summed(
     pairs: Preferences | None,
 ) -> MTBench:
     """Means over everything, turns and categories; a question's two turns are one cluster."""
-    nan = float("nan")
+    least, most = (1, 10) if ratings else (0, 1)
 
     def mean(wanted: Mapping[str, Any]) -> Score:
-        known = [
-            (value, row["cluster"])
-            for row, value in zip(rows, values, strict=True)
-            if value is not None and wanted.items() <= row.items()
-        ]
-        return interval([value for value, _ in known], [c for _, c in known]) if known else Score(nan, nan, nan)
+        scored = zip(rows, values, strict=True)
+        chosen = [(value, row["cluster"]) for row, value in scored if wanted.items() <= row.items()]
+        return mean_within(chosen, least, most)
 
     categories = sorted({row["category"] for row in rows})
     turns = {turn: mean({"turn": turn}) for turn in (1, 2)}

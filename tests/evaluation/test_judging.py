@@ -94,6 +94,7 @@ def test_the_effect_of_length_stands_beside_the_result(server):
 def test_ratings_are_one_to_five_with_reasons(server):
     result = evaluation.rate(judge_of(server), [*GOOD[:2], *BAD[2:4]], candidates=["tuned"])
     assert {name: score.value for name, score in result.scores.items()} == dict.fromkeys(CRITERIA, 3.5)
+    assert all(1 <= score.low < score.high <= 5 for score in result.scores.values())
     assert result.rows[0]["scores"] == dict.fromkeys(CRITERIA, 5)
     assert result.rows[0]["reasons"]["accuracy"] == "because"
     assert result.lost == 0
