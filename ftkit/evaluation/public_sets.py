@@ -17,7 +17,7 @@ from typing import Any
 
 from ftkit import tables
 from ftkit.errors import DataError, without_secrets
-from ftkit.evaluation.judging import Judge, Preferences, Ratings, compare_pairs, mean_within, rate
+from ftkit.evaluation.judging import Judge, Preferences, Ratings, compare_pairs, mean_within, rate, spelt_on_scale
 from ftkit.evaluation.statistics import Score
 from ftkit.evaluation.win_rates import win_rate
 from ftkit.models import Endpoint, LocalModel
@@ -56,7 +56,7 @@ class MTBench:
         rows += [(f"turn {turn}", score) for turn, score in self.turns.items()]
         rows += list(self.categories.items())
         what = "score, 1 to 10 [95 %]" if self.ratings else "win rate [95 %]"
-        spelt = [(name, f"{s.value:.2f} [{s.low:.2f}, {s.high:.2f}]") for name, s in rows]
+        spelt = [(name, spelt_on_scale(score)) for name, score in rows]
         return [*verdicts._parts(), Table(("part", what), spelt)]
 
 
