@@ -1,7 +1,14 @@
 """Toys: a tokenizer and a model small enough to build in milliseconds, real in every other way."""
 
+import http.client
 import os
 import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 from ftkit import data
 from ftkit.config import TrainConfig
@@ -70,3 +77,60 @@ def toy_config():
         save_steps=2,
         max_length=256,
     )
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """`transformers serve` with the bundled model on a free port of loopback: URL, model and a count of requests."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    from ftkit import models
+
+    folder, log = str(models.bundled_folder()), tmp_path_factory.mktemp("serve") / "log"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        Path(sys.executable).with_name("transformers"),
+        "serve",
+        folder,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    try:
+        wait_until_ready(process, port, log)
+        yield SimpleNamespace(
+            url=f"http://127.0.0.1:{port}/v1", model=folder, requests=lambda: log.read_text().count("Request received")
+        )
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_until_ready(process, port, log, limit_s=180):
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            pytest.fail(f"transformers serve ended with {process.returncode}:\n{log.read_text()[-2000:]}")
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/v1/models")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            time.sleep(0.5)
+        finally:
+            connection.close()
+    pytest.fail(f"transformers serve was not ready within {limit_s} s:\n{log.read_text()[-2000:]}")

@@ -3,6 +3,7 @@
 from ftkit.evaluation.agreements import agreement, plot_ratings_needed, ratings_needed
 from ftkit.evaluation.comparing import Comparison, Difference, compare
 from ftkit.evaluation.human import rating_form
+from ftkit.evaluation.judging import CRITERIA, compare_pairs, judging_cost, rate
 from ftkit.evaluation.metrics import (
     chrf,
     exact_match,
@@ -16,6 +17,7 @@ from ftkit.evaluation.metrics import (
     tool_calls,
 )
 from ftkit.evaluation.plots import plot_comparison, plot_scores
+from ftkit.evaluation.public_sets import alpaca_annotations, alpaca_difficulty, alpaca_eval, mt_bench
 from ftkit.evaluation.ratings import read_ratings, save_preferences
 from ftkit.evaluation.scoring import (
     METRICS,
@@ -28,16 +30,22 @@ from ftkit.evaluation.scoring import (
     score_answers,
 )
 from ftkit.evaluation.statistics import Score, detectable, difference_interval, holm, interval, mcnemar, paired_test
+from ftkit.evaluation.win_rates import win_rate
 
 __all__ = [
+    "CRITERIA",
     "METRICS",
     "Comparison",
     "Difference",
     "EvalReport",
     "Score",
     "agreement",
+    "alpaca_annotations",
+    "alpaca_difficulty",
+    "alpaca_eval",
     "chrf",
     "compare",
+    "compare_pairs",
     "detectable",
     "difference_interval",
     "evaluate",
@@ -47,15 +55,18 @@ __all__ = [
     "holm",
     "interval",
     "json_valid",
+    "judging_cost",
     "keeps_schema",
     "label_in",
     "mcnemar",
+    "mt_bench",
     "number_format",
     "paired_test",
     "perplexity",
     "plot_comparison",
     "plot_ratings_needed",
     "plot_scores",
+    "rate",
     "rating_form",
     "ratings_needed",
     "read_ratings",
@@ -66,4 +77,5 @@ __all__ = [
     "squad_normalise",
     "token_f1",
     "tool_calls",
+    "win_rate",
 ]

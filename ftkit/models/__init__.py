@@ -1,6 +1,6 @@
 """A base model with an adapter: load, extend, save, reload, generate; plain Hugging Face objects throughout."""
 
-from ftkit.models.endpoint import Endpoint
+from ftkit.models.endpoint import Endpoint, LocalModel
 from ftkit.models.generation import Answer, generate
 from ftkit.models.likelihood import TokenRow, answer_nll, batches, context_tokens, evaluating, padded
 from ftkit.models.loading import (
@@ -27,6 +27,7 @@ __all__ = [
     "HUB_ID",
     "Answer",
     "Endpoint",
+    "LocalModel",
     "TokenRow",
     "adapter_digest",
     "add_lora",

@@ -1,14 +1,6 @@
 """Models that judge: an LLM behind a real HTTP server on loopback, and a reward model with two layers."""
 
-import http.client
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import chat, chat_server
 
-from ftkit import cleaning, data, models
+from ftkit import cleaning, data
 from ftkit.cleaning.raters import RUBRIC, rating
 from ftkit.errors import ModelError
 
@@ -255,61 +247,6 @@ def test_pickled_weights_and_remote_code_are_refused(tokenizer, tmp_path):
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match="Pickled weights are not loaded"):
         cleaning.load_reward_model(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """`transformers serve` with the bundled model on a free port of loopback: URL, model and a count of requests."""
-    pytest.importorskip("fastapi")
-    pytest.importorskip("uvicorn")
-    folder, log = str(models.bundled_folder()), tmp_path_factory.mktemp("serve") / "log"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        Path(sys.executable).with_name("transformers"),
-        "serve",
-        folder,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-    ]
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    try:
-        wait_until_ready(process, port, log)
-        yield SimpleNamespace(
-            url=f"http://127.0.0.1:{port}/v1", model=folder, requests=lambda: log.read_text().count("Request received")
-        )
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def wait_until_ready(process, port, log, limit_s=180):
-    until = time.monotonic() + limit_s
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            pytest.fail(f"transformers serve ended with {process.returncode}:\n{log.read_text()[-2000:]}")
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        try:
-            connection.request("GET", "/v1/models")
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            time.sleep(0.5)
-        finally:
-            connection.close()
-    pytest.fail(f"transformers serve was not ready within {limit_s} s:\n{log.read_text()[-2000:]}")
 
 
 @pytest.mark.slow

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
+from types import ModuleType
 
 import pytest
 from toys import chat_server
 
 from ftkit.errors import ConfigError, MissingExtra, ModelError
-from ftkit.models import Endpoint
+from ftkit.models import Endpoint, LocalModel, generate
 
 pytest.importorskip("openai")
 
@@ -227,3 +229,147 @@ def test_neither_the_key_nor_a_password_in_the_url_is_shown():
     with pytest.raises(ConfigError, match="is no URL") as told:
         Endpoint("ftp://ada:pass@127.0.0.1", "m")
     assert "pass" not in str(told.value)
+
+
+def test_a_key_is_found_by_its_name_alone(server, monkeypatch):
+    """In the environment, or on Colab among the secrets that the notebook may read; else it is told."""
+    monkeypatch.setenv("MY_KEY", " from-the-environment\n")
+    endpoint = Endpoint(server.url, "tiny", key_name="MY_KEY")
+    endpoint.ask(QUESTIONS[:1])
+    assert server.headers[0][1]["Authorization"] == "Bearer from-the-environment"
+    assert "from-the-environment" not in repr(endpoint)
+    userdata = ModuleType("google.colab.userdata")
+    userdata.SecretNotFoundError = userdata.NotebookAccessError = KeyError
+    userdata.get = {"COLAB_KEY": "from-colab"}.__getitem__
+    colab = ModuleType("google.colab")
+    colab.userdata = userdata
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    monkeypatch.setitem(sys.modules, "google.colab.userdata", userdata)
+    Endpoint(server.url, "tiny", key_name="COLAB_KEY").ask(QUESTIONS[1:2])
+    assert server.headers[1][1]["Authorization"] == "Bearer from-colab"
+    with pytest.raises(ConfigError, match="key_name='NO_KEY': no environment variable has this name"):
+        Endpoint(server.url, "tiny", key_name="NO_KEY").ask(QUESTIONS)
+
+
+def test_a_key_that_the_server_repeats_is_kept_nowhere(server, tmp_path):
+    """Neither in a reply, nor in the cache, nor in the traceback of an error."""
+    cache = tmp_path / "replies.jsonl"
+    endpoint = Endpoint(server.url, "tiny", api_key="zq-my-secret", cache=cache)
+    server.reply = lambda body: (200, "Your key is zq-my-secret.")
+    assert endpoint.ask(QUESTIONS[:1]) == ["Your key is (api_key)."]
+    server.reply = lambda body: (401, "zq-my-secret is wrong")
+    with pytest.raises(ModelError, match="refuses the key") as raised:
+        endpoint.ask(QUESTIONS)
+    told = "".join(traceback.format_exception(raised.value))
+    assert "zq-my-secret" not in told + cache.read_text()
+
+
+def test_another_servers_account_and_a_redirect_get_nothing(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-mine")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-of-mine")
+    with chat_server() as elsewhere:
+        server.reply = lambda body: (307, "moved", {"Location": f"{elsewhere.url}/chat/completions"})
+        Endpoint(server.url, "tiny", api_key="my-secret").ask(QUESTIONS[:1])
+        assert server.headers[0][1]["Authorization"] == "Bearer my-secret"
+        sent_on = str(elsewhere.headers[0][1])
+    assert "my-secret" not in sent_on
+    assert "of-mine" not in sent_on + str(server.headers[0][1])
+
+
+def test_messages_of_several_turns_and_sampling_reach_the_server(server):
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Number 1?"},
+        {"role": "assistant", "content": "One."},
+        {"role": "user", "content": "Number 2?"},
+    ]
+    endpoint = Endpoint(server.url, "tiny", temperature=0.3, top_p=0.9, seed=7)
+    assert endpoint.ask([turns, "Number 3?"]) == ["Reply to number 2.", "Reply to number 3."]
+    assert server.asked[0]["messages"] == turns
+    assert [server.asked[0][name] for name in ("temperature", "top_p", "seed")] == [0.3, 0.9, 7]
+    Endpoint(server.url, "tiny", temperature=None).ask(["Number 1?"])
+    assert not {"temperature", "top_p", "seed"} & set(server.asked[-1])
+
+
+@pytest.mark.parametrize("change", [{"temperature": 0.5}, {"top_p": 0.9}, {"seed": 1}, {"draw": 1}])
+def test_other_sampling_or_another_draw_is_asked_anew(server, tmp_path, change):
+    draw = change.pop("draw", 0)
+    for settings, number in (({}, 0), (change, draw), (change, draw)):
+        Endpoint(server.url, "tiny", cache=tmp_path / "r.jsonl", **settings).ask(QUESTIONS[:1], draw=number)
+    assert len(server.asked) == 2
+
+
+def test_retry_after_is_respected_and_told(server):
+    """A second is waited for when the server asks for one; a wait that is too long is left to the caller."""
+    times = []
+
+    def busy(body):
+        times.append(time.monotonic())
+        return (429, "slow down", {"Retry-After": "1"}) if len(times) == 1 else echo(body)
+
+    server.reply = busy
+    assert Endpoint(server.url, "tiny").ask(QUESTIONS[:1]) == ECHOES[:1]
+    assert times[1] - times[0] >= 0.95
+    server.reply = lambda body: (429, "slow down", {"Retry-After": "86400"})
+    with pytest.raises(ModelError, match=r"takes no more requests.*It asks to wait 86400 s"):
+        Endpoint(server.url, "tiny", max_retries=0).ask(QUESTIONS[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [0.05, 0])
+def test_an_answer_that_never_ends_is_given_up(pause):
+    """Neither one that drips nor one that floods holds us longer than the timeout, or fills the memory."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def pour():
+            while True:
+                try:
+                    talking, _ = listening.accept()
+                except OSError:
+                    return
+                threading.Thread(target=drip, args=(talking,), daemon=True).start()
+
+        def drip(talking):
+            with talking:
+                talking.recv(65536)
+                talking.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{")
+                while True:
+                    try:
+                        talking.sendall(b" " * (1 if pause else 65536))
+                    except OSError:
+                        return
+                    time.sleep(pause)
+
+        threading.Thread(target=pour, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        with pytest.raises(ModelError, match=r"an answer that did not end within 0.5 s and 8 MiB"):
+            Endpoint(url, "tiny", timeout_s=0.5, max_retries=1).ask(QUESTIONS[:1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 3}, "temperature=3 is outside 0 to 2"),
+        ({"top_p": 0}, "top_p=0 is outside"),
+        ({"max_tokens": 0}, "max_tokens=0 leaves no room"),
+        ({"api_key": "x", "key_name": "Y"}, "api_key and key_name are both given"),
+    ],
+)
+def test_sampling_that_cannot_work_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Endpoint("http://127.0.0.1:9/v1", "tiny", **settings)
+
+
+def test_a_local_model_answers_alike_and_is_asked_once(model, tokenizer, tmp_path):
+    """The same words as `generate` gives, in order; another draw is another reply; a text too long is told."""
+    cache = tmp_path / "replies.jsonl"
+    model.config.max_position_embeddings = 2_000
+    local = LocalModel(model, tokenizer, "toy", cache=cache, max_tokens=5, batch_size=2)
+    replies = local.ask([*QUESTIONS, "", QUESTIONS[0]])
+    assert replies[:4] == [answer.text for answer in generate(model, tokenizer, QUESTIONS, max_new_tokens=5)]
+    assert replies[4:] == ["", replies[0]]
+    assert LocalModel(None, tokenizer, "toy", cache=cache, max_tokens=5).missing(QUESTIONS) == []
+    assert len(local.missing(QUESTIONS, draw=1)) == 4
+    with pytest.raises(ModelError, match=r"need more than the 2,000 tokens"):
+        local.ask(["long " * 5_000])
+    assert local.ask(["long " * 5_000, QUESTIONS[0]], skip_refused=True) == ["", replies[0]]
