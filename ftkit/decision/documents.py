@@ -42,7 +42,9 @@ class Chunk:
     title: str
     text: str
 
-    def __str__(self) -> str:
+    @property
+    def whole(self) -> str:
+        """Title and text, as they are searched and put into prompts."""
         return f"{self.title}\n{self.text}"
 
 

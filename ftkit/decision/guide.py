@@ -56,14 +56,19 @@ class Recommendation:
 
     def _parts(self) -> list[Any]:
         named = _guide()["approaches"]
-        first = [("first", named.get(name, name)) for name in self.approaches]
+        heads = [
+            "do first",
+            *("together with" for _ in self.approaches[1:]),
+            *("measure beside it" for _ in self.rivals),
+        ]
+        what = [named.get(name, name) for name in (*self.approaches, *self.rivals)]
         rows = [(r.question, r.answer, r.means, "; ".join(map(_short, r.sources))) for r in self.reasons]
         cited = dict.fromkeys(source for reason in self.reasons for source in reason.sources)
         last = f"Not answered, so the first option was taken: {', '.join(self.assumed)}." if self.assumed else ""
         return [
             self.say,
             _Tree(self),
-            Table((), [*first, *(("measure beside it", named.get(name, name)) for name in self.rivals)]),
+            Table((), list(zip(heads, what, strict=True))),
             Table(("question", "your answer", "what it means", "source"), rows, prose=True),
             self.measure,
             *(f"Source: {source}" for source in cited),
@@ -224,8 +229,8 @@ class DecisionForm:
     def _made(self) -> Any:
         import ipywidgets as w
 
-        self._say, self._why = w.HTML(), w.HTML(layout=w.Layout(width="100%"))
-        self._tree = w.Image(format="png", layout=w.Layout(width="100%", max_width="1000px"))
+        self._say, self._why = w.HTML(layout=w.Layout(margin="10px 0 0")), w.HTML(layout=w.Layout(width="100%"))
+        self._tree = w.Image(format="png", layout=w.Layout(width="100%", max_width="1060px"))
         asked = []
         for name, question in _guide()["questions"].items():
             options = [(option["label"], value) for value, option in question["options"].items()]
@@ -233,12 +238,11 @@ class DecisionForm:
             picker.add_class(f"ftkit-ask-{name}")
             picker.observe(lambda change, name=name: self._answered(name, change["new"]), names="value")
             self.pickers[name] = picker
-            asked += [w.HTML(f'<div class="ftkit-head">{escaped(question["ask"])}</div>'), picker]
-        questions = w.VBox(asked, layout=w.Layout(flex="1 1 340px", min_width="0"))
-        outcome = w.VBox([self._say, self._tree], layout=w.Layout(flex="1.8 1 520px", min_width="0"))
+            text = w.HTML(f'<div class="ftkit-head" style="line-height:1.3">{escaped(question["ask"])}</div>')
+            asked.append(w.VBox([text, picker], layout=w.Layout(flex="1 1 460px", justify_content="flex-end")))
+        questions = w.HBox(asked, layout=w.Layout(width="100%", flex_flow="row wrap"))
         style = resources.files("ftkit").joinpath("samples/panel.css").read_text(encoding="utf-8")
-        line = w.HBox([questions, outcome], layout=w.Layout(width="100%", flex_flow="row wrap"))
-        root = w.VBox([w.HTML(f"<style>\n{style}</style>"), line, self._why])
+        root = w.VBox([w.HTML(f"<style>\n{style}</style>"), questions, self._say, self._tree, self._why])
         root.add_class("ftkit-panel")
         return root
 
@@ -256,7 +260,8 @@ class DecisionForm:
         self._say.value = f'<div class="ftkit-say" style="font-size:15px"><b>{escaped(recommendation.say)}</b></div>'
         self._tree.value = _png(recommendation)
         parts = recommendation._parts()[2:]
-        self._why.value = "".join(f"<p>{escaped(p)}</p>" if isinstance(p, str) else p._repr_html_() for p in parts)
+        shown = "".join(f"<p>{escaped(p)}</p>" if isinstance(p, str) else p._repr_html_() for p in parts)
+        self._why.value = f'<div style="line-height:1.35">{shown}</div>'
 
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, display

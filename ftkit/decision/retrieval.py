@@ -81,7 +81,7 @@ class Index:
         _check_sizes(chunk_words, overlap_words)
         documents = read_documents(source, on_error=on_error)
         chunks = _cut_all(documents, chunk_words, overlap_words)
-        vectors = embed([str(chunk) for chunk in chunks], embedder) if embedder else None
+        vectors = embed([chunk.whole for chunk in chunks], embedder) if embedder else None
         return cls(documents, chunk_words, overlap_words, embedder or "", chunks, vectors)
 
     @property
@@ -135,13 +135,13 @@ class Index:
 
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to tell every step
         found = bm25s.BM25()
-        found.index(_tokens(map(str, self.chunks)), show_progress=False)
+        found.index(_tokens(chunk.whole for chunk in self.chunks), show_progress=False)
         return found
 
     @functools.cached_property
     def _vectors(self) -> Any:
         """The vectors, once the embedder has been seen to make the first of them again."""
-        again = embed([str(self.chunks[0])], self.embedder)[0]
+        again = embed([self.chunks[0].whole], self.embedder)[0]
         if again.shape != self.vectors[0].shape or float(again @ self.vectors[0]) < 0.99:
             raise DataError(f"{self.embedder!r} makes other vectors than it made for this index. Build the index anew.")
         return self.vectors
@@ -327,7 +327,7 @@ def cited_prompt(
 
     kept = list(hits)
     while True:
-        passages = [f"[{n}] {safe(str(hit.chunk))}" for n, hit in enumerate(kept, 1)] or ["(No passage was found.)"]
+        passages = [f"[{n}] {safe(hit.chunk.whole)}" for n, hit in enumerate(kept, 1)] or ["(No passage was found.)"]
         told = [instruction + (CITE if cite and kept else ""), *passages, f"Question: {safe(question)}"]
         messages = [{"role": "user", "content": "\n\n".join(told)}]
         text = chat.render(messages, tokenizer, add_generation_prompt=True)

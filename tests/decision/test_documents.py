@@ -87,7 +87,7 @@ def test_files_of_other_kinds_are_named_in_a_warning(folder):
 
 @pytest.mark.parametrize("source", [[], 7, b"text", {"text": "one"}, ["", " "], "no/such/folder"], ids=str)
 def test_no_documents_are_refused(source):
-    with pytest.raises(DataError, match="documents|exist"):
+    with pytest.raises(DataError, match=r"documents|exist"):
         read_documents(source)
 
 

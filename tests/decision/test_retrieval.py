@@ -1,6 +1,7 @@
 """What is asked for is found, an index is what was saved, and a prompt fits where it is sent."""
 
 import json
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -49,9 +50,7 @@ class TestSearch:
         assert by_words.search("zebra") == []
 
     def test_bm25_is_lucenes(self, by_words):
-        """One hit of a word that one of three chunks holds: idf times tf, k1 = 1.5, b = 0.75; a title counts as text."""
-        import math
-
+        """A word that one of three chunks holds: idf times tf, with k1 = 1.5 and b = 0.75; a title counts as text."""
         (hit,) = by_words.search("bark")
         length, mean = 3, (5 + 3 + 5) / 3
         tf = 1 / (1 + 1.5 * (1 - 0.75 + 0.75 * length / mean))
@@ -104,7 +103,7 @@ class TestSaved:
     def test_a_foreign_folder_is_neither_loaded_nor_replaced(self, by_words, tmp_path):
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine/diary.txt").write_text("Dear diary")
-        with pytest.raises(DataError, match="no index as Index.save leaves it"):
+        with pytest.raises(DataError, match=r"no index as Index\.save leaves it"):
             Index.load(tmp_path / "mine")
         with pytest.raises(StorageError, match=r"diary\.txt"):
             by_words.save(tmp_path / "mine")
@@ -261,7 +260,7 @@ class TestHandbook:
         assert len(set(asked)) == len(asked)
         texts = " ".join(document.text for document in documents.values())
         assert [question for question in asked if question in texts] == []
-        assert data.near_pairs(asked) == []
+        assert data.near_pairs(asked).pairs == ()
 
     def test_what_test_questions_ask_is_either_never_or_otherwise_worded_in_training(self, rows):
         taught = {row["fact"] for row in rows if row["split"] == "train"}
