@@ -67,9 +67,9 @@ class Index:
 
         Args:
             source: a folder, a file, a list or the bundled "handbook"; see `read_documents`.
-            embedder: what makes vectors of chunks and questions: the bundled all-MiniLM-L6-v2 (English, 256 tokens), a
-                folder, a Hub id, or None for words alone. It wants no words before a text, as E5 does.
-            chunk_words: most words of a chunk; 160 are about 220 tokens.
+            embedder: what makes vectors of chunks and questions: the bundled all-MiniLM-L6-v2 (English), a folder, a Hub id,
+                or None for words alone. Texts go to it as they are: one that wants "query: " before them loses by it.
+            chunk_words: most words of a chunk.
             overlap_words: words that a chunk repeats of the one before it.
             on_error: "skip" leaves out documents that cannot be used, and warns.
 
@@ -86,7 +86,7 @@ class Index:
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """How this index can be searched, the best last."""
+        """How this index can be searched; `search` takes the last where none is named."""
         return WAYS if self.embedder else WAYS[:1]
 
     @property
@@ -149,7 +149,7 @@ class Index:
     def save(self, path: str | Path) -> Path:
         """Write the index as a folder, whole or not at all: documents, settings, vectors; nothing that is pickled.
 
-        The counts of words are made anew on loading, which takes a second for some ten thousand chunks.
+        What BM25 counts is counted anew at the first search, which takes seconds for ten thousand chunks.
         """
         about = {
             "chunk_words": self.chunk_words,
