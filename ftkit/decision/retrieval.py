@@ -67,8 +67,9 @@ class Index:
 
         Args:
             source: a folder, a file, a list or the bundled "handbook"; see `read_documents`.
-            embedder: what makes vectors of chunks and questions: the bundled all-MiniLM-L6-v2 (English), a folder, a Hub id,
-                or None for words alone. Texts go to it as they are: one that wants "query: " before them loses by it.
+            embedder: what makes vectors of chunks and questions: the bundled all-MiniLM-L6-v2 (English), a folder, a
+                Hub id, or None for words alone. Texts go to it as they are: one that wants "query: " before them loses
+                by it.
             chunk_words: most words of a chunk.
             overlap_words: words that a chunk repeats of the one before it.
             on_error: "skip" leaves out documents that cannot be used, and warns.
