@@ -7,6 +7,7 @@ comes out is a rule of thumb that says so: it knows nobody's data.
 import base64
 import html
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -63,7 +64,7 @@ class Recommendation:
         ]
         what = [named.get(name, name) for name in (*self.approaches, *self.rivals)]
         rows = [(r.question, r.answer, r.means, "; ".join(map(_short, r.sources))) for r in self.reasons]
-        cited = dict.fromkeys(source for reason in self.reasons for source in reason.sources)
+        cited = dict.fromkeys(itertools.chain.from_iterable(reason.sources for reason in self.reasons))
         last = f"Not answered, so the first option was taken: {', '.join(self.assumed)}." if self.assumed else ""
         return [
             self.say,

@@ -5,6 +5,7 @@ BM25 comes from `bm25s`; vectors from a small embedder that pip brings, or from 
 
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -353,7 +354,8 @@ def _check_sizes(chunk_words: int, overlap_words: int) -> None:
 
 
 def _cut_all(documents: Iterable[Document], chunk_words: int, overlap_words: int) -> tuple[Chunk, ...]:
-    return tuple(chunk for document in documents for chunk in cut(document, chunk_words, overlap_words))
+    cuts = (cut(document, chunk_words, overlap_words) for document in documents)
+    return tuple(itertools.chain.from_iterable(cuts))
 
 
 def _tokens(texts: Iterable[str]) -> Any:
