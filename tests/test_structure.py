@@ -33,8 +33,9 @@ GROUND = ("tables", "errors", "files", "figures", "hardware", "config", "runs", 
 FLOORS = (
     ("data", "chat", "models"),
     ("cleaning", "memory", "evaluation", "publishing"),
-    ("preflight", "decision"),
+    ("preflight",),
     ("training",),
+    ("decision",),
     ("tuning",),
     ("lessons",),
 )
