@@ -1,7 +1,7 @@
 """From `messages` to the text that a model reads, by the tokenizer's own chat template.
 
 Tools go through the template as well. For a template that refuses a system turn, neighbours of one role or tools, the
-`fold_` and `merge_` functions bring a chat into the shape that it takes. Knows nothing of tokens and masks.
+`fold_` functions and `data.merge_turns` bring a chat into the shape that it takes. Knows nothing of tokens and masks.
 """
 
 import itertools
@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from ftkit.data import as_json, parse_calls, parse_tools, plain
-from ftkit.data import merge_turns as merge_turns  # chat's door hands it out beside the folds
 from ftkit.errors import DataError
 
 Messages = Sequence[Mapping[str, Any]]

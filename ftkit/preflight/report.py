@@ -16,7 +16,6 @@ from ftkit.tables import Table
 GROUPS: dict[str, dict[str, Any]] = files.sample("findings")
 _TEXTS: dict[str, Any] = functools.reduce(operator.or_, GROUPS.values())
 CHECKS: dict[str, str] = {id: texts["passed"] for id, texts in _TEXTS.items()}
-SETTINGS_CHECKS = frozenset(GROUPS["settings"])
 
 SEVERITIES = ("error", "warning", "note")
 _SIGNS = {"error": "✗", "warning": "○", "note": "·"}
@@ -85,6 +84,11 @@ class PreflightReport:
     def warnings(self) -> tuple[Finding, ...]:
         """Findings that the run survives, at a price."""
         return self._of("warning")
+
+    @property
+    def unforeseen(self) -> tuple[Finding, ...]:
+        """Warnings that the settings alone do not let expect."""
+        return tuple(finding for finding in self.warnings if finding.id not in GROUPS["settings"])
 
     @property
     def notes(self) -> tuple[Finding, ...]:

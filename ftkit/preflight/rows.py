@@ -225,8 +225,8 @@ def _works(step: Callable[[Any, Any], Any], turns: _Chat, tools: Any, tokenizer:
 
 _CHANGES: dict[str, Callable[[_Chat], _Chat]] = {
     "system": chat.fold_system,
-    "order": chat.merge_turns,
-    "system and order": lambda turns: chat.merge_turns(chat.fold_system(turns)),
+    "order": data.merge_turns,
+    "system and order": lambda turns: data.merge_turns(chat.fold_system(turns)),
 }
 
 
