@@ -361,39 +361,12 @@ _PRESETS: dict[str, dict[str, Any]] = sample("presets")
 EFFORTS = tuple(name for name in _PRESETS if name not in MACHINES)
 
 
-def preset_names() -> tuple[str, ...]:
-    """All presets, efforts first."""
-    return tuple(_PRESETS)
-
-
-def describe_preset(name: str) -> str:
-    """What a preset is for, in half a sentence.
+def preset(name: str) -> dict[str, Any]:
+    """What a preset is for ("about"), and the "settings" that it sets; all others are left alone.
 
     Raises:
         ConfigError: no preset of that name.
     """
-    return str(_preset(name)["about"])
-
-
-def preset_settings(name: str) -> dict[str, Any]:
-    """The settings that a preset sets; all others are left alone.
-
-    Raises:
-        ConfigError: no preset of that name.
-    """
-    return dict(_preset(name)["settings"])
-
-
-def preset_variant(config: TrainConfig, name: str) -> TrainConfig:
-    """`config` with the settings of a preset.
-
-    Raises:
-        ConfigError: no preset of that name.
-    """
-    return config.replace(**preset_settings(name))
-
-
-def _preset(name: str) -> dict[str, Any]:
     if name not in _PRESETS:
         raise ConfigError(f"{name!r} is no preset. There are: {', '.join(_PRESETS)}.")
     return _PRESETS[name]

@@ -45,11 +45,8 @@ For each function call, return a json object with function name and arguments wi
 def render(example: Mapping[str, Any] | Messages, tokenizer: Any, *, add_generation_prompt: bool = False) -> str:
     """The text that the model reads, with exactly one start token where the model has one.
 
-    Args:
-        example: a row with `messages` and perhaps `tools`, or the messages alone; a row without messages is the
-            document in its `text`, between start and stop token.
-        tokenizer: with a chat template.
-        add_generation_prompt: end where an answer would begin.
+    `example` is a row with `messages` and perhaps `tools`, or the messages alone; a row without messages is the
+    document in its `text`, between start and stop token. `add_generation_prompt` ends it where an answer would begin.
 
     Raises:
         DataError: no chat template, one that refuses these turns (says which), or one that leaves out calls or tools.

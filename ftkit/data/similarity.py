@@ -75,6 +75,10 @@ class Pairs:
         """For each text the position of the first text of its cluster; a text without a twin stands for itself."""
         return join(self.texts, self.rows)
 
+    def groups(self) -> list[list[int]]:
+        """The clusters of two texts or more, as ascending positions."""
+        return grouped(self.clusters(), least=2)
+
     def __str__(self) -> str:
         how = f"{self.method}, threshold {self.threshold:g}"
         return visible(f"{len(self.pairs)} near-duplicate pairs among {self.texts} texts ({how})")
@@ -86,6 +90,14 @@ def join(size: int, links: Iterable[tuple[int, int]]) -> list[int]:
     for a, b in links:
         roots.join(a, b)
     return [roots.of(i) for i in range(size)]
+
+
+def grouped(labels: Iterable[int], least: int = 1) -> list[list[int]]:
+    """Positions of equal labels, by their first; without groups of fewer than `least`."""
+    groups: dict[int, list[int]] = {}
+    for i, label in enumerate(labels):
+        groups.setdefault(label, []).append(i)
+    return [group for group in groups.values() if len(group) >= least]
 
 
 def near_pairs(
@@ -119,7 +131,8 @@ def near_pairs(
     else:
         # hashes a band: 8 at a threshold from 0.8 on, 4 from 0.55 on (finds 93 % there), else 2
         rows = next(rows for least, rows in ((0.8, SKETCH.rows), (0.55, 4), (0, 2)) if threshold >= least)
-        buckets = _band_buckets(band_keys(shingled(texts), rows))
+        keys = band_keys(shingled(texts), rows)
+        buckets = itertools.chain.from_iterable(map(_equal_groups, keys.T))
     buckets = _once(buckets, apart)
     search = _Search(len(texts), threshold, across)
     for chunk in batches((bucket for bucket in buckets if search.is_open(bucket)), _FETCHED):
@@ -326,12 +339,6 @@ def band_keys(batches: Iterable[tuple[Any, Any]], rows: int = SKETCH.rows) -> An
             keys[i] = np.uint64(next(lonely))
         parts.append(keys)
     return np.concatenate(parts)
-
-
-def _band_buckets(keys: Any) -> Iterator[list[int]]:
-    """Positions of texts that share a band's key, for each band (locality-sensitive hashing)."""
-    for band in keys.T:
-        yield from _equal_groups(band)
 
 
 def _equal_groups(keys: Any) -> Iterator[list[int]]:

@@ -49,11 +49,8 @@ class Finding:
 def finding(id: str, variant: str = "", *, rows: Iterable[int] = (), **facts: Any) -> Finding:
     """What a check found, in the words of samples/findings.json, whose gaps `facts` fill.
 
-    Args:
-        id: the check.
-        variant: a name of texts that replace the usual ones, where the check has such.
-        rows: training rows that it is about.
-        facts: also `field`, where the setting is not always the same.
+    `variant` names texts that replace the usual ones; `rows` are training rows that it is about. One of the facts is
+    `field`, where the setting is not always the same.
     """
     words = {"severity": "error", "evidence": "{listed}", "field": "{field}"} | _TEXTS[id]
     words = files.worded(words, variant, {"field": "", **facts})
