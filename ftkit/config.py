@@ -337,15 +337,12 @@ def _problem(spec: "dataclasses.Field[Any]", value: Any) -> str | None:
         return f"{said} wants a list of names, such as {list(default[:2])} {tail}"
     if isinstance(default, bool):
         return None if isinstance(value, bool) else f"{said} wants true or false {tail}"
-    return _number_problem(spec.name, value, isinstance(default, int), facts["low"], facts["high"], tail)
-
-
-def _number_problem(name: str, value: Any, whole: bool, low: float, high: float, tail: str) -> str | None:
+    whole, low, high = isinstance(default, int), facts["low"], facts["high"]
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        return f"{name}={_short(value)} wants a {'whole ' if whole else ''}number {tail}"
+        return f"{said} wants a {'whole ' if whole else ''}number {tail}"
     # NaN differs from itself; a whole number may be too large for a float
     if value != value or not low <= value <= high:
-        return f"{name}={_short(value)} is outside {low:g} to {high:g} {tail}"
+        return f"{said} is outside {low:g} to {high:g} {tail}"
     return None
 
 
