@@ -149,6 +149,7 @@ def _progress(root: Path) -> Iterator[None]:
     began, ended = time.time(), threading.Event()
 
     def watch() -> None:
+        """Tell each new line once."""
         told = ""
         while not ended.wait(_LOOK_S):
             line = latest_step(root, began)

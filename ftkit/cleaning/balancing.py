@@ -42,6 +42,7 @@ def balance(by: str, *, at_most: int | None = None, ratio: float = 1.5, seed: in
         raise ConfigError(f"at_most={at_most!r} would drop every row. Give at least 1.")
 
     def whole(examples: Any) -> Outcome:
+        """Which rows of a label with too many go."""
         groups = _groups(examples, by)
         unlabelled = len(groups.pop(None, []))  # nobody knows what they are: they stay
         limit = at_most or max(1, round(ratio * statistics.median_low(map(len, groups.values()) if groups else [1])))
@@ -87,6 +88,7 @@ def diversity(*, min_new: float = 0.1) -> Rule:
     """Drop rows that add little: those of whose word 3-grams less than `min_new`, 0 to 1, stand in no earlier row."""
 
     def whole(examples: Any) -> Outcome:
+        """Which rows say nothing new."""
         seen: set[int] = set()
         findings = {}
         for i, text in enumerate(Texts(examples)):

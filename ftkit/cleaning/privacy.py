@@ -30,6 +30,7 @@ def personal_data(action: str = "flag") -> Rule:
     done, about = ACTIONS[action]
 
     def judge(at: int, row: Mapping[str, Any]) -> Ruling | None:
+        """What of it is found in one row."""
         texts = [text_of([message]) for message in row["messages"]] or [row.get("text") or ""]
         kinds = [hit.kind for hit in itertools.chain.from_iterable(map(scan, texts))]
         if not kinds:

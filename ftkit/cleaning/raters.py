@@ -70,6 +70,7 @@ def rate(
     usable = has_rating if retry_failed else None
 
     def score(rows: Sequence[Messages]) -> list[float | None]:
+        """One score a row, in order."""
         questions = [_question(rubric, messages) if answer_of(messages) else "" for messages in rows]
         return [rating(reply) for reply in endpoint.ask(questions, noun="row", usable=usable)]
 
@@ -118,6 +119,7 @@ def rewards(model: Any, tokenizer: Any, batch_size: int = 8) -> ScoreFn:
     _check_outputs(model.config, type(model).__name__)
 
     def score(rows: Sequence[Messages]) -> list[float | None]:
+        """One score a row, in order."""
         ids = each(rows, lambda messages: _whole_chat(messages, tokenizer, models.context_tokens(model)))
         kept = [(i, row) for i, row in enumerate(ids) if row]
         seen = set().union(*(row for _, row in kept))

@@ -62,9 +62,11 @@ def exact_duplicates() -> Rule:
     """Drop rows that say what an earlier row says, up to case, spaces, invisible characters and Unicode form."""
 
     def start() -> Judge:
+        """A judge that has seen no row yet."""
         first: dict[bytes, int] = {}
 
         def judge(at: int, row: Mapping[str, Any]) -> Ruling | None:
+            """Whether an earlier row is the same."""
             tools = str(row.get("tools") or "")
             turns = [f"{m['role']}\x01{data.normalise(text_of([m]))}" for m in row["messages"]]
             text = tools + "\x00".join(turns)
@@ -89,6 +91,7 @@ def near_duplicates(threshold: float = data.THRESHOLD, *, on: str = "all", metho
         raise ConfigError(f"threshold={threshold!r} is outside 0 to 1 (Jaccard similarity of word 5-grams).")
 
     def whole(examples: Any) -> Outcome:
+        """Each row beside the earlier one that it repeats."""
         texts = Texts(examples, on)
         found = close_pairs(texts) if method == "simhash" else data.near_pairs(texts, threshold, method=method)
         direct = {(p.first, p.second): p.similarity for p in found.pairs}
@@ -122,6 +125,7 @@ def length(
     unit = "words" if tokenizer is None else "tokens"
 
     def whole(examples: Any) -> Outcome:
+        """Rows far longer or shorter than the others."""
         import numpy as np
 
         sizes = np.array(_sizes(examples, tokenizer), dtype=np.float64)
@@ -187,6 +191,7 @@ def quality(
         raise ConfigError("quality wants either minimum=, a score, or keep=, a share of the rows.")
 
     def whole(examples: Any) -> Outcome:
+        """Rows with a low score."""
         scores: list[float | None] = []
         for start in range(0, len(examples), _SCORED_AT_ONCE):
             part = examples.select(range(start, min(start + _SCORED_AT_ONCE, len(examples))))

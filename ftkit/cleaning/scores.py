@@ -86,6 +86,7 @@ def ifd(model: Any, tokenizer: Any, batch_size: int = 8, *, limit: float = 1.0) 
     """
 
     def score(rows: Sequence[Messages]) -> list[float | None]:
+        """One score a row, in order."""
         pairs = each(rows, lambda messages: _with_and_without(messages, tokenizer, context_tokens(model)))
         sums = iter(answer_nll(model, list(itertools.chain.from_iterable(filter(None, pairs))), batch_size=batch_size))
         ratios = [next(sums)[0] / (next(sums)[0] or math.nan) if pair else math.nan for pair in pairs]
