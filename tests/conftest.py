@@ -1,10 +1,7 @@
 """Toys: a tokenizer and a model small enough to build in milliseconds, real in every other way."""
 
 import os
-import shutil
 import signal
-import tempfile
-from pathlib import Path
 
 from ftkit import data
 from ftkit.config import TrainConfig
@@ -25,17 +22,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-IN_MEMORY = Path("/dev/shm")
-
-
-def pytest_configure(config):
-    """The fast tests write their small files into memory where there is room: a disk takes several times as long."""
-    fast = config.option.markexpr == "not slow"
-    if fast and IN_MEMORY.is_dir() and shutil.disk_usage(IN_MEMORY).free > 2 * 2**30:
-        os.environ.setdefault("TMPDIR", str(IN_MEMORY))
-        tempfile.tempdir = None  # asked anew
-
-
 @pytest.fixture
 def tokenizer():
     return make_tokenizer()
@@ -45,6 +31,17 @@ def tokenizer():
 def model():
     """A Llama with two layers and random weights, the same every time."""
     return make_model()
+
+
+def pytest_configure(config):
+    """The fast tests write their small files into memory where there is room: a disk takes several times as long."""
+    import shutil
+    import tempfile
+
+    memory = "/dev/shm"
+    if config.option.markexpr == "not slow" and os.path.isdir(memory) and shutil.disk_usage(memory).free > 2 * 2**30:
+        os.environ.setdefault("TMPDIR", memory)
+        tempfile.tempdir = None  # asked anew
 
 
 @pytest.fixture
