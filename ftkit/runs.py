@@ -97,21 +97,6 @@ class Run:
         return cls(path)
 
     @classmethod
-    def latest(cls, root: str | Path | None = None) -> Self:
-        """The run below `root` whose last step finished most recently.
-
-        Raises:
-            MissingArtifact: no finished run there.
-        """
-        root = Path(root) if root is not None else default_root()
-        finished = sorted(root.glob("*/run.json"), key=lambda p: p.stat().st_mtime)
-        if not finished:
-            raise MissingArtifact(
-                f"{root} holds no finished run. Notebook 00_quickstart makes one; so does Run.sample()."
-            )
-        return cls(finished[-1].parent)
-
-    @classmethod
     def sample(cls) -> Self:
         """A small finished run that comes with the package, read-only by custom: a start without training."""
         return cls(Path(str(resources.files("ftkit").joinpath("samples/run"))))

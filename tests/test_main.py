@@ -50,6 +50,14 @@ def answers_trained(tmp_path, monkeypatch):
     return run
 
 
+def test_doctor_says_what_this_machine_is(capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    assert command_line.main(["doctor"]) == 0
+    told = capsys.readouterr().out
+    assert "machine    " in told
+    assert "✓ Ready: python -m ftkit quickstart" in told
+
+
 @pytest.mark.parametrize("columns", [("question", "response"), ("the question", "my, reply")])
 def test_a_mapping_is_given_as_the_message_advises(answers_trained, capsys, columns):
     """Proposed columns stand in the option; where none can be proposed a person writes them in."""

@@ -304,10 +304,9 @@ def _format(name: str, first: list[tuple[str, Any]]) -> str | None:
         return None
     columns = set().union(*tables[:100])
     try:
-        format = detect_format(map(str, columns), tables[:100])
+        return detect_format(map(str, columns), tables[:100])
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
-    return format
 
 
 def _refuse_verdicts(name: str, first: list[tuple[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit import chat, figures, memory, models, tables, training
-from ftkit.config import TrainConfig, preset_variant
+from ftkit.config import TrainConfig, preset
 from ftkit.errors import ConfigError, FtkitError
 from ftkit.hardware import Hardware, detect
 from ftkit.memory import ModelShape
@@ -194,7 +194,7 @@ class ConfigForm:
                 case "set":
                     self.set(*given)
                 case "preset":
-                    self.value = preset_variant(self._value, *given)
+                    self.value = self._value.replace(**preset(*given)["settings"])
                 case "start again":
                     self.value = self._began_with
                 case _:

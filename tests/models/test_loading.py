@@ -307,15 +307,9 @@ def test_a_base_that_is_damaged_or_wants_its_own_code_is_refused(base_folder, to
         models.load(base_folder, toy_config)
 
 
-@pytest.mark.parametrize(
-    ("edit", "answer"),
-    [
-        (base_code, "y\n"),
-        pytest.param(base_code, "", marks=pytest.mark.slow),
-        pytest.param(tokenizer_code, "y\n", marks=pytest.mark.slow),
-        pytest.param(tokenizer_code, "", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("answer", ["y\n", ""])
+@pytest.mark.parametrize("edit", [base_code, tokenizer_code])
 def test_no_code_from_a_folder_runs_whatever_stands_on_stdin(base_folder, edit, answer):
     edit(base_folder)
     script = (

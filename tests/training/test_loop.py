@@ -303,7 +303,8 @@ def ask(number):
     )
 
 
-@pytest.mark.parametrize("way", ["signal", pytest.param("event", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["signal", "event"])
 def test_a_stop_loses_nothing(tokenizer, splits, toy_config, tmp_path, way):
     """Asked to stop, a run ends after the step with a checkpoint; the same call goes on to the same last bit."""
     whole, run = Run.create("whole", tmp_path), Run.create("stopped", tmp_path)

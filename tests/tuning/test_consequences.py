@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ftkit import memory
-from ftkit.config import EFFORTS, MACHINES, TrainConfig, preset_variant
+from ftkit.config import EFFORTS, MACHINES, TrainConfig, preset
 from ftkit.hardware import Hardware
 from ftkit.runs import Run
 from ftkit.training import HistoryPoint
@@ -145,7 +145,7 @@ def test_a_damaged_run_measures_nothing(tmp_path):
 @pytest.mark.parametrize("effort", EFFORTS)
 def test_machine_presets_fit_an_8b_model_without_errors(name, effort):
     machine = MACHINES[name]
-    config = preset_variant(preset_variant(TrainConfig(), name), effort)
+    config = TrainConfig(**preset(name)["settings"] | preset(effort)["settings"])
     found = work_out(config, Situation(machine, memory.find("meta-llama/Llama-3.1-8B"), 10_000))
     assert found.memory.high_gib <= machine.memory_gib
     assert [finding for finding in found.findings if finding.severity == "error"] == []
