@@ -55,12 +55,6 @@ COMPLETE = {
     "matplotlib": "3.11.2",
     "rensa": "0.5.0",
     "optuna": "5.0.0",
-    "scipy": "1.17.1",
-    "scikit-learn": "1.9.1",
-    "jsonschema": "4.26.0",
-    "rouge-score": "0.1.2",
-    "sacrebleu": "2.6.0",
-    "krippendorff": "0.9.0",
 }
 HELD = ("torch", "triton", "numpy", "pandas")
 
