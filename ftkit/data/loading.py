@@ -23,7 +23,18 @@ from ftkit.data.turns import as_text, blank, listed, plain, tools_text
 from ftkit.errors import DataError, FtkitWarning
 from ftkit.tables import visible
 
-_SAMPLES = ("invoices", "invoices_unseen", "messy", "messy_test", "general")
+_SAMPLES = (
+    "invoices",
+    "invoices_unseen",
+    "messy",
+    "messy_test",
+    "general",
+    "json_skill",
+    "tool_skill",
+    "harmless",
+    "harmful",
+    "passages",
+)
 _PEEKED = 1_000  # rows by whose columns the format is told
 _IN_MEMORY = 32 * 2**20  # bytes of rows that wait in memory; more of them wait in a file
 _BATCH = 2_000
