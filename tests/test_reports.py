@@ -18,7 +18,7 @@ import ftkit
 from ftkit import cleaning, errors, evaluation, figures, lessons, memory, tuning
 from ftkit.cleaning.cleaning import RuleCount
 from ftkit.config import TrainConfig
-from ftkit.evaluation.metrics import Score
+from ftkit.evaluation import Score
 from ftkit.memory import estimate, find
 from ftkit.preflight import Finding
 from ftkit.training import History, HistoryPoint, plot_curves, plot_runs
@@ -52,6 +52,7 @@ GIVEN = {
     ("Run", "path"): Path(HOSTILE.replace("\x00", "")),
     ("EvalReport", "rows"): (ANSWER,),
     ("Examples", "pairs"): ((ANSWER, ANSWER),),
+    ("Comparison", "metric"): HOSTILE,
     ("HardwareTable", "cells"): (),
     ("GpuRecord", "rows"): ({HOSTILE: HOSTILE},),
     ("GpuRecord", "heads"): (HOSTILE,),

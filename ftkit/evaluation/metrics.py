@@ -1,37 +1,53 @@
-"""Scores of texts, and how far chance may have moved their mean. Knows no model; formulas are the field's."""
+"""Scores of one text beside what was wanted. Knows no model; formulas are the field's.
+
+Before texts are compared, what no reader of an answer would count is taken away, and each step says why it may be.
+"""
 
 import json
-import math
 import re
 import string
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 from ftkit.data import parse_calls
 from ftkit.errors import DataError
 
+Metric = Callable[[str, list[str]], float | None]
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-RESAMPLES = 2_000
-
-
-@dataclass(frozen=True)
-class Score:
-    """A mean (a share, or a difference of shares) with its 95 % interval (bootstrap over prompts, 2,000 resamples)."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.1%} [{self.low:.0%}, {self.high:.0%}]"
+_FENCED = re.compile(r"(?P<fence>`{3,}|~{3,})[ \t]*[\w+#.-]*[ \t]*\n(?P<inside>.*?)\n?[ \t]*(?P=fence)", re.DOTALL)
+_STOP = re.compile(
+    r"<\|(?:im_end|im_start|endoftext|end_of_text|eot_id|eom_id|end|return|user|assistant|system)\|>"
+    r"|</s>|<eos>|<end_of_turn>|<start_of_turn>|<｜end▁of▁sentence｜>"
+)
+_TYPOGRAPHY = str.maketrans(
+    {**dict.fromkeys("‘’‚‛′`´", "'"), **dict.fromkeys("“”„‟″«»", '"'), **dict.fromkeys("‐‑‒–—―−", "-")}
+)
+_UNIT = re.compile(r"(?<![\w.])(\d[\d.,]*)([^\W\d_]+|°\w*)(?!\w)")  # 5km is 5 km
+_LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
 
 def squad_normalise(text: str) -> str:
-    """Lower-case, without punctuation and articles, single spaces (SQuAD v1.1's evaluation script)."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """Lower-case, without punctuation and articles, single spaces (SQuAD v1.1's evaluation script).
+
+    Beyond that script, because otherwise right answers count as wrong or wrong ones as right: a code fence around the
+    whole text and all that stands outside a last `\\boxed{}` fall away; quotes, dashes and punctuation of every
+    script count as the plain ones; 5km is 5 km; a sign, a decimal point, a slash or a colon inside a number stays
+    (3.5 is not 35, 1/2 is not 12), and thousands' commas go; a text that is nothing but the letter A, or nothing but
+    signs, is not empty.
+    """
+    text = unicodedata.normalize("NFC", boxed(unfenced(text))).translate(_TYPOGRAPHY).lower()
+    text = _UNIT.sub(r"\1 \2", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text))
+    kept = "".join(character for place, character in enumerate(text) if not _is_punctuation(text, place))
+    words = " ".join(_ARTICLES.sub(" ", kept).split())
+    bare = kept.split()
+    if words or (bare and bare != ["a"]):
+        return words
+    return "a" if bare else " ".join(text.split())
 
 
 def exact_words(text: str) -> str:
@@ -39,78 +55,143 @@ def exact_words(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
+def answered(text: str) -> str:
+    """A text without the reasoning before the answer and the stop text after it; of cut reasoning nothing is left."""
+    said = text.rpartition("</think>")[2]
+    if said.lstrip().startswith("<think>"):
+        return ""
+    return _STOP.split(said.lstrip("\n"), maxsplit=1)[0]
+
+
+def unfenced(text: str) -> str:
+    """What one code fence around the whole text holds, or the text itself."""
+    found = _FENCED.fullmatch(text.strip())
+    return found["inside"] if found and found["fence"] not in found["inside"] else text
+
+
+def boxed(text: str) -> str:
+    """What the last complete LaTeX `\\boxed{}` holds (MATH's mark of a final answer), or the text itself."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return text
+    depth, begin = 0, start + len("\\boxed{")
+    for place in range(begin - 1, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 0:
+            return _LATEX_TEXT.sub(r"\1", text[begin:place])
+    return text
+
+
 def exact_match(
     prediction: str, references: str | Sequence[str], normalise: Callable[[str], str] = squad_normalise
 ) -> float:
     """1.0 if the prediction equals any reference after normalisation, else 0.0. Two empty texts are equal.
 
-    Where a reference calls functions, the same calls must be made in the same order: names and arguments are compared
-    as objects, and what is said beside them does not count.
+    Reasoning before the answer and stop text behind it do not count. Where a reference calls functions, the same calls
+    must be made in the same order: names and arguments are compared as objects, and what is said beside them does not
+    count.
     """
+    prediction = answered(prediction)
     made = calls_in(prediction)
-    for reference in _references(references):
+    for reference in map(answered, _references(references)):
         wanted = calls_in(reference)
         if made == wanted if wanted else normalise(prediction) == normalise(reference):
             return 1.0
     return 0.0
 
 
-def answered(text: str) -> str:
-    """A text without the reasoning before the answer."""
-    return text.rpartition("</think>")[2].lstrip("\n")
+def token_f1(
+    prediction: str, references: str | Sequence[str], normalise: Callable[[str], str] = squad_normalise
+) -> float:
+    """Best F1 of shared words over the references, 0 to 1. Two empty texts score 1, one empty text 0."""
+    said = normalise(answered(prediction)).split()
+    return max(_f1(said, normalise(answered(r)).split()) for r in _references(references))
+
+
+def tool_calls(prediction: str, references: str | Sequence[str]) -> float:
+    """1.0 if the prediction makes the calls of any reference, in their order; no call is right where none is wanted."""
+    made = calls_in(answered(prediction))
+    return float(any(made == calls_in(answered(reference)) for reference in _references(references)))
 
 
 def calls_in(text: str) -> list[str]:
     """The calls that a text makes, as JSON with sorted keys: in `<tool_call>` tags, or JSON and nothing else."""
     tagged, calls = _CALL.findall(text), []
-    for block in tagged or [text.strip().removeprefix("[TOOL_CALLS]")]:
+    for block in tagged or [unfenced(text).strip().removeprefix("[TOOL_CALLS]")]:
         spelt = block if '"arguments"' in block else block.replace('"parameters"', '"arguments"')
         try:
             made = parse_calls(spelt) if '"arguments"' in spelt else []
-        except DataError:
-            made = []
-        said = [json.dumps(call["function"], sort_keys=True) for call in made]
+            said = [json.dumps(_whole(call["function"]), sort_keys=True) for call in made]
+        except (DataError, RecursionError):
+            said = []
         calls += said or (["unreadable" + block] if tagged else [])
     return calls
 
 
-def token_f1(
-    prediction: str, references: str | Sequence[str], normalise: Callable[[str], str] = squad_normalise
-) -> float:
-    """Best F1 of shared words over the references, 0 to 1. Two empty texts score 1, one empty text 0."""
-    return max(_f1(normalise(prediction).split(), normalise(r).split()) for r in _references(references))
+def json_valid(prediction: str) -> float:
+    """1.0 if the answer, without a code fence around the whole of it, is one JSON value (RFC 8259: no NaN)."""
+    return float(_parsed(prediction) is not _NOTHING)
 
 
-def interval(values: Sequence[float], seed: int = 0) -> Score:
-    """Mean with its 95 % percentile bootstrap interval (Efron 1979); for all-equal 0/1 values Wilson's interval.
+def keeps_schema(prediction: str, schema: Mapping[str, Any]) -> float:
+    """1.0 if the answer is JSON that keeps a JSON schema, else 0.0. Nothing that a schema refers to is fetched.
 
-    The bootstrap of twenty zeros is the point zero, which claims too much: there Wilson's score interval stands in.
+    Raises:
+        DataError: the schema itself is none, or refers to what it does not hold.
     """
-    import numpy as np
+    from jsonschema import exceptions, validators  # type: ignore[import-untyped]
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
 
-    array = np.asarray(values, dtype=float)
-    if len(array) and np.all(array == array[0]) and array[0] in (0.0, 1.0):
-        low, high = _wilson(int(array.sum()), len(array))
-        return Score(float(array[0]), low, high)
-    draws = np.random.default_rng(seed).integers(0, len(array), size=(RESAMPLES, len(array)))
-    low, high = np.percentile(array[draws].mean(axis=1), [2.5, 97.5])
-    return Score(float(array.mean()), float(low), float(high))
-
-
-def difference_interval(values: Sequence[float]) -> Score:
-    """Interval of a mean paired difference, between -1 and 1; where all pairs agree Wilson's, on both sides of 0."""
-    if values and all(v == values[0] for v in values) and values[0] in (-1.0, 0.0, 1.0):
-        low, high = _wilson(0 if values[0] == 0 else len(values), len(values))
-        return {0.0: Score(0.0, -high, high), 1.0: Score(1.0, low, high), -1.0: Score(-1.0, -high, -low)}[values[0]]
-    return interval(values)
+    kind = validators.validator_for(schema, default=validators.Draft202012Validator)
+    value = _parsed(prediction)
+    try:
+        kind.check_schema(schema)
+        return float(value is not _NOTHING and kind(schema, registry=Registry()).is_valid(value))
+    except (exceptions.SchemaError, Unresolvable) as error:
+        raise DataError(f"A schema is no JSON schema that can be used: {str(error).splitlines()[0]}.") from error
 
 
-def _wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson (1927): an interval for a share that stays honest at 0 and 1."""
-    p = hits / n
-    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    middle, scale = p + z * z / (2 * n), 1 + z * z / n
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+def label_in(prediction: str, labels: Sequence[str], normalise: Callable[[str], str] = squad_normalise) -> str | None:
+    """The one label that an answer names, normalised; None where it names none, several, or denies it ("not spam").
+
+    A longer label is looked for first: "not spam" is no "spam" where both are labels.
+    """
+    text, named = normalise(answered(prediction)), set()
+    known = sorted({normalise(label) for label in labels}, key=len, reverse=True)
+    if text in known:
+        return text
+    for label in known:
+        place = re.compile(rf"(?P<denied>\b(?:not|no|isnt|never|neither|nor) )?(?<!\w){re.escape(label)}(?!\w)")
+        found = list(place.finditer(text)) if label else []
+        named |= {"" if one["denied"] else label for one in found}
+        text = place.sub(" ", text) if found else text
+    return named.pop() if len(named) == 1 and "" not in named else None
+
+
+def rouge_l(prediction: str, references: str | Sequence[str]) -> float:
+    """Best ROUGE-L F-measure over the references (Lin 2004), 0 to 1, without stemming; words of every script count."""
+    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+
+    scorer = RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=_words))
+    said, wanted = answered(prediction), [answered(reference) for reference in _references(references)]
+    if not _words(said):
+        return float(any(not _words(reference) for reference in wanted))
+    return max(float(scorer.score(reference, said)["rougeL"].fmeasure) for reference in wanted)
+
+
+def chrf(prediction: str, references: str | Sequence[str]) -> float:
+    """Best chrF over the references (Popović 2015; sacrebleu's defaults), from 0 to 1; two empty texts score 1."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    said, wanted = answered(prediction).strip(), [answered(r).strip() for r in _references(references)]
+    if not said:
+        return float("" in wanted)
+    return float(CHRF().sentence_score(said, wanted).score) / 100
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
 
 
 def _f1(predicted: list[str], wanted: list[str]) -> float:
@@ -125,3 +206,37 @@ def _references(references: str | Sequence[str]) -> Sequence[str]:
     if not listed:
         raise DataError("An exact match needs at least one reference.")
     return listed
+
+
+def _is_punctuation(text: str, place: int) -> bool:
+    """Whether a sign may go: one that makes a number what it is stays."""
+    sign, before, after = text[place], text[place - 1 : place], text[place + 1 : place + 2]
+    if sign not in string.punctuation and not unicodedata.category(sign).startswith("P"):
+        return False
+    if not after.isdigit():
+        return True
+    inside = before.isdigit() and sign in ".,:/-"
+    first = sign in "-." and not before.isalnum() and before not in tuple(".-")
+    return not (inside or first)
+
+
+_NOTHING = object()
+
+
+def _parsed(prediction: str) -> Any:
+    def refused(constant: str) -> None:
+        raise ValueError(constant)
+
+    try:
+        return json.loads(unfenced(answered(prediction)), parse_constant=refused)
+    except (ValueError, RecursionError):
+        return _NOTHING
+
+
+def _whole(value: Any) -> Any:
+    """Numbers as JSON means them: 2.0 is 2."""
+    if isinstance(value, Mapping):
+        return {key: _whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,12 +1,15 @@
-"""Is it better? drawn as bars with intervals. Knows scores, and neither models nor texts."""
+"""Is it better? drawn with intervals, as dots or bars. Knows scores, and neither models nor texts."""
 
 import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from ftkit.figures import BLUE, GREEN, GREY, ORANGE, axes, label, plain
+from ftkit.evaluation.comparing import Comparison
+from ftkit.evaluation.scoring import spelt
+from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label, plain
 
 _LOOKS = ((GREY, "//"), (BLUE, ""), (ORANGE, ".."), (GREEN, "xx"))  # told apart without colours as well
+_DOTS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (RED, "D"), (GREY, "v"))
 
 
 def plot_scores(groups: Mapping[str, Mapping[str, Any]], ax: Any = None) -> Any:
@@ -35,4 +38,44 @@ def plot_scores(groups: Mapping[str, Mapping[str, Any]], ax: Any = None) -> Any:
     ax.set_yticks(range(0, 101, 20))
     ax.legend(frameon=False, ncols=len(names), loc="upper left")
     label(ax, "", "score, % (thin line: 95 % interval)", "Is it better?")
+    return ax
+
+
+def plot_comparison(comparison: Comparison, ax: Any = None) -> Any:
+    """How far does each system lie from the baseline? One dot a system and metric, with its 95 % interval.
+
+    Dots right of the line are better. A filled dot is a difference that this sample can tell; the grey band is what it
+    could not find in the metric of the verdict.
+
+    Args:
+        comparison: of two systems or more.
+        ax: where to draw.
+    """
+    ax = axes(ax)
+    shown = [d for d in comparison.differences if d.scale > 1]
+    names = [report.name for report in comparison.reports[1:]]
+    metrics = list(dict.fromkeys(d.metric for d in shown))
+    for place, metric in enumerate(metrics):
+        colour, marker = _DOTS[place % len(_DOTS)]
+        for d in (d for d in shown if d.metric == metric):
+            height = names.index(d.name) + 0.16 * (place - (len(metrics) - 1) / 2)
+            told = d.better or d.worse
+            low, value, high = 100 * d.score.low, 100 * d.score.value, 100 * d.score.high
+            ax.plot([low, high], [height, height], color=colour, linewidth=1.5)
+            ax.plot(
+                [value],
+                [height],
+                marker,
+                color=colour,
+                markerfacecolor=colour if told else "white",
+                label=plain(spelt(metric)) if d.name == names[0] else None,
+            )
+    blind = max((100 * d.detectable for d in shown if d.metric == comparison.metric), default=0)
+    ax.axvspan(-blind, blind, color=GREY, alpha=0.15, linewidth=0, label="too small for this sample")
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set_yticks(range(len(names)), list(map(plain, names)))
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.legend(frameon=False, fontsize="small", loc="best")
+    baseline = plain(comparison.before.name)
+    label(ax, f"points beyond {baseline} (line: 95 % interval; filled: told apart)", "", "Is it better?")
     return ax

@@ -1,7 +1,7 @@
 """A base model with an adapter: load, extend, save, reload, generate; plain Hugging Face objects throughout."""
 
 from ftkit.models.endpoint import Endpoint
-from ftkit.models.generation import generate
+from ftkit.models.generation import Answer, generate
 from ftkit.models.likelihood import TokenRow, answer_nll, batches, context_tokens, evaluating, padded
 from ftkit.models.loading import (
     adapter_digest,
@@ -25,6 +25,7 @@ from ftkit.models.sources import BUNDLED, HUB_ID, bundled_folder, bundled_locati
 __all__ = [
     "BUNDLED",
     "HUB_ID",
+    "Answer",
     "Endpoint",
     "TokenRow",
     "adapter_digest",

@@ -1,0 +1,294 @@
+"""Which system is better, and can this sample know it? Pairs of reports on the same prompts. Knows no model."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ftkit import tables
+from ftkit.errors import DataError
+from ftkit.evaluation import statistics
+from ftkit.evaluation.scoring import ENDING, EvalReport, labels_of, left_unscored, spelt
+from ftkit.evaluation.statistics import Score
+from ftkit.tables import Table
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a system lies from the baseline in one metric; paired, so what the prompts share cancels.
+
+    Args:
+        name: of the system.
+        metric: the metric.
+        score: mean of the differences, with its interval.
+        p: exact McNemar's for passes and failures, else the paired bootstrap's or Student's.
+        holm: `p`, raised for all differences of the comparison together.
+        prompts: clusters that both sides have scores for.
+        left_out: answers that one of the two sides has no score for.
+        detectable: the smallest true difference that a sample like this finds in four of five repeats.
+        scale: 100 where scores lie between 0 and 1, so that differences are told in points; else 1.
+    """
+
+    name: str
+    metric: str
+    score: Score
+    p: float
+    holm: float
+    prompts: int
+    left_out: int
+    detectable: float
+    scale: float
+
+    @property
+    def better(self) -> bool:
+        """Whether the interval lies above zero, and stays so among all that was compared."""
+        return self.score.low > 0 and self.holm < ALPHA
+
+    @property
+    def worse(self) -> bool:
+        """Whether the interval lies below zero, and stays so among all that was compared."""
+        return self.score.high < 0 and self.holm < ALPHA
+
+    def prompts_for(self, difference: float) -> int:
+        """Prompts in all that would find a true `difference` (0.05 is five points) in four of five repeats."""
+        return math.ceil(self.prompts * (self.detectable / abs(difference)) ** 2)
+
+    def told(self, value: float, sign: str = "") -> str:
+        """A difference in points of a hundred, or as it is."""
+        return f"{value * self.scale:{sign}.{1 if self.scale > 1 else 3}f}"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.told(self.score.value, '+')} [{self.told(self.score.low, '+')}, {self.told(self.score.high, '+')}]"
+        )
+
+
+@tables.shown
+@dataclass(frozen=True)
+class Comparison:
+    """Systems on the same prompts; the first is the baseline, and verdicts are on `metric`."""
+
+    reports: tuple[EvalReport, ...]
+    metric: str
+    differences: tuple[Difference, ...]
+
+    @property
+    def before(self) -> EvalReport:
+        """The baseline."""
+        return self.reports[0]
+
+    @property
+    def after(self) -> EvalReport:
+        """The last system; of two, the second."""
+        return self.reports[-1]
+
+    @property
+    def difference(self) -> Score:
+        """Of the last system from the baseline."""
+        return self._of(self.after.name).score
+
+    @property
+    def better(self) -> bool:
+        """Whether the last system is better than the baseline, and this sample can tell."""
+        return self._of(self.after.name).better
+
+    @property
+    def best(self) -> EvalReport:
+        """The system with the highest mean; of equal ones the earlier."""
+        return max(self.reports, key=lambda report: report.scores[self.metric].value)
+
+    def verdict(self) -> str:
+        """Plain sentences, one a system beside the baseline."""
+        said = [self._sentence(self._of(report.name)) for report in self.reports[1:]]
+        if len(self.reports) > 2:
+            said.append(
+                f"The highest {spelt(self.metric)} has {self.best.name}. The best of several on one sample is partly "
+                "luck: confirm it on prompts that did not choose it."
+            )
+        formats = list(dict.fromkeys(report.number_format for report in self.reports))
+        if len(formats) > 1:
+            said.append(
+                f"MIND: the weights are stored in other formats ({', '.join(formats)}), which alone can differ."
+            )
+        return " ".join(said)
+
+    def examples(self, n: int = 3, which: Literal["first", "lost", "won"] = "first") -> "Examples":
+        """Up to `n` prompts with both answers beside the wanted one: the first, or those lost or won since."""
+        pairs = list(zip(self.before.rows, self.after.rows, strict=True))
+        if which != "first":
+            sign = 1 if which == "won" else -1
+            pairs = [pair for pair in pairs if _moved(*pair, self.metric) * sign > 0]
+        return Examples(self.before.name, self.after.name, tuple(pairs[:n]), self.metric)
+
+    def _of(self, name: str) -> Difference:
+        return next(d for d in self.differences if (d.name, d.metric) == (name, self.metric))
+
+    def _sentence(self, d: Difference) -> str:
+        name, metric = self.before.name, spelt(self.metric)
+        unit = f"points of {metric}" if d.scale > 1 else f"of {metric}"
+        low, high = d.told(d.score.low, "+"), d.told(d.score.high, "+")
+        change = f"{d.told(d.score.value, '+')} {unit} [{low}, {high}] on {d.prompts} prompts"
+        if d.better:
+            return f"{d.name} is better than {name}: {change}."
+        if d.worse:
+            return f"{d.name} is WORSE than {name}: {change}. Do not ship it."
+        reach = f" This sample finds differences of {d.told(d.detectable)} {unit} or more"
+        more = ""
+        if d.score.value and (missing := d.prompts_for(d.score.value) - d.prompts) > 0:
+            more = f"; one as small as this needs about {missing:,} more prompts"
+        return f"No difference between {name} and {d.name} can be told from this sample: {change}.{reach}{more}."
+
+    def _parts(self) -> list[Table | str]:
+        metrics = list(dict.fromkeys(d.metric for d in self.differences))
+        head = ["model"]
+        for metric in metrics:
+            head += [f"{spelt(metric)} [95 %]", "change, points [95 %]", "p (Holm)", "detectable"]
+        rows = []
+        for report in self.reports:
+            found = {d.metric: d for d in self.differences if d.name == report.name}
+            cells: list[Any] = [report.name]
+            for metric in metrics:
+                d = found.get(metric) if report is not self.before else None
+                cells += [report.scores[metric], *([str(d), _p(d.holm), d.told(d.detectable)] if d else ["", "", ""])]
+            rows.append([*cells, *report.ending()])
+        table = Table([*head, *ENDING], rows)
+        return [table, *left_unscored(*self.reports), self.verdict()]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Answers of two models to the same prompts, to be read."""
+
+    before_name: str
+    after_name: str
+    pairs: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
+    metric: str = "exact_match"
+
+    def __str__(self) -> str:
+        blocks = [
+            f"PROMPT\n{b['prompt']}\nWANTED\n{b['expected'][0]}\n"
+            f"{self.before_name.upper()} {self._tick(b)}\n{b['answer']}\n"
+            f"{self.after_name.upper()} {self._tick(a)}\n{a['answer']}"
+            for b, a in self.pairs
+        ]
+        return tables.visible("\n\n".join(blocks))
+
+    def _repr_html_(self) -> str:
+        head = ("prompt", "wanted", self.before_name, self.after_name)
+        rows = [
+            (b["prompt"], b["expected"][0], f"{self._tick(b)} {b['answer']}", f"{self._tick(a)} {a['answer']}")
+            for b, a in self.pairs
+        ]
+        return Table(head, rows, prose=True)._repr_html_()
+
+    def _tick(self, row: Mapping[str, Any]) -> str:
+        value = row.get(self.metric)
+        if value is None:
+            return "○"
+        return {0.0: "✗", 1.0: "✓"}.get(float(value), f"{value:.2f}")
+
+
+def compare(
+    baseline: EvalReport, *others: EvalReport, metric: str | None = None, across_formats: bool = False
+) -> Comparison:
+    """Pair any number of reports with a baseline, prompt by prompt, in every metric that all of them have.
+
+    Args:
+        baseline: what the others are compared with.
+        others: reports on the same prompts.
+        metric: that the verdict is on; by default the baseline's first.
+        across_formats: allow weights stored in other number formats, which changes answers by itself.
+
+    Raises:
+        DataError: nothing to compare, other prompts, other number formats, other settings, two systems of one name, or
+            a metric that one of them lacks. All problems are named at once.
+    """
+    reports = (baseline, *others)
+    shared = [name for name in baseline.scores if all(name in report.scores for report in others)]
+    chosen = metric or next(iter(shared), "")
+    if problems := _problems(baseline, others, chosen, shared, across_formats):
+        raise DataError("\n".join(problems))
+    found = [_difference(baseline, other, name) for other in others for name in shared]
+    raised = statistics.holm([difference.p for difference in found])
+    told = [replace(difference, holm=p) for difference, p in zip(found, raised, strict=True)]
+    return Comparison(reports, chosen, tuple(told))
+
+
+def _problems(
+    baseline: EvalReport, others: Sequence[EvalReport], metric: str, shared: Sequence[str], across_formats: bool
+) -> list[str]:
+    """Why these reports cannot be compared."""
+    if not others:
+        return ["There is one report, and nothing to compare it with. Evaluate another system on the same examples."]
+    found = []
+    names = [report.name for report in (baseline, *others)]
+    if doubled := [name for place, name in enumerate(names) if name in names[:place]]:
+        found.append(f"Two systems are called {doubled[0]!r}. Tell them apart: evaluate(name=...).")
+    for other in others:
+        if _asked(baseline) != _asked(other):
+            found.append(
+                f"{baseline.name} and {other.name} answered different prompts; evaluate both on the same examples."
+            )
+        if other.number_format != baseline.number_format and not across_formats:
+            found.append(
+                f"{baseline.name} answered in {baseline.number_format} and {other.name} in {other.number_format}; that "
+                "alone changes answers. Load both in one format, or say across_formats=True."
+            )
+        both = baseline.settings.keys() & other.settings.keys()
+        found += [
+            f"{baseline.name} was evaluated with {key}={baseline.settings[key]!r} and {other.name} with "
+            f"{key}={other.settings[key]!r}; give both the same."
+            for key in sorted(both)
+            if baseline.settings[key] != other.settings[key]
+        ]
+    if metric not in shared:
+        found.append(
+            f"metric={metric!r} is not scored in every report; there are: {', '.join(shared) or 'none in common'}."
+        )
+    return found
+
+
+def _asked(report: EvalReport) -> tuple[Any, ...]:
+    return report.digest, [(row.get("id"), row["prompt"]) for row in report.rows]
+
+
+def _difference(baseline: EvalReport, other: EvalReport, metric: str) -> Difference:
+    """One system beside the baseline in one metric, over the answers that both sides have a score for."""
+    pairs = zip(baseline.rows, other.rows, strict=True)
+    both = [(b, a) for b, a in pairs if b.get(metric) is not None and a.get(metric) is not None]
+    if not both:
+        raise DataError(f"{baseline.name} and {other.name} have no prompt that {metric} could score on both sides.")
+    clusters = [b["cluster"] for b, _ in both]
+    before, after = ([float(pair[side][metric]) for pair in both] for side in (0, 1))
+    if metric == "macro_f1":
+        wanted, was = labels_of([b for b, _ in both])
+        score, p, reach = statistics.macro_f1_difference(wanted, was, labels_of([a for _, a in both])[1], clusters)
+    else:
+        changes = [new - old for old, new in zip(before, after, strict=True)]
+        score, reach = statistics.difference_interval(changes, clusters), statistics.detectable(changes, clusters)
+        exact = {*before, *after} <= {0.0, 1.0} and len(set(clusters)) == len(clusters)
+        p = statistics.mcnemar(before, after) if exact else statistics.paired_test(changes, clusters)
+    return Difference(
+        name=other.name,
+        metric=metric,
+        score=score,
+        p=p,
+        holm=p,
+        prompts=len(set(clusters)),
+        left_out=len(baseline.rows) - len(both),
+        detectable=reach,
+        scale=100 if all(0 <= value <= 1 for value in (*before, *after)) else 1,
+    )
+
+
+def _moved(before: Mapping[str, Any], after: Mapping[str, Any], metric: str) -> float:
+    """How far a prompt moved; 0 where a side is unscored."""
+    if before.get(metric) is None or after.get(metric) is None:
+        return 0.0
+    return float(after[metric]) - float(before[metric])
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
