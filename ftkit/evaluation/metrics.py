@@ -27,7 +27,8 @@ _STOP = re.compile(
 _TYPOGRAPHY = str.maketrans(
     {**dict.fromkeys("‘’‚‛′`´", "'"), **dict.fromkeys("“”„‟″«»", '"'), **dict.fromkeys("‐‑‒–—―−", "-")}
 )
-_UNIT = re.compile(r"(?<![\w.])(\d[\d.,]*)([^\W\d_]+|°\w*)(?!\w)")  # 5km is 5 km
+_CURRENCY = "€£¥₹₩"
+_UNIT = re.compile(rf"(?<![\w.])(\d[\d.,]*)([^\W\d_]+|°\w*|[{_CURRENCY}])(?!\w)|([{_CURRENCY}])(?=\d)")  # 5km is 5 km
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
 
@@ -41,7 +42,7 @@ def squad_normalise(text: str) -> str:
     signs, is not empty.
     """
     text = unicodedata.normalize("NFC", boxed(unfenced(text))).translate(_TYPOGRAPHY).lower()
-    text = _UNIT.sub(r"\1 \2", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text))
+    text = _UNIT.sub(r"\1 \2\3 ", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text))
     kept = "".join(character for place, character in enumerate(text) if not _is_punctuation(text, place))
     words = " ".join(_ARTICLES.sub(" ", kept).split())
     bare = kept.split()

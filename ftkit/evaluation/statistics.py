@@ -148,9 +148,13 @@ def resampled(statistic: Callable[[Any], Any], count: int, seed: int = 0) -> Any
     """`statistic` of 2,000 bootstrap samples: given how often each of `count` clusters was drawn, one row a sample."""
     import numpy as np
 
-    draw, rows = np.random.default_rng(seed), max(1, min(RESAMPLES, 4_000_000 // count))
-    parts = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]
-    return np.concatenate([statistic(draw.multinomial(count, np.full(count, 1 / count), size=part)) for part in parts])
+    draw, most = np.random.default_rng(seed), max(1, 4_000_000 // count)
+    parts = []
+    for start in range(0, RESAMPLES, most):
+        size = min(most, RESAMPLES - start)
+        drawn = draw.integers(0, count, size=(size, count)) + count * np.arange(size)[:, None]
+        parts.append(statistic(np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)))
+    return np.concatenate(parts)
 
 
 def _resampled(array: Any, groups: Any, seed: int) -> Any:
