@@ -1,6 +1,7 @@
 """Is it better? Scores with intervals, before and after."""
 
 from ftkit.evaluation.comparing import Comparison, Difference, compare
+from ftkit.evaluation.drift import Forgetting, forgetting
 from ftkit.evaluation.metrics import (
     chrf,
     exact_match,
@@ -14,6 +15,7 @@ from ftkit.evaluation.metrics import (
     tool_calls,
 )
 from ftkit.evaluation.plots import plot_comparison, plot_scores
+from ftkit.evaluation.regression import GateReport, binding, gate, noise_floor, read_verdict
 from ftkit.evaluation.scoring import (
     METRICS,
     EvalReport,
@@ -23,14 +25,22 @@ from ftkit.evaluation.scoring import (
     save_reports,
     score_answers,
 )
+from ftkit.evaluation.standard_tasks import mmlu_questions, standard_tasks
 from ftkit.evaluation.statistics import Score, detectable, difference_interval, holm, interval, mcnemar, paired_test
+from ftkit.evaluation.suites import BUNDLED, SUITE_METRICS, Suite, mentions, not_refused, refused, same_json, suite
 
 __all__ = [
+    "BUNDLED",
     "METRICS",
+    "SUITE_METRICS",
     "Comparison",
     "Difference",
     "EvalReport",
+    "Forgetting",
+    "GateReport",
     "Score",
+    "Suite",
+    "binding",
     "chrf",
     "compare",
     "detectable",
@@ -39,20 +49,31 @@ __all__ = [
     "evaluate_checkpoints",
     "exact_match",
     "exact_words",
+    "forgetting",
+    "gate",
     "holm",
     "interval",
     "json_valid",
     "keeps_schema",
     "label_in",
     "mcnemar",
+    "mentions",
+    "mmlu_questions",
+    "noise_floor",
+    "not_refused",
     "paired_test",
     "perplexity",
     "plot_comparison",
     "plot_scores",
+    "read_verdict",
+    "refused",
     "rouge_l",
+    "same_json",
     "save_reports",
     "score_answers",
     "squad_normalise",
+    "standard_tasks",
+    "suite",
     "token_f1",
     "tool_calls",
 ]

@@ -128,8 +128,8 @@ def _tokens(number: int, text: Any, tokenizer: Any, max_length: int) -> TokenRow
         row = chat.tokenize(text, tokenizer, max_length=max_length)
     if all(label == chat.IGNORED for label in row["labels"][1:]):
         raise DataError(
-            f"Text {number} has no token to predict: it is empty, or max_length={max_length} cuts its answer off. Leave "
-            "it out, or raise max_length."
+            f"Text {number} has no token to predict: it is empty, or max_length={max_length} cuts its answer off. "
+            "Leave it out, or raise max_length."
         )
     return {"input_ids": list(row["input_ids"]), "labels": list(row["labels"])}
 

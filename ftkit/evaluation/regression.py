@@ -85,7 +85,8 @@ class Change:
         if self.detectable is None:
             few = f"{self.items} items are too few: even if all were lost, chance could not be ruled out."
         else:
-            few = f"the smallest loss that so many items show in four of five repeats is {100 * self.detectable:.0f} points."
+            smallest = f"{100 * self.detectable:.0f} points"
+            few = f"the smallest loss that so many items show in four of five repeats is {smallest}."
         return f"{called} cannot be told: {moved}; {tested}; {few}"
 
     def _row(self) -> tuple[Any, ...]:
@@ -171,11 +172,12 @@ class GateReport:
         return [change for change in self.changes if change.state in failing]
 
     def _refuse_other(self, run: Run) -> None:
-        bound = {"adapter": self.adapter, "data": self.data}
-        here = binding(run)
-        if odd := [f"{key} {bound[key] or 'unknown'}, here {here[key]}" for key in bound if bound[key] != here[key]]:
+        bound, here = {"adapter": self.adapter, "data": self.data}, binding(run)
+        other = [key for key in bound if bound[key] != here[key]]
+        if other:
+            told = "; ".join(f"{key} {bound[key] or 'unknown'}, here {here[key] or 'unknown'}" for key in other)
             raise DataError(
-                f"This verdict is on {self.run or 'no run'} and not on {run.path.name} as it is now ({'; '.join(odd)}). "
+                f"This verdict is on {self.run or 'no run'}, and not on {run.path.name} as it is now ({told}). "
                 f"Judge it anew: python -m ftkit evaluate {run.path} --gate"
             )
 
@@ -267,7 +269,8 @@ def noise_floor(first: Reports, *again: Reports) -> dict[str, float]:
     """
     if not again:
         raise DataError("A noise floor compares a model with itself: give at least two reports on the same prompts.")
-    olds, floor = _named(first), {}
+    olds = _named(first)
+    floor: dict[str, float] = {}
     for other in map(_named, again):
         _refuse_unlike(olds, other)
         for suite, report in olds.items():
@@ -488,9 +491,9 @@ def _unlike(old: EvalReport, new: EvalReport) -> list[str]:
 
 def _change(known: dict[str, Any]) -> Change:
     """A change out of JSON."""
-    scores = {key: Score(**known.pop(key)) for key in ("before", "after", "difference")}
-    items = {key: tuple(Item(**item) for item in known.pop(key)) for key in ("lost", "gained")}
-    return Change(**scores, **items, **known)
+    scores = {key: Score(**known[key]) for key in ("before", "after", "difference")}
+    items = {key: tuple(Item(**item) for item in known[key]) for key in ("lost", "gained")}
+    return Change(**{**known, **scores, **items})
 
 
 def _p(value: float) -> str:

@@ -59,15 +59,19 @@ def standard_tasks(
         DataError: an unknown task, or one that scores no single questions.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise MissingExtra('Standard tasks need lm-eval, which is not installed. Run: pip install "lm-eval>=0.4.13,<0.5"')
+        raise MissingExtra(
+            'Standard tasks need lm-eval, which is not installed. Run: pip install "lm-eval>=0.4.13,<0.5"'
+        )
     with models.quietly():
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
+        from lm_eval import simple_evaluate  # type: ignore[import-untyped]
+        from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
+        from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
 
         known = set(TaskManager().all_tasks) | {MMLU_DEV}
         if odd := [task for task in tasks if isinstance(task, str) and task not in known]:
-            raise DataError(f"lm-eval has no task {odd[0]!r}. `lm-eval ls tasks` lists them; {MMLU_DEV!r} needs no network.")
+            raise DataError(
+                f"lm-eval has no task {odd[0]!r}. `lm-eval ls tasks` lists them; {MMLU_DEV!r} needs no network."
+            )
         wanted = [_mmlu_dev() if task == MMLU_DEV else task for task in tasks]
         with models.evaluating(model):
             result = simple_evaluate(
@@ -96,7 +100,9 @@ def mmlu_questions() -> list[dict[str, Any]]:
 
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or spec.origin is None:
-        raise MissingExtra('MMLU\'s questions stand in lm-eval, which is not installed. Run: pip install "lm-eval>=0.4.13,<0.5"')
+        raise MissingExtra(
+            'MMLU\'s questions stand in lm-eval, which is not installed. Run: pip install "lm-eval>=0.4.13,<0.5"'
+        )
     found = []
     for path in sorted(Path(spec.origin).parent.glob("tasks/mmlu/flan_cot_fewshot/mmlu_*.yaml")):
         subject = path.stem.removeprefix("mmlu_")

@@ -17,7 +17,7 @@ from ftkit import chat, models, tables
 from ftkit.data import load_examples, prompt
 from ftkit.errors import DataError
 from ftkit.evaluation.metrics import Metric, answered, squad_normalise, unfenced
-from ftkit.evaluation.scoring import EvalReport, evaluate
+from ftkit.evaluation.scoring import METRICS, EvalReport, evaluate
 
 _HEAD = 300  # characters: who declines does so at the beginning
 _CANNOT = (
@@ -78,6 +78,7 @@ _BY_NAME: Mapping[str, Metric] = {
     "refused": refused,
     "not_refused": not_refused,
 }
+SUITE_METRICS = (*_BY_NAME, *(metric for metric in METRICS if metric not in ("macro_f1", "stopped")))
 
 
 @tables.shown
