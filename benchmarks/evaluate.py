@@ -75,7 +75,9 @@ def main() -> None:
         for who, seconds in both.items():
             spent[who].append(seconds)
     ours, theirs = (statistics.median(spent[who]) for who in ("ftkit", "HFLM"))
-    print(f"base and tuned together, median: ftkit {ours:.1f} s, HFLM {theirs:.1f} s: {theirs / ours:.2f} times as fast")
+    print(
+        f"base and tuned together, median: ftkit {ours:.1f} s, HFLM {theirs:.1f} s: {theirs / ours:.2f} times as fast"
+    )
 
 
 if __name__ == "__main__":

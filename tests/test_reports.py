@@ -68,6 +68,7 @@ GIVEN = {
     ("Selection", "chosen_rows"): (0,),
     ("Selection", "baseline_rows"): (0,),
     ("Trial", "state"): "failed",
+    ("Change", "state"): "lost",
 }
 
 

@@ -127,7 +127,8 @@ def load_examples(
         source: a JSON, JSONL, CSV, TSV, Parquet or Arrow file, perhaps packed (.gz, .bz2, .zst, .zip), a folder of such
             files or of `save_to_disk`, a Hub dataset id, a list of dicts, a Dataset, or a bundled name: "invoices" and
             "invoices_unseen" (extract products and prices; the second has layouts that training never saw), "messy"
-            and "messy_test" (a help desk's mail with planted defects), "general" (short questions).
+            and "messy_test" (a help desk's mail with planted defects), "general" (short questions), "passages" (general
+            text), and suites for a gate: "json_skill", "tool_skill", "harmless", "harmful".
         split: keep only rows whose `split` column says so, by any usual name ("validation" finds "val"); for a Hub
             dataset the split to download ("train").
         mapping: which columns hold what, for formats that `detect_format` does not know:

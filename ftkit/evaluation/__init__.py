@@ -15,7 +15,7 @@ from ftkit.evaluation.metrics import (
     tool_calls,
 )
 from ftkit.evaluation.plots import plot_comparison, plot_scores
-from ftkit.evaluation.regression import GateReport, binding, gate, noise_floor, read_verdict
+from ftkit.evaluation.regression import GateReport, binding, detectable_loss, gate, noise_floor, read_verdict
 from ftkit.evaluation.scoring import (
     METRICS,
     EvalReport,
@@ -25,7 +25,7 @@ from ftkit.evaluation.scoring import (
     save_reports,
     score_answers,
 )
-from ftkit.evaluation.standard_tasks import mmlu_questions, standard_tasks
+from ftkit.evaluation.lm_eval_tasks import mmlu_questions, standard_tasks
 from ftkit.evaluation.statistics import Score, detectable, difference_interval, holm, interval, mcnemar, paired_test
 from ftkit.evaluation.suites import BUNDLED, SUITE_METRICS, Suite, mentions, not_refused, refused, same_json, suite
 
@@ -44,6 +44,7 @@ __all__ = [
     "chrf",
     "compare",
     "detectable",
+    "detectable_loss",
     "difference_interval",
     "evaluate",
     "evaluate_checkpoints",

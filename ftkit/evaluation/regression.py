@@ -490,7 +490,8 @@ def _unlike(old: EvalReport, new: EvalReport) -> list[str]:
 
 
 def _change(known: dict[str, Any]) -> Change:
-    """A change out of JSON."""
+    """A change out of JSON; a KeyError for what is none."""
+    _STATES[known["state"]]
     scores = {key: Score(**known[key]) for key in ("before", "after", "difference")}
     items = {key: tuple(Item(**item) for item in known[key]) for key in ("lost", "gained")}
     return Change(**{**known, **scores, **items})

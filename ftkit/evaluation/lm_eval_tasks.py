@@ -67,8 +67,9 @@ def standard_tasks(
         from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
         from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
 
-        known = set(TaskManager().all_tasks) | {MMLU_DEV}
-        if odd := [task for task in tasks if isinstance(task, str) and task not in known]:
+        foreign = [task for task in tasks if isinstance(task, str) and task != MMLU_DEV]
+        manager = TaskManager(include_defaults=bool(foreign))  # reading them all takes many seconds
+        if odd := [task for task in foreign if task not in manager.all_tasks]:
             raise DataError(
                 f"lm-eval has no task {odd[0]!r}. `lm-eval ls tasks` lists them; {MMLU_DEV!r} needs no network."
             )
@@ -81,6 +82,7 @@ def standard_tasks(
                 num_fewshot=num_fewshot,
                 bootstrap_iters=0,
                 log_samples=True,
+                task_manager=manager,
             )
     samples = (result or {}).get("samples") or {}
     if not samples:
