@@ -157,6 +157,11 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise MissingArtifact(
             f"{missing[0]} is no suite: neither a file, nor one of {', '.join(evaluation.BUNDLED)}. Name one of them."
         )
+    called = [Path(source).stem for source in options.suite]
+    if doubled := [name for name in called if called.count(name) > 1]:
+        raise ConfigError(
+            f"Several suites are called {doubled[0]}, so their items could not be told apart. Rename one."
+        )
     model, tokenizer = models.load_adapter(adapter)
     how = {"max_new_tokens": options.max_new_tokens, "batch_size": options.batch_size, "limit": options.limit}
     suites = {}

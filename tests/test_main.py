@@ -256,8 +256,9 @@ def test_a_strict_gate_fails_where_too_few_items_leave_it_open(trained, capsys):
         ["toy", "--gate", "--limit", "\u0663"],
         ["toy", "--gate", "--metric", "vibes"],
         ["bare", "--gate"],
+        ["toy", "--gate", "--suite", "own.jsonl", "own.jsonl"],
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_wrong_use_of_evaluate_has_a_status_of_its_own(trained, tmp_path, arguments, capsys):
     """A build that named a run that is not there must not look like a model that lost something."""

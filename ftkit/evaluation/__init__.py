@@ -2,6 +2,7 @@
 
 from ftkit.evaluation.comparing import Comparison, Difference, compare
 from ftkit.evaluation.drift import Forgetting, forgetting
+from ftkit.evaluation.lm_eval_tasks import mmlu_questions, standard_tasks
 from ftkit.evaluation.metrics import (
     chrf,
     exact_match,
@@ -25,7 +26,6 @@ from ftkit.evaluation.scoring import (
     save_reports,
     score_answers,
 )
-from ftkit.evaluation.lm_eval_tasks import mmlu_questions, standard_tasks
 from ftkit.evaluation.statistics import Score, detectable, difference_interval, holm, interval, mcnemar, paired_test
 from ftkit.evaluation.suites import BUNDLED, SUITE_METRICS, Suite, mentions, not_refused, refused, same_json, suite
 

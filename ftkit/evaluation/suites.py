@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ class Suite:
                 f"{self.name} holds what base {self.base} passes, and this adapter stands on {stands}. Make the suite "
                 "again with evaluation.suite and the adapter's own base."
             )
-        return _asked(model, tokenizer, self.rows, self.metric, name, self.max_new_tokens, batch_size)
+        return _asked(model, tokenizer, self.rows, self.metric, name, self.base, self.max_new_tokens, batch_size)
 
     def _parts(self) -> list[str]:
         total = len(self.rows) + len(self.left_out)
@@ -179,13 +179,14 @@ def suite(
     chosen = metric or (BUNDLED[source] if bundled else "mentions" if "accept" in rows[0] else "exact_match")
     scorer = _BY_NAME.get(chosen, chosen) if isinstance(chosen, str) else chosen
     rows = [{"id": str(number), **_folded(row, tokenizer)} for number, row in enumerate(rows, 1)]
+    base = models.base_digest(model)
     with model.disable_adapter() if models.is_adapted(model) else nullcontext():
-        first = _asked(model, tokenizer, rows, scorer, "base", max_new_tokens, batch_size)
+        first = _asked(model, tokenizer, rows, scorer, "base", base, max_new_tokens, batch_size)
         column = next(iter(first.scores))
         good = {answer["id"] for answer in first.rows if (answer[column] or 0) >= passes}
         kept = tuple(row for row in rows if str(row["id"]) in good)
         sizes = [max(1, batch_size // (2 + number) + 1) for number in range(again if kept else 0)]
-        later = [_asked(model, tokenizer, kept, scorer, "base", max_new_tokens, size) for size in sizes]
+        later = [_asked(model, tokenizer, kept, scorer, "base", base, max_new_tokens, size) for size in sizes]
     chosen_by = [answer[column] for answer in first.rows if answer["id"] in good]
     means = [sum(chosen_by) / len(chosen_by)] if again == 1 and kept else []
     means += [report.scores[column].value for report in later]
@@ -196,7 +197,7 @@ def suite(
         left_out=tuple(str(row["id"]) for row in rows if str(row["id"]) not in good),
         before=later[0] if later else None,
         floor=max(means) - min(means) if means else 0.0,
-        base=models.base_digest(model),
+        base=base,
         max_new_tokens=max_new_tokens,
     )
 
@@ -207,10 +208,12 @@ def _asked(
     rows: Sequence[Mapping[str, Any]],
     metric: str | Metric,
     name: str,
+    base: str,
     max_new_tokens: int,
     batch_size: int,
 ) -> EvalReport:
-    return evaluate(
+    """A report that also records whose items were asked: a gate takes only two of one base."""
+    report = evaluate(
         model,
         tokenizer,
         rows,
@@ -219,6 +222,7 @@ def _asked(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
+    return replace(report, settings=report.settings | {"items_of_base": base})
 
 
 def _called(source: Any, name: str | None) -> str:

@@ -124,7 +124,7 @@ def test_a_suite_keeps_what_the_base_passes_and_asks_again(model, tokenizer, row
     assert ([row["id"] for row in kept.rows], kept.left_out) == (["1", "3", "5", "7"], ("2", "4", "6", "8"))
     assert [row["id"] for row in kept.before.rows] == [row["id"] for row in kept.rows]
     assert (kept.before.scores["even"].value, kept.floor) == (1.0, 0.0)  # greedy in fp32: the same again
-    assert kept.base == models.base_digest(model)
+    assert kept.base == kept.before.settings["items_of_base"] == models.base_digest(model)
     same = kept.measure(model, tokenizer, name="again")
     assert evaluation.gate(kept.before, same, floor=kept.floor).passed
     assert f"passes {len(kept.rows)} of 8 items" in str(kept)
