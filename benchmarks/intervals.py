@@ -3,7 +3,7 @@
     python benchmarks/intervals.py [--repeats 2000]
 
 Passes and failures are not drawn but counted out: their coverage is exact for each true share, and the row "any share"
-averages over 0.5 % to 99.5 %. No interval for a handful of passes and failures can hold its level at every single share.
+averages over 0.5 % to 99.5 %. No interval for a handful of passes and failures holds its level at every single share.
 """
 
 import argparse

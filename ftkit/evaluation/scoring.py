@@ -364,9 +364,10 @@ class _How:
                     "expected": _references(number, row, self.tokenizer),
                     "schema": row.get("schema") or self.schema,
                     "asked": written,
-                    "wanted": json.dumps([row.get("accept"), row["messages"]], sort_keys=True, default=str),
                 }
             )
+            told = rows[-1]["expected"][: None if row.get("accept") else 1]  # what follows is this template's spelling
+            rows[-1]["wanted"] = json.dumps(told)
             rows[-1]["cluster"] = str(row.get("cluster") or firsts.setdefault(written, rows[-1]["id"]))
         counted: dict[str, int] = {}
         for row in rows:
@@ -382,7 +383,7 @@ class _How:
 
     def names(self) -> list[str]:
         """The metrics' names, in order."""
-        return [metric if isinstance(metric, str) else metric.__name__ for metric in self.metrics]
+        return [metric if isinstance(metric, str) else getattr(metric, "__name__", "own") for metric in self.metrics]
 
     def scored(
         self, asked: list[dict[str, Any]], answers: list[str | Answer | None], name: str, stored: str

@@ -1,11 +1,22 @@
-"""Scores follow the field's formulas, and intervals claim no more than the sample."""
+"""Scores follow the field's formulas."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftkit.errors import DataError
-from ftkit.evaluation import Score, exact_match, exact_words, interval, token_f1
+from ftkit.evaluation import (
+    chrf,
+    exact_match,
+    exact_words,
+    json_valid,
+    keeps_schema,
+    label_in,
+    rouge_l,
+    squad_normalise,
+    token_f1,
+    tool_calls,
+)
 
 words = st.text(alphabet="abc XYZ.,the", max_size=20)
 
@@ -41,17 +52,6 @@ def test_f1_is_symmetric_bounded_and_one_where_exact(a, b):
 def test_no_reference_is_an_error():
     with pytest.raises(DataError, match="at least one reference"):
         exact_match("x", [])
-
-
-def test_interval_covers_the_mean_and_narrows_with_the_sample():
-    few, many = interval([0.0, 1.0] * 10), interval([0.0, 1.0] * 500)
-    assert few.low < few.value < few.high
-    assert many.high - many.low < few.high - few.low
-
-
-def test_interval_of_nothing_but_zeros_does_not_claim_certainty():
-    """Wilson's interval for 0 of 40 reaches 8.8 %."""
-    assert interval([0.0] * 40) == Score(0.0, 0.0, pytest.approx(0.0876, abs=1e-4))
 
 
 BREST = '{"name": "tide", "arguments": {"port": "Brest", "days": [1, 2]}}'
@@ -97,3 +97,78 @@ def test_any_text_equals_itself_and_is_never_a_foreign_error(text, broken):
     for said in (text, broken, hermes(broken)):
         assert exact_match(said, said) == 1.0
         assert exact_match(said, hermes(BREST)) == 0.0
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="abc XYZ", max_size=30), st.text(alphabet="abc XYZ", min_size=1, max_size=30))
+def test_overlaps_are_the_libraries_own(a, b):
+    """On plain ASCII ROUGE-L and chrF are what rouge-score and sacrebleu give."""
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import CHRF
+
+    if a.split() and b.split():
+        assert rouge_l(a, b) == pytest.approx(RougeScorer(["rougeL"]).score(b, a)["rougeL"].fmeasure)
+        assert chrf(a, b) == pytest.approx(CHRF().sentence_score(a.strip(), [b.strip()]).score / 100)
+
+
+@settings(deadline=None)
+@given(st.text(max_size=40), st.lists(st.text(max_size=40), min_size=1, max_size=3))
+def test_every_metric_gives_a_share_for_every_text(said, references):
+    for metric in (exact_match, token_f1, tool_calls, rouge_l, chrf):
+        assert 0 <= metric(said, references) <= 1 + 1e-9
+    assert json_valid(said) in (0.0, 1.0)
+
+
+@given(st.text(max_size=40))
+def test_normalising_leaves_no_outer_blanks_and_no_capitals(text):
+    normal = squad_normalise(text)
+    assert normal == " ".join(normal.split())
+    assert normal == normal.lower() or not text.isascii()
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"age": {"type": "integer", "minimum": 0}},
+    "required": ["age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ('{"age": 3}', 1.0),
+        ('```json\n{"age": 3}\n```', 1.0),
+        ('{"age": "3"}', 0.0),
+        ('{"age": -1}', 0.0),
+        ('{"age": 3, "name": "x"}', 0.0),
+        ("{}", 0.0),
+        ("[]", 0.0),
+        ('{"age": 3', 0.0),
+        ("", 0.0),
+    ],
+)
+def test_a_schema_is_kept_or_not(said, kept):
+    assert keeps_schema(said, PERSON) == kept
+
+
+@pytest.mark.parametrize("schema", [{"type": "objekt"}, {"$ref": "https://example.invalid/person.json"}])
+def test_a_schema_that_is_none_or_lies_elsewhere_is_refused(schema):
+    """Nothing is fetched."""
+    with pytest.raises(DataError, match="no JSON schema"):
+        keeps_schema('{"age": 3}', schema)
+
+
+@pytest.mark.parametrize(
+    ("said", "label"),
+    [
+        ("not spam", "not spam"),
+        ("It is not spam.", "not spam"),
+        ("spam", "spam"),
+        ("Spam or not spam?", None),
+        ("neutral", None),
+        ("<think>spam?</think>not spam", "not spam"),
+    ],
+)
+def test_a_longer_label_is_looked_for_first(said, label):
+    assert label_in(said, ["spam", "not spam"]) == label
