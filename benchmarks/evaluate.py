@@ -82,17 +82,10 @@ def main() -> None:
             print(f"{turn + 1:>5}  {name:>5}  {cells['ftkit']:>15}  {cells['HFLM']:>15}  {same}", flush=True)
         for who, seconds in both.items():
             spent[who].append(seconds)
-<<<<<<< HEAD
-    ours, theirs = (statistics.median(spent[who]) for who in ("ftkit", "HFLM"))
-    print(
-        f"base and tuned together, median: ftkit {ours:.1f} s, HFLM {theirs:.1f} s: {theirs / ours:.2f} times as fast"
-    )
-=======
     print("base and tuned together, medians:")
     for kind, place in (("clock", 0), ("processor", 1)):
         ours_s, theirs_s = (statistics.median(pair[place] for pair in spent[who]) for who in ("ftkit", "HFLM"))
         print(f"  {kind}: ftkit {ours_s:.1f} s, HFLM {theirs_s:.1f} s: {theirs_s / ours_s:.2f} times as fast")
->>>>>>> wt-score
 
 
 if __name__ == "__main__":
