@@ -7,7 +7,7 @@ import pytest
 import torch
 from toys import CHATML, make_tokenizer
 
-from ftkit import chat, data, evaluation
+from ftkit import chat, data, evaluation, models
 from ftkit.errors import DataError, FtkitWarning, MissingArtifact
 from ftkit.evaluation import EvalReport, evaluate_checkpoints, interval, perplexity, score_answers
 from ftkit.models import Answer
@@ -360,3 +360,21 @@ def test_the_number_format_is_that_of_most_weights(model, tokenizer, rows):
 def test_a_folder_without_adapters_is_named(tmp_path):
     with pytest.raises(MissingArtifact, match="holds no adapter"):
         evaluate_checkpoints(tmp_path, CITIES)
+
+
+@pytest.mark.slow
+def test_every_kept_checkpoint_and_the_adapter_are_evaluated_in_their_order(tmp_path, toy_config, rows):
+    """Each on the same prompts, so that all can stand beside one baseline."""
+    from toys import make_model
+
+    make_model().save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    run = Run.create("x", tmp_path)
+    for name in ("checkpoints/checkpoint-10", "checkpoints/checkpoint-9", "adapter"):
+        model, tokenizer = models.load(tmp_path / "base", toy_config)
+        models.save_adapter(models.add_lora(model, toy_config), tokenizer, run / name)
+    examples = data.load_examples(rows)
+    reports = evaluate_checkpoints(run, examples, max_new_tokens=2)
+    assert list(reports) == ["checkpoint-9", "checkpoint-10", "adapter"]
+    assert len(evaluation.compare(*reports.values()).differences) == 4
+    assert {report.digest for report in reports.values()} == {reports["adapter"].digest}
