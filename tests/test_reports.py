@@ -164,11 +164,20 @@ SCORE = Score(0.5, 0.4, 0.6)
 COUNT = RuleCount("", "", 4, 1, 0, 0, 0.1)
 SHAPE = find(ftkit.models.BUNDLED)
 ESTIMATE = estimate(SHAPE, TrainConfig())
+
+
+def compared(name):
+    """A comparison of a system of this name with itself under another."""
+    rows = [{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "x"}]}]
+    return evaluation.compare(*(evaluation.score_answers(["x"], rows, name=called) for called in ("base", name)))
+
+
 # Every figure that takes somebody's name: how it is drawn with one.
 FIGURES = {
     "plot_runs": lambda name, ax: plot_runs({name: HISTORY}, ax),
     "plot_curves": lambda name, ax: plot_curves({name: HISTORY}, [ax])[0],
     "plot_scores": lambda name, ax: evaluation.plot_scores({name: {name: SCORE}}, ax),
+    "plot_comparison": lambda name, ax: evaluation.plot_comparison(compared(name), ax),
     "plot_cleaned": lambda name, ax: cleaning.plot_cleaned(
         SimpleNamespace(counts=[dataclasses.replace(COUNT, name=name)], kept=[1], total=2), ax
     ),

@@ -134,7 +134,7 @@ class Comparison:
             return f"{d.name} is better than {name}: {change}."
         if d.worse:
             return f"{d.name} is WORSE than {name}: {change}. Do not ship it."
-        reach = f" This sample finds differences of {d.told(d.detectable)} {unit} or more"
+        reach = f" In four of five repeats such a sample finds differences of {d.told(d.detectable)} {unit} or more"
         more = ""
         if d.score.value and (missing := d.prompts_for(d.score.value) - d.prompts) > 0:
             more = f"; one as small as this needs about {missing:,} more prompts"

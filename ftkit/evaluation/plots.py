@@ -71,7 +71,14 @@ def plot_comparison(comparison: Comparison, ax: Any = None) -> Any:
                 label=plain(spelt(metric)) if d.name == names[0] else None,
             )
     blind = max((100 * d.detectable for d in shown if d.metric == comparison.metric), default=0)
-    ax.axvspan(-blind, blind, color=GREY, alpha=0.15, linewidth=0, label="too small for this sample")
+    ax.axvspan(
+        -blind,
+        blind,
+        color=GREY,
+        alpha=0.15,
+        linewidth=0,
+        label=f"{plain(spelt(comparison.metric))}: too small to be found",
+    )
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(names)), list(map(plain, names)))
     ax.set_ylim(len(names) - 0.5, -0.5)
