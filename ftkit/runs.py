@@ -38,6 +38,7 @@ _WRITTEN_BY = {
     "adapter": "training.train (notebook 00_quickstart or 09_train)",
     "checkpoints": "training.train with save_steps",
     "history.csv": "training.train (notebook 00_quickstart or 09_train)",
+    "eval/verdict.json": "python -m ftkit evaluate RUN --gate (notebook 12_regression)",
     "eval": "evaluation.evaluate (notebook 00_quickstart or 11_evaluate)",
     "figures": "the notebook's plot cells",
     "MODEL_CARD.md": "notebook 13_publish",

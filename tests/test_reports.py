@@ -70,6 +70,7 @@ GIVEN = {
     ("Trial", "state"): "failed",
     ("Recommendation", "path"): (("need", "knowledge"),),
     ("_Tree", "of"): decision.recommend(),
+    ("Change", "state"): "lost",
 }
 
 

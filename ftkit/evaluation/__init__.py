@@ -4,6 +4,8 @@ from ftkit.evaluation.agreements import agreement, plot_ratings_needed, ratings_
 from ftkit.evaluation.comparing import Comparison, Difference, compare
 from ftkit.evaluation.human import rating_form
 from ftkit.evaluation.judging import CRITERIA, compare_pairs, judging_cost, rate
+from ftkit.evaluation.drift import Forgetting, forgetting
+from ftkit.evaluation.lm_eval_tasks import mmlu_questions, standard_tasks
 from ftkit.evaluation.metrics import (
     chrf,
     exact_match,
@@ -19,6 +21,7 @@ from ftkit.evaluation.metrics import (
 from ftkit.evaluation.plots import plot_comparison, plot_scores
 from ftkit.evaluation.public_sets import alpaca_annotations, alpaca_difficulty, alpaca_eval, mt_bench
 from ftkit.evaluation.ratings import read_ratings, save_preferences
+from ftkit.evaluation.regression import GateReport, binding, detectable_loss, gate, noise_floor, read_verdict
 from ftkit.evaluation.scoring import (
     METRICS,
     EvalReport,
@@ -34,24 +37,36 @@ from ftkit.evaluation.win_rates import win_rate
 
 __all__ = [
     "CRITERIA",
+from ftkit.evaluation.suites import BUNDLED, SUITE_METRICS, Suite, mentions, not_refused, refused, same_json, suite
+
+__all__ = [
+    "BUNDLED",
     "METRICS",
+    "SUITE_METRICS",
     "Comparison",
     "Difference",
     "EvalReport",
+    "Forgetting",
+    "GateReport",
     "Score",
     "agreement",
     "alpaca_annotations",
     "alpaca_difficulty",
     "alpaca_eval",
+    "Suite",
+    "binding",
     "chrf",
     "compare",
     "compare_pairs",
     "detectable",
+    "detectable_loss",
     "difference_interval",
     "evaluate",
     "evaluate_checkpoints",
     "exact_match",
     "exact_words",
+    "forgetting",
+    "gate",
     "holm",
     "interval",
     "json_valid",
@@ -60,6 +75,10 @@ __all__ = [
     "label_in",
     "mcnemar",
     "mt_bench",
+    "mentions",
+    "mmlu_questions",
+    "noise_floor",
+    "not_refused",
     "number_format",
     "paired_test",
     "perplexity",
@@ -72,9 +91,15 @@ __all__ = [
     "read_ratings",
     "rouge_l",
     "save_preferences",
+    "read_verdict",
+    "refused",
+    "rouge_l",
+    "same_json",
     "save_reports",
     "score_answers",
     "squad_normalise",
+    "standard_tasks",
+    "suite",
     "token_f1",
     "tool_calls",
     "win_rate",
