@@ -1,7 +1,9 @@
 """Toys: a tokenizer and a model small enough to build in milliseconds, real in every other way."""
 
+import json
 import os
 import signal
+from pathlib import Path
 
 from ftkit import data
 from ftkit.config import TrainConfig
@@ -18,8 +20,18 @@ from toys import make_model, make_tokenizer
 settings.register_profile("same", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
+# Files of slow tests that take longer than most, in minutes; those of notebooks stand in notebooks/costs.json.
+LONG = {"test_kill": 2.5, "test_loading": 1.5, "test_backends": 1.0, "test_loop": 1.0, "test_study": 1.0}
+
 # A shell that starts tests in the background has them ignore Ctrl+C, and what they start as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that of two workers none ends alone with one of them (`--no-loadscope-reorder`)."""
+    costs = json.loads((Path(__file__).parents[1] / "notebooks/costs.json").read_text())
+    minutes = LONG | {f"test_{name}": cost["minutes"] for name, cost in costs.items()}
+    items.sort(key=lambda item: -minutes.get(item.path.stem, 0))
 
 
 @pytest.fixture
