@@ -80,7 +80,6 @@ class Variant:
 class Variants:
     """Variants beside each other; shows itself as a table."""
 
-    base_loss: float
     rows: tuple[Variant, ...]
 
     def __getitem__(self, name: str) -> Variant:
@@ -95,7 +94,7 @@ class Variants:
 
     def _parts(self) -> list[tables.Table | str]:
         head = ("variant", "trainable parameters", "first loss", "last loss", "held-out loss")
-        rows = [("base model", "0", "", "", f"{self.base_loss:.3f}")]
+        rows = []
         for row in self.rows:
             losses = (f"{row.first_loss:.3f}", f"{row.last_loss:.3f}", f"{row.held_out_loss:.3f}")
             rows.append((row.name, f"{row.parameters:,}", *losses))
@@ -121,7 +120,6 @@ def compare_variants(
     import torch
     from peft import LoraConfig, get_peft_model
 
-    base_loss = mean_loss(model, held_out)
     losses, table = {}, []
     for name, settings in variants.items():
         torch.manual_seed(seed)
@@ -130,7 +128,7 @@ def compare_variants(
         count = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         table.append(Variant(name, count, losses[name][0], losses[name][-1], mean_loss(adapted, held_out)))
         model = adapted.unload()
-    return losses, Variants(base_loss, tuple(table))
+    return losses, Variants(tuple(table))
 
 
 def answer_loss(model: Any, rows: Sequence[TokenRow]) -> Any:

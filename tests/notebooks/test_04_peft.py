@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def book(execute):
-    return execute("04_peft")
+    return execute("04_peft", max_examples=6)
 
 
 @pytest.fixture(scope="module")
