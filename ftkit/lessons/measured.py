@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ftkit import files, memory
 from ftkit.memory import Constants, ModelShape, TrainingSetup, estimate_setup, peak_gib
 
-_FINE = 1e-3
+_FINE, _ROUNDS = 1e-3, 6
 _RANGES = {  # where each constant is looked for
     "logits": (1.0, 6.0),
     "logits_wide": (1.0, 6.0),
@@ -99,10 +99,10 @@ def measured_pairs(measured: Iterable[Measurement]) -> list[MeasuredPair]:
     return sorted(found, key=lambda pair: (pair.parameters, pair.length))
 
 
-def fit_constants(points: Sequence[Measurement], rounds: int = 6) -> Constants:
+def fit_constants(points: Sequence[Measurement]) -> Constants:
     """The constants with the smallest error on these points, to two decimals; what no point tells of stays as it is."""
     found = Constants()
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         before = found
         for name, (low, high) in _RANGES.items():
             ends = Constants(**{name: low}), Constants(**{name: high})

@@ -20,7 +20,7 @@ from ftkit.models.loading import (
     save_adapter,
 )
 from ftkit.models.quiet import no_datasets_bars, quietly
-from ftkit.models.sources import BUNDLED, HUB_ID, bundled_folder, bundled_location, pretrained, resolve
+from ftkit.models.sources import BUNDLED, HUB_ID, bundled_location, pretrained, resolve
 
 __all__ = [
     "BUNDLED",
@@ -34,7 +34,6 @@ __all__ = [
     "backends",
     "base_digest",
     "batches",
-    "bundled_folder",
     "bundled_location",
     "choose_attention",
     "context_tokens",

@@ -262,7 +262,7 @@ def served(tmp_path_factory):
     """`transformers serve` with the bundled model on a free port of loopback: URL, model and a count of requests."""
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
-    folder, log = str(models.bundled_folder()), tmp_path_factory.mktemp("serve") / "log"
+    folder, log = models.resolve(models.BUNDLED), tmp_path_factory.mktemp("serve") / "log"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
