@@ -19,7 +19,7 @@ from ftkit.models.loading import (
     parameters,
     save_adapter,
 )
-from ftkit.models.quiet import no_datasets_bars, quietly
+from ftkit.models.quiet import quietly
 from ftkit.models.sources import BUNDLED, HUB_ID, bundled_location, pretrained, resolve
 
 __all__ = [
@@ -45,7 +45,6 @@ __all__ = [
     "keep_trainable",
     "load",
     "load_adapter",
-    "no_datasets_bars",
     "padded",
     "parameters",
     "pretrained",
