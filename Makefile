@@ -24,7 +24,7 @@ FAST := $(TWO) -m "not slow"
 
 test: install
 	@$(FAST)
-	@$(TWO) --dist loadfile -m slow --ignore tests/browser
+	@$(TWO) --dist loadfile --no-loadscope-reorder -m slow --ignore tests/browser
 	@$(BIN)/python -m pytest -m slow tests/browser
 
 test-fast: install

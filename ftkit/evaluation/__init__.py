@@ -1,10 +1,10 @@
-"""Is it better? Scores with intervals, before and after."""
+"""Is it better, by how much, and what did it forget?"""
 
 from ftkit.evaluation.agreements import agreement, plot_ratings_needed, ratings_needed
 from ftkit.evaluation.comparing import Comparison, Difference, compare
+from ftkit.evaluation.drift import Forgetting, forgetting
 from ftkit.evaluation.human import rating_form
 from ftkit.evaluation.judging import CRITERIA, compare_pairs, judging_cost, rate
-from ftkit.evaluation.drift import Forgetting, forgetting
 from ftkit.evaluation.lm_eval_tasks import mmlu_questions, standard_tasks
 from ftkit.evaluation.metrics import (
     chrf,
@@ -33,14 +33,12 @@ from ftkit.evaluation.scoring import (
     score_answers,
 )
 from ftkit.evaluation.statistics import Score, detectable, difference_interval, holm, interval, mcnemar, paired_test
+from ftkit.evaluation.suites import BUNDLED, SUITE_METRICS, Suite, mentions, not_refused, refused, same_json, suite
 from ftkit.evaluation.win_rates import win_rate
 
 __all__ = [
-    "CRITERIA",
-from ftkit.evaluation.suites import BUNDLED, SUITE_METRICS, Suite, mentions, not_refused, refused, same_json, suite
-
-__all__ = [
     "BUNDLED",
+    "CRITERIA",
     "METRICS",
     "SUITE_METRICS",
     "Comparison",
@@ -49,11 +47,11 @@ __all__ = [
     "Forgetting",
     "GateReport",
     "Score",
+    "Suite",
     "agreement",
     "alpaca_annotations",
     "alpaca_difficulty",
     "alpaca_eval",
-    "Suite",
     "binding",
     "chrf",
     "compare",
@@ -74,9 +72,9 @@ __all__ = [
     "keeps_schema",
     "label_in",
     "mcnemar",
-    "mt_bench",
     "mentions",
     "mmlu_questions",
+    "mt_bench",
     "noise_floor",
     "not_refused",
     "number_format",
@@ -89,12 +87,11 @@ __all__ = [
     "rating_form",
     "ratings_needed",
     "read_ratings",
-    "rouge_l",
-    "save_preferences",
     "read_verdict",
     "refused",
     "rouge_l",
     "same_json",
+    "save_preferences",
     "save_reports",
     "score_answers",
     "squad_normalise",

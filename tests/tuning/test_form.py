@@ -162,22 +162,6 @@ def test_plain_python_needs_no_widgets_at_all(tmp_path):
     assert done.stdout.split() == ["8", "True"]
 
 
-def test_a_given_step_becomes_minutes(tmp_path):
-    """40 updates of 3 s are 2 minutes; half the batch is half the step, and twice as many updates."""
-    form = tuning.config_form(
-        TrainConfig(eval_steps=0), model=MODEL, examples=320, hardware=T4, run_root=tmp_path, seconds_per_step=3.0
-    )
-    assert form.consequences.seconds == pytest.approx(120)
-    form.value = form.value.replace(gradient_accumulation_steps=2)
-    assert (form.consequences.updates, form.consequences.seconds) == (80, pytest.approx(120))
-
-
-@pytest.mark.parametrize("seconds", [0, -1.0, float("nan"), float("inf")])
-def test_a_step_takes_time(tmp_path, seconds):
-    with pytest.raises(ConfigError, match="a step takes more than 0 seconds"):
-        tuning.config_form(model=MODEL, hardware=T4, run_root=tmp_path, seconds_per_step=seconds)
-
-
 def test_moving_the_rank_is_answered_within_150_ms(form, rows_of):
     """All consequences and all HTML, on one core; benchmarks/form.py prints the same."""
     spent = []
