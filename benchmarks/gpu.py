@@ -45,7 +45,7 @@ def write_model(shape: str, folder: Path) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(models.bundled_folder())
+    tokenizer = AutoTokenizer.from_pretrained(models.resolve(models.BUNDLED))
     found = memory.find(shape)
     config = LlamaConfig(
         hidden_size=found.hidden_size,

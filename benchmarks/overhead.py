@@ -20,7 +20,9 @@ from ftkit import data, hardware, models
 from ftkit.chat import tokenize
 from ftkit.config import TrainConfig
 from ftkit.runs import Run
-from ftkit.training import Recorder, length_batches, train
+from ftkit.training import train
+from ftkit.training.recorder import Recorder
+from ftkit.training.trainer import length_batches
 
 
 def prepare(steps: int):

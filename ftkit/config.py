@@ -337,15 +337,12 @@ def _problem(spec: "dataclasses.Field[Any]", value: Any) -> str | None:
         return f"{said} wants a list of names, such as {list(default[:2])} {tail}"
     if isinstance(default, bool):
         return None if isinstance(value, bool) else f"{said} wants true or false {tail}"
-    return _number_problem(spec.name, value, isinstance(default, int), facts["low"], facts["high"], tail)
-
-
-def _number_problem(name: str, value: Any, whole: bool, low: float, high: float, tail: str) -> str | None:
+    whole, low, high = isinstance(default, int), facts["low"], facts["high"]
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        return f"{name}={_short(value)} wants a {'whole ' if whole else ''}number {tail}"
+        return f"{said} wants a {'whole ' if whole else ''}number {tail}"
     # NaN differs from itself; a whole number may be too large for a float
     if value != value or not low <= value <= high:
-        return f"{name}={_short(value)} is outside {low:g} to {high:g} {tail}"
+        return f"{said} is outside {low:g} to {high:g} {tail}"
     return None
 
 
@@ -361,39 +358,12 @@ _PRESETS: dict[str, dict[str, Any]] = sample("presets")
 EFFORTS = tuple(name for name in _PRESETS if name not in MACHINES)
 
 
-def preset_names() -> tuple[str, ...]:
-    """All presets, efforts first."""
-    return tuple(_PRESETS)
-
-
-def describe_preset(name: str) -> str:
-    """What a preset is for, in half a sentence.
+def preset(name: str) -> dict[str, Any]:
+    """What a preset is for ("about"), and the "settings" that it sets; all others are left alone.
 
     Raises:
         ConfigError: no preset of that name.
     """
-    return str(_preset(name)["about"])
-
-
-def preset_settings(name: str) -> dict[str, Any]:
-    """The settings that a preset sets; all others are left alone.
-
-    Raises:
-        ConfigError: no preset of that name.
-    """
-    return dict(_preset(name)["settings"])
-
-
-def preset_variant(config: TrainConfig, name: str) -> TrainConfig:
-    """`config` with the settings of a preset.
-
-    Raises:
-        ConfigError: no preset of that name.
-    """
-    return config.replace(**preset_settings(name))
-
-
-def _preset(name: str) -> dict[str, Any]:
     if name not in _PRESETS:
         raise ConfigError(f"{name!r} is no preset. There are: {', '.join(_PRESETS)}.")
     return _PRESETS[name]

@@ -12,6 +12,7 @@ FtkitError
 ├── StorageError     (OSError)            a disk that is full, a folder that cannot be written
 ├── MissingArtifact  (FileNotFoundError)  a run folder lacks what an earlier step writes
 ├── MissingExtra     (ImportError)        a package that is not installed
+├── GateFailed       (AssertionError)     a model that lost what it could do before
 └── NotebookError    (RuntimeError)       a notebook that is damaged or stopped at a cell
 ```
 
@@ -87,6 +88,10 @@ class MissingArtifact(FtkitError, FileNotFoundError):
 
 class MissingExtra(FtkitError, ImportError):
     """A package that this step needs is not installed; names the command that installs it."""
+
+
+class GateFailed(FtkitError, AssertionError):
+    """A fine-tuned model lost more than is allowed; names the suites and the items."""
 
 
 class NotebookError(FtkitError, RuntimeError):

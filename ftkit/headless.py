@@ -170,9 +170,7 @@ def _progress(root: Path) -> Iterator[None]:
 def latest_step(root: Path, since: float) -> str:
     """How far the training below `root` that wrote last has come: step, loss, minutes left; empty where none has.
 
-    Args:
-        root: folder of run folders.
-        since: seconds since the epoch; a history that is older belongs to another training.
+    A history from before `since`, seconds since the epoch, belongs to another training.
     """
     try:
         written = {path: path.stat().st_mtime for path in root.glob("*/history.csv")}

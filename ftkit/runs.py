@@ -38,6 +38,7 @@ _WRITTEN_BY = {
     "adapter": "training.train (notebook 00_quickstart or 09_train)",
     "checkpoints": "training.train with save_steps",
     "history.csv": "training.train (notebook 00_quickstart or 09_train)",
+    "eval/verdict.json": "python -m ftkit evaluate RUN --gate (notebook 12_regression)",
     "eval": "evaluation.evaluate (notebook 00_quickstart or 11_evaluate)",
     "figures": "the notebook's plot cells",
     "MODEL_CARD.md": "notebook 13_publish",
@@ -95,21 +96,6 @@ class Run:
             there = f"There are: {', '.join(beside)}." if beside else f"{path.parent} holds no runs yet."
             raise MissingArtifact(f"{path} is no run folder. {there} Run.sample() gives a finished one.")
         return cls(path)
-
-    @classmethod
-    def latest(cls, root: str | Path | None = None) -> Self:
-        """The run below `root` whose last step finished most recently.
-
-        Raises:
-            MissingArtifact: no finished run there.
-        """
-        root = Path(root) if root is not None else default_root()
-        finished = sorted(root.glob("*/run.json"), key=lambda p: p.stat().st_mtime)
-        if not finished:
-            raise MissingArtifact(
-                f"{root} holds no finished run. Notebook 00_quickstart makes one; so does Run.sample()."
-            )
-        return cls(finished[-1].parent)
 
     @classmethod
     def sample(cls) -> Self:

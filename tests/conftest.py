@@ -1,6 +1,7 @@
 """Toys: a tokenizer and a model small enough to build in milliseconds, real in every other way."""
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -21,12 +22,22 @@ import pytest
 from hypothesis import settings
 from toys import make_model, make_tokenizer
 
-# The same draws every time, so that what passed once passes again; HYPOTHESIS_PROFILE=default draws anew.
-settings.register_profile("same", derandomize=True)
+# The same draws every time, and on a busy machine all the time they need; HYPOTHESIS_PROFILE=default draws anew.
+settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+# Files of slow tests that take longer than most, in minutes; those of notebooks stand in notebooks/costs.json.
+LONG = {"test_kill": 2.5, "test_loading": 1.5, "test_backends": 1.0, "test_loop": 1.0, "test_study": 1.0}
 
 # A shell that starts tests in the background has them ignore Ctrl+C, and what they start as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that of two workers none ends alone with one of them (`--no-loadscope-reorder`)."""
+    costs = json.loads((Path(__file__).parents[1] / "notebooks/costs.json").read_text())
+    minutes = LONG | {f"test_{name}": cost["minutes"] for name, cost in costs.items()}
+    items.sort(key=lambda item: -minutes.get(item.path.stem, 0))
 
 
 @pytest.fixture
@@ -38,6 +49,17 @@ def tokenizer():
 def model():
     """A Llama with two layers and random weights, the same every time."""
     return make_model()
+
+
+def pytest_configure(config):
+    """The fast tests write their small files into memory where there is room: a disk takes several times as long."""
+    import shutil
+    import tempfile
+
+    memory = "/dev/shm"
+    if config.option.markexpr == "not slow" and os.path.isdir(memory) and shutil.disk_usage(memory).free > 2 * 2**30:
+        os.environ.setdefault("TMPDIR", memory)
+        tempfile.tempdir = None  # asked anew
 
 
 @pytest.fixture
@@ -86,7 +108,7 @@ def served(tmp_path_factory):
     pytest.importorskip("uvicorn")
     from ftkit import models
 
-    folder, log = str(models.bundled_folder()), tmp_path_factory.mktemp("serve") / "log"
+    folder, log = models.resolve(models.BUNDLED), tmp_path_factory.mktemp("serve") / "log"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

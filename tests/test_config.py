@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftkit.config import EFFORTS, MACHINES, TrainConfig, preset_names, preset_settings, preset_variant, typed_value
+from ftkit.config import EFFORTS, MACHINES, TrainConfig, preset, typed_value
 from ftkit.errors import ConfigError, MissingArtifact
 from ftkit.files import sample
 from ftkit.hardware import Hardware
@@ -376,22 +376,23 @@ def test_folder_instead_of_a_file_is_refused(tmp_path):
         TrainConfig.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", (*EFFORTS, *MACHINES))
 def test_presets_are_valid_from_any_start(name):
     """A preset gives the same settings whatever was set before."""
     for start in (TrainConfig(), TrainConfig(lora_r=256, max_steps=5, learning_rate=1e-2, dtype="fp32")):
-        for setting, value in preset_settings(name).items():
-            assert getattr(preset_variant(start, name), setting) == value
+        settings = preset(name)["settings"]
+        for setting, value in settings.items():
+            assert getattr(start.replace(**settings), setting) == value
 
 
 def test_efforts_touch_the_same_settings_and_machines_none_of_them():
-    efforts = {frozenset(preset_settings(name)) for name in EFFORTS}
+    efforts = {frozenset(preset(name)["settings"]) for name in EFFORTS}
     assert len(efforts) == 1
-    assert not any(set(preset_settings(name)) & set().union(*efforts) for name in MACHINES)
+    assert not any(set(preset(name)["settings"]) & set().union(*efforts) for name in MACHINES)
 
 
 def test_an_unknown_preset_lists_those_that_exist():
     with pytest.raises(
         ConfigError, match=r"'H200' is no preset. There are: quick look, balanced, thorough, T4, L4, A100"
     ):
-        preset_settings("H200")
+        preset("H200")

@@ -32,6 +32,7 @@ def notebook(path, *sources):
     return path
 
 
+@pytest.mark.slow
 def test_a_training_is_told_on_the_terminal_and_the_kernel_complains_of_nothing(tmp_path, capfd, monkeypatch):
     """A person at a terminal sees step, loss and minutes left, and no warning that nobody can act on."""
     monkeypatch.setattr(headless, "_LOOK_S", 0.2)

@@ -10,9 +10,10 @@ import pytest
 from toys import make_model, make_tokenizer
 
 from ftkit import __main__ as command_line
-from ftkit import models, training
+from ftkit import data, evaluation, models, training
 from ftkit.config import TrainConfig
 from ftkit.errors import FtkitWarning, TrainingError
+from ftkit.runs import Run
 
 PACKAGE = Path(command_line.__file__).parent
 
@@ -48,6 +49,14 @@ def answers_trained(tmp_path, monkeypatch):
         return sorted(handed)
 
     return run
+
+
+def test_doctor_says_what_this_machine_is(capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    assert command_line.main(["doctor"]) == 0
+    told = capsys.readouterr().out
+    assert "machine    " in told
+    assert "✓ Ready: python -m ftkit quickstart" in told
 
 
 @pytest.mark.parametrize("columns", [("question", "response"), ("the question", "my, reply")])
@@ -166,3 +175,131 @@ def test_odd_arguments_end_in_one_message(arguments, tmp_path, monkeypatch, caps
     assert len(said) < 4_000
     assert said.isprintable() or set(said) - set("\n\t") == {c for c in said if c.isprintable()}
     assert "Traceback" not in said
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A run whose adapter stands on the toy, and twenty questions that the toy passes; with `strength` it forgets them.
+
+    The answers that count as right are those that the toy gives.
+    """
+    tokenizer = make_tokenizer()
+    config = TrainConfig(
+        backend="transformers", load_in_4bit=False, dtype="fp32", gradient_checkpointing=False, lora_r=4
+    )
+    run = Run.create("toy", tmp_path)
+    models.save_adapter(models.add_lora(make_model(), config), tokenizer, run / "adapter")
+    run.finish("train", data_digest="abc")
+    rows = [{"id": f"q{i}", "prompt": f"What is {i} plus {i}?", "completion": "?"} for i in range(20)]
+    examples = data.load_examples(rows)
+    said = models.generate(make_model(), tokenizer, [data.prompt(row) for row in examples], max_new_tokens=6)
+    for row, answer in zip(rows, said, strict=True):
+        row["completion"] = answer.text
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def prepare(strength):
+        def load_adapter(path):
+            import torch
+
+            adapted = models.add_lora(make_model(), config)
+            torch.manual_seed(0)
+            for name, weight in adapted.named_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.normal_(weight, std=strength)
+            return adapted, tokenizer
+
+        monkeypatch.setattr(models, "load_adapter", load_adapter)
+        return run
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    return prepare
+
+
+JUDGED = ["--suite", "own.jsonl", "--max-new-tokens", "6", "--batch-size", "20"]
+
+
+@pytest.mark.parametrize(("strength", "status"), [(0.0, 0), (1.0, 2)], ids=["passed", "failed"])
+def test_a_gate_tells_a_build_by_its_exit_status(trained, capsys, strength, status):
+    """0 for a model that kept what it could, 2 for one that lost it; the verdict and all answers are in the run."""
+    run = trained(strength)
+    assert command_line.main(["evaluate", "toy", "--gate", *JUDGED]) == status
+    said = capsys.readouterr().out
+    assert ("Gate PASSED" in said, "Gate FAILED" in said) == (status == 0, status == 2)
+    verdict = evaluation.read_verdict(run)
+    assert (verdict.passed, verdict.changes[0].items) == (status == 0, 20)
+    assert len(verdict.lost) == (20 if status else 0)
+    assert ("What is 3 plus 3?" in said) == bool(status)
+    before, after = (evaluation.EvalReport.load(run / f"eval/gate/own-{side}.jsonl") for side in ("before", "after"))
+    assert evaluation.gate(before, after).passed == (status == 0)
+
+
+def test_without_gate_a_loss_is_told_and_no_build_fails(trained, capsys):
+    trained(1.0)
+    assert command_line.main(["evaluate", "toy", *JUDGED]) == 0
+    assert "Gate FAILED" in capsys.readouterr().out
+
+
+def test_a_strict_gate_fails_where_too_few_items_leave_it_open(trained, capsys):
+    trained(0.0)
+    few = ["evaluate", "toy", "--gate", *JUDGED, "--limit", "3"]
+    assert command_line.main(few) == 0
+    assert "3 items are too few" in capsys.readouterr().out
+    assert command_line.main([*few, "--strict"]) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["none"],
+        ["\x1b[2J"],
+        ["toy", "--gates"],
+        ["toy", "--gate", "--suite", "none.jsonl"],
+        ["toy", "--gate", "--suite"],
+        ["toy", "--gate", "--threshold", "5"],
+        ["toy", "--gate", "--threshold", "nan"],
+        ["toy", "--gate", "--alpha", "0"],
+        ["toy", "--gate", "--limit", "-1"],
+        ["toy", "--gate", "--limit", "\u0663"],
+        ["toy", "--gate", "--metric", "vibes"],
+        ["bare", "--gate"],
+        ["toy", "--gate", "--suite", "own.jsonl", "own.jsonl"],
+    ],
+    ids=range(14),
+)
+def test_wrong_use_of_evaluate_has_a_status_of_its_own(trained, tmp_path, arguments, capsys):
+    """A build that named a run that is not there must not look like a model that lost something."""
+    trained(0.0)
+    Run.create("bare", tmp_path)
+    try:
+        status = command_line.main(["evaluate", *arguments])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 3
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no rows|empty|holds no"),
+        ("{", "JSON"),
+        ('{"id": "a", "prompt": "Q", "completion": "A"}\n' * 2, "more than once"),
+    ],
+    ids=["empty", "damaged", "doubled"],
+)
+def test_a_suite_that_cannot_be_read_is_an_error(trained, tmp_path, text, said, capsys):
+    trained(0.0)
+    (tmp_path / "own.jsonl").write_text(text, encoding="utf-8")
+    assert command_line.main(["evaluate", "toy", "--gate", *JUDGED]) == 1
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_base_that_passes_nothing_is_no_passed_gate(trained, tmp_path, capsys):
+    trained(0.0)
+    (tmp_path / "own.jsonl").write_text(
+        json.dumps({"prompt": "Q", "completion": "never said"}) + "\n", encoding="utf-8"
+    )
+    assert command_line.main(["evaluate", "toy", "--gate", *JUDGED]) == 1
+    assert "There are no suites to compare" in capsys.readouterr().err

@@ -36,20 +36,6 @@ def test_open_names_the_runs_that_are_there(tmp_path):
         Run.open(tmp_path / "bad")
 
 
-def test_latest_is_the_one_that_finished_last(tmp_path):
-    first, second = Run.create("a", tmp_path), Run.create("b", tmp_path)
-    second.finish("train")
-    os.utime(second / "run.json", (1, 1))
-    first.finish("train")
-    Run.create("unfinished", tmp_path)
-    assert Run.latest(tmp_path).path.name == "a"
-
-
-def test_latest_without_runs_says_how_to_get_one(tmp_path):
-    with pytest.raises(MissingArtifact, match="00_quickstart"):
-        Run.latest(tmp_path)
-
-
 def test_finish_keeps_earlier_steps_and_reopen_takes_one_back(tmp_path):
     run = Run.create("x", tmp_path)
     run.finish("train", steps=3)

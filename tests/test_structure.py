@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -33,8 +34,9 @@ GROUND = ("tables", "errors", "files", "figures", "hardware", "config", "runs", 
 FLOORS = (
     ("data", "chat", "models"),
     ("cleaning", "memory", "evaluation", "publishing"),
-    ("preflight", "decision"),
+    ("preflight",),
     ("training",),
+    ("decision",),
     ("tuning",),
     ("lessons",),
 )
@@ -50,7 +52,8 @@ def room_of(path: Path) -> str:
     return inside[0] if len(inside) > 1 else ""
 
 
-def imported(path: Path) -> set[str]:
+@cache
+def imported(path: Path) -> frozenset[str]:
     """Dotted names of what a file imports from ftkit anywhere, `ftkit.data` or `ftkit.data.splits`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -59,7 +62,7 @@ def imported(path: Path) -> set[str]:
             found |= {name if is_module(name) else node.module for name in below}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "ftkit"}
-    return found
+    return frozenset(found)
 
 
 def is_module(dotted: str) -> bool:
@@ -166,9 +169,8 @@ def test_slug_stands_in_pyproject_and_is_what_notebooks_use():
         assert used == {slug}
 
 
-@pytest.mark.parametrize("command", [["--help"], ["doctor"]])
-def test_command_line_answers(command):
-    done = subprocess.run([sys.executable, "-m", "ftkit", *command], capture_output=True, text=True)
+def test_command_line_answers():
+    done = subprocess.run([sys.executable, "-m", "ftkit", "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -5,7 +5,7 @@ that refuses system turns or neighbours of one role, or leaves out tools or reas
 """
 
 from ftkit.chat.masking import IGNORED, show_example, stop_ids, tokenize, trained_share
-from ftkit.chat.templates import Messages, fold_reasoning, fold_system, fold_tools, merge_turns, render
+from ftkit.chat.templates import Messages, fold_reasoning, fold_system, fold_tools, render
 
 __all__ = [
     "IGNORED",
@@ -13,7 +13,6 @@ __all__ = [
     "fold_reasoning",
     "fold_system",
     "fold_tools",
-    "merge_turns",
     "render",
     "show_example",
     "stop_ids",

@@ -59,14 +59,8 @@ def tokenize(
     """Token ids and labels of one example; `labels` is -100 wherever the loss must not look.
 
     Trained are the assistant turns, each with its stop token and without the newline that templates put after it; not
-    those that say nothing or have `train` False. Of a row without messages, all of its `text` is trained. A longer
-    example is cut at `max_length` tokens.
-
-    Args:
-        example: a row, or its messages.
-        tokenizer: with a chat template.
-        max_length: most tokens.
-        train_on: "answers+reasoning", or "answers": what a turn reasons before it answers is then masked.
+    those that say nothing or have `train` False. Of a row without messages, all of its `text` is trained. With
+    `train_on="answers"` what a turn reasons before it answers is masked. A longer row is cut at `max_length` tokens.
 
     Raises:
         DataError: a template whose answers cannot be told from the rest.

@@ -1,7 +1,7 @@
 """From `messages` to the text that a model reads, by the tokenizer's own chat template.
 
 Tools go through the template as well. For a template that refuses a system turn, neighbours of one role or tools, the
-`fold_` and `merge_` functions bring a chat into the shape that it takes. Knows nothing of tokens and masks.
+`fold_` functions and `data.merge_turns` bring a chat into the shape that it takes. Knows nothing of tokens and masks.
 """
 
 import itertools
@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from ftkit.data import as_json, parse_calls, parse_tools, plain
-from ftkit.data import merge_turns as merge_turns  # chat's door hands it out beside the folds
 from ftkit.errors import DataError
 
 Messages = Sequence[Mapping[str, Any]]
@@ -46,11 +45,8 @@ For each function call, return a json object with function name and arguments wi
 def render(example: Mapping[str, Any] | Messages, tokenizer: Any, *, add_generation_prompt: bool = False) -> str:
     """The text that the model reads, with exactly one start token where the model has one.
 
-    Args:
-        example: a row with `messages` and perhaps `tools`, or the messages alone; a row without messages is the
-            document in its `text`, between start and stop token.
-        tokenizer: with a chat template.
-        add_generation_prompt: end where an answer would begin.
+    `example` is a row with `messages` and perhaps `tools`, or the messages alone; a row without messages is the
+    document in its `text`, between start and stop token. `add_generation_prompt` ends it where an answer would begin.
 
     Raises:
         DataError: no chat template, one that refuses these turns (says which), or one that leaves out calls or tools.

@@ -6,9 +6,10 @@ agreement in one band for proof: of pairs at Jaccard 0.7 it joins about 61 %, at
 fit one machine, `near_duplicates` is faster as well as exact. Needs `pip install 'ftkit[scale]'`.
 
 ```python
-config = cleaning.datatrove_config()
-rows = cleaning.DatatroveReader(shards)
-signatures = [rows, MinhashDedupSignature("signatures", config, language=cleaning.datatrove_words())]  # a task a shard
+from ftkit.cleaning import at_scale
+
+config, rows = at_scale.datatrove_config(), at_scale.DatatroveReader(shards)
+signatures = [rows, MinhashDedupSignature("signatures", config, language=at_scale.datatrove_words())]  # a task a shard
 pairs = [MinhashDedupBuckets("signatures", "pairs", config=config)]  # config.num_buckets tasks
 clusters = [MinhashDedupCluster("pairs", "clusters", config)]  # one task
 kept = [rows, MinhashDedupFilter("clusters"), JsonlWriter("kept", expand_metadata=True)]  # as many as for signatures
@@ -65,7 +66,7 @@ class Words:
     def word_tokenize(self, text: str) -> list[str]:
         """The words; fewer than 5 are filled up with empty ones, which makes a short text one shingle."""
         found = data.words(text)
-        return found + [""] * (data.WORDS - len(found)) if 0 < len(found) < data.WORDS else found
+        return found + [""] * (data.SKETCH.words - len(found)) if 0 < len(found) < data.SKETCH.words else found
 
 
 def datatrove_words() -> Words:
@@ -78,9 +79,9 @@ def datatrove_config() -> Any:
     """The `MinhashConfig` of our 5-grams, bands and rows; SHA-1 because datatrove's xxhash fails with xxhash 4."""
     norms = _datatrove("utils.text").TextNormConfig
     return _datatrove("pipeline.dedup.minhash").MinhashConfig(
-        n_grams=data.WORDS,
-        num_buckets=data.BANDS,
-        hashes_per_bucket=data.ROWS,
+        n_grams=data.SKETCH.words,
+        num_buckets=data.SKETCH.bands,
+        hashes_per_bucket=data.SKETCH.rows,
         norm_config=norms(**dict.fromkeys(inspect.signature(norms).parameters, False)),  # our words are normalised
         hash_config=_datatrove("utils.hashing").HashConfig(precision=64, hash_fc="sha1"),
     )

@@ -97,8 +97,19 @@ def _question(rubric: str, messages: Messages) -> str:
     return f"{rubric}\n\n<example>\n{turns}\n</example>\n\n{ending}"
 
 
-def reward_model(model: Any, tokenizer: Any, batch_size: int = 8) -> ScoreFn:
-    """Score by a reward model with one output; the chat is rendered with its own template, and rewards have no bounds.
+def reward_model(name: str | Path, batch_size: int = 8) -> ScoreFn:
+    """Score by a reward model with one output, by its Hub id or folder; it computes in 16-bit where this machine does.
+
+    Weights come from safetensors alone, and no code from a model's repository is ever run.
+
+    Raises:
+        ModelError: unknown, gated, out of reach, without safetensors; with several outputs, or one never trained.
+    """
+    return rewards(*load_reward_model(name), batch_size)
+
+
+def rewards(model: Any, tokenizer: Any, batch_size: int = 8) -> ScoreFn:
+    """Score by a loaded reward model; the chat is rendered with its own template, and rewards have no bounds.
 
     None are rows that do not end with an answer, exceed the model's context, or are refused by the template.
 
@@ -119,8 +130,8 @@ def reward_model(model: Any, tokenizer: Any, batch_size: int = 8) -> ScoreFn:
         with models.evaluating(model), _padding_with(model, pad):
             for picked in models.batches([len(row) for _, row in kept], batch_size):
                 tokens, mask = models.padded([kept[k][1] for k in picked], pad, model.device)
-                rewards = model(input_ids=tokens, attention_mask=mask).logits[:, 0].float().tolist()
-                for k, reward in zip(picked, rewards, strict=True):
+                given = model(input_ids=tokens, attention_mask=mask).logits[:, 0].float().tolist()
+                for k, reward in zip(picked, given, strict=True):
                     scores[kept[k][0]] = reward if math.isfinite(reward) else None
         return scores
 
@@ -128,13 +139,7 @@ def reward_model(model: Any, tokenizer: Any, batch_size: int = 8) -> ScoreFn:
 
 
 def load_reward_model(name: str | Path) -> tuple[Any, Any]:
-    """Load a reward model and its tokenizer, in 16-bit where this machine computes in it.
-
-    Weights come from safetensors alone, and no code from a model's repository is ever run.
-
-    Raises:
-        ModelError: unknown, gated, out of reach, without safetensors; with several outputs, or one never trained.
-    """
+    """The model and its tokenizer, as `reward_model` says."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 

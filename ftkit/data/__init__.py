@@ -9,17 +9,15 @@ messages and a `text`.
 from ftkit.data.formats import from_messages, to_messages
 from ftkit.data.leaks import leakage
 from ftkit.data.loading import Loaded, combined, load_examples, read_rows
-from ftkit.data.shingles import WORDS, Texts, jaccard, normalise, text_of, word_shingles, words
-from ftkit.data.similarity import BANDS, ROWS, THRESHOLD, close_pairs, distance, near_pairs, simhash
+from ftkit.data.shingles import Texts, jaccard, normalise, text_of, word_shingles, words
+from ftkit.data.similarity import SKETCH, THRESHOLD, close_pairs, distance, near_pairs, simhash
 from ftkit.data.splits import FILES, Splits, digest, load_splits, prompt, save, split
 from ftkit.data.turns import as_json, merge_turns, order_problem, parse_calls, parse_tools, plain
 
 __all__ = [
-    "BANDS",
     "FILES",
-    "ROWS",
+    "SKETCH",
     "THRESHOLD",
-    "WORDS",
     "Loaded",
     "Splits",
     "Texts",

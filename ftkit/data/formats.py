@@ -68,11 +68,8 @@ _CHAT_LIKE = re.compile(
 def detect_format(columns: Iterable[str], samples: Sequence[Mapping[str, Any]] = ()) -> str:
     """Name the format of these columns.
 
-    It is `messages`, `sharegpt`, `alpaca`, `dolly`, `squad`, `sql`, `prompt-completion`, `chatml` or `text`.
-
-    Args:
-        columns: their names.
-        samples: some rows, which tell chats from documents, and turns from other lists.
+    It is `messages`, `sharegpt`, `alpaca`, `dolly`, `squad`, `sql`, `prompt-completion`, `chatml` or `text`. Some rows
+    as `samples` tell chats from documents, and turns from other lists.
 
     Raises:
         DataError: none of them; says which columns exist, which were wanted, and suggests a mapping.
@@ -110,17 +107,10 @@ def to_messages(
     merge_turns: bool = False,
     left: set[str] | None = None,
 ) -> Messages:
-    """Convert one row; the result starts with an optional system turn and ends with an assistant's answer.
+    """Convert one row; the messages end with an assistant's answer, and a document, whose text is trained, has none.
 
-    Args:
-        row: column name to value.
-        format: as `detect_format` names it; found from the row's own columns when None.
-        mapping: for other columns, as `load_examples` takes it.
-        merge_turns: join neighbouring turns of one role.
-        left: receives the names of what is not read.
-
-    Returns:
-        The messages; none for a document, all of whose text is trained.
+    Without a `format`, as `detect_format` names it, the row's own columns tell it; `mapping` and `merge_turns` are as
+    in `load_examples`. `left` receives the names of what is not read.
 
     Raises:
         DataError: says what is wrong with this row.
@@ -164,10 +154,8 @@ def to_messages(
 def from_messages(messages: Sequence[Mapping[str, Any]], format: str, *, tools: Any = None) -> dict[str, Any]:
     """One row of `format`, from which `data.to_messages` makes the same messages again.
 
-    Args:
-        messages: turns as `to_messages` gives them; tool calls as JSON text or as a list.
-        format: alpaca, sharegpt, chatml, messages or prompt-completion.
-        tools: schemas of the functions that the answers may call: a list or JSON text.
+    The format is alpaca, sharegpt, chatml, messages or prompt-completion; tool calls, and `tools` (schemas of
+    functions), are lists or JSON text.
 
     Raises:
         DataError: turns that are in no order, or that this format cannot hold.

@@ -23,7 +23,19 @@ from ftkit.data.turns import as_text, blank, listed, plain, tools_text
 from ftkit.errors import DataError, FtkitWarning
 from ftkit.tables import visible
 
-_SAMPLES = ("invoices", "invoices_unseen", "messy", "messy_test", "general")
+_SAMPLES = (
+    "invoices",
+    "invoices_unseen",
+    "messy",
+    "messy_test",
+    "general",
+    "json_skill",
+    "tool_skill",
+    "harmless",
+    "harmful",
+    "passages",
+    "handbook",
+)
 _PEEKED = 1_000  # rows by whose columns the format is told
 _IN_MEMORY = 32 * 2**20  # bytes of rows that wait in memory; more of them wait in a file
 _BATCH = 2_000
@@ -116,7 +128,8 @@ def load_examples(
         source: a JSON, JSONL, CSV, TSV, Parquet or Arrow file, perhaps packed (.gz, .bz2, .zst, .zip), a folder of such
             files or of `save_to_disk`, a Hub dataset id, a list of dicts, a Dataset, or a bundled name: "invoices" and
             "invoices_unseen" (extract products and prices; the second has layouts that training never saw), "messy"
-            and "messy_test" (a help desk's mail with planted defects), "general" (short questions).
+            and "messy_test" (a help desk's mail with planted defects), "general" (short questions), "passages" (general
+            text), and suites for a gate: "json_skill", "tool_skill", "harmless", "harmful".
         split: keep only rows whose `split` column says so, by any usual name ("validation" finds "val"); for a Hub
             dataset the split to download ("train").
         mapping: which columns hold what, for formats that `detect_format` does not know:
@@ -304,10 +317,9 @@ def _format(name: str, first: list[tuple[str, Any]]) -> str | None:
         return None
     columns = set().union(*tables[:100])
     try:
-        format = detect_format(map(str, columns), tables[:100])
+        return detect_format(map(str, columns), tables[:100])
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
-    return format
 
 
 def _refuse_verdicts(name: str, first: list[tuple[str, Any]]) -> None:

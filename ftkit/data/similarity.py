@@ -11,9 +11,9 @@ import itertools
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from ftkit.data.shingles import Texts, batches, distinct, flat_shingles, jaccard, shingled, word_shingles
+from ftkit.data.shingles import WORDS, Texts, batches, distinct, flat_shingles, jaccard, shingled, word_shingles
 from ftkit.errors import ConfigError, MissingExtra
 from ftkit.tables import visible
 
@@ -25,8 +25,21 @@ _COMPARED = 64  # comparisons of a text in one bucket; more would take for ever 
 _COMPARED_ACROSS = 2_000
 
 _MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: spreads hashes (Knuth)
-BANDS, ROWS = 16, 8  # at Jaccard 0.8 a pair shares a band with 1 - (1 - 0.8**8)**16 = 0.947, at 0.85 with 0.993
 _SEED = 42
+
+
+class Sketch(NamedTuple):
+    """Words of a shingle, bands of a signature, hashes of a band.
+
+    At Jaccard 0.8 a pair shares a band with 1 - (1 - 0.8**8)**16 = 0.947, at 0.85 with 0.993.
+    """
+
+    words: int = WORDS
+    bands: int = 16
+    rows: int = 8
+
+
+SKETCH = Sketch()
 
 BITS = 64
 DISTANCE = 3
@@ -62,6 +75,10 @@ class Pairs:
         """For each text the position of the first text of its cluster; a text without a twin stands for itself."""
         return join(self.texts, self.rows)
 
+    def groups(self) -> list[list[int]]:
+        """The clusters of two texts or more, as ascending positions."""
+        return grouped(self.clusters(), least=2)
+
     def __str__(self) -> str:
         how = f"{self.method}, threshold {self.threshold:g}"
         return visible(f"{len(self.pairs)} near-duplicate pairs among {self.texts} texts ({how})")
@@ -73,6 +90,14 @@ def join(size: int, links: Iterable[tuple[int, int]]) -> list[int]:
     for a, b in links:
         roots.join(a, b)
     return [roots.of(i) for i in range(size)]
+
+
+def grouped(labels: Iterable[int], least: int = 1) -> list[list[int]]:
+    """Positions of equal labels, by their first; without groups of fewer than `least`."""
+    groups: dict[int, list[int]] = {}
+    for i, label in enumerate(labels):
+        groups.setdefault(label, []).append(i)
+    return [group for group in groups.values() if len(group) >= least]
 
 
 def near_pairs(
@@ -105,8 +130,9 @@ def near_pairs(
         buckets = _rare_buckets(known, threshold)
     else:
         # hashes a band: 8 at a threshold from 0.8 on, 4 from 0.55 on (finds 93 % there), else 2
-        rows = next(rows for least, rows in ((0.8, ROWS), (0.55, 4), (0, 2)) if threshold >= least)
-        buckets = _band_buckets(band_keys(shingled(texts), rows))
+        rows = next(rows for least, rows in ((0.8, SKETCH.rows), (0.55, 4), (0, 2)) if threshold >= least)
+        keys = band_keys(shingled(texts), rows)
+        buckets = itertools.chain.from_iterable(map(_equal_groups, keys.T))
     buckets = _once(buckets, apart)
     search = _Search(len(texts), threshold, across)
     for chunk in batches((bucket for bucket in buckets if search.is_open(bucket)), _FETCHED):
@@ -282,7 +308,7 @@ class _Union:
         self._above[max(a, b)] = min(a, b)
 
 
-def band_keys(batches: Iterable[tuple[Any, Any]], rows: int = ROWS) -> Any:
+def band_keys(batches: Iterable[tuple[Any, Any]], rows: int = SKETCH.rows) -> Any:
     """A key for each band of MinHash signatures by rensa (128 hashes): an array of shape (sets, bands), dtype uint64.
 
     Args:
@@ -299,7 +325,7 @@ def band_keys(batches: Iterable[tuple[Any, Any]], rows: int = ROWS) -> Any:
         from rensa import RMinHash
     except ImportError as error:
         raise MissingExtra("Near-duplicates among more than 20,000 texts need rensa. Run: pip install rensa") from error
-    width = BANDS * ROWS
+    width = SKETCH.bands * SKETCH.rows
     parts, lonely = [np.zeros((0, width // rows), dtype=np.uint64)], itertools.count()
     for hashes, offsets in batches:
         signatures = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, width, _SEED).to_rows()
@@ -313,12 +339,6 @@ def band_keys(batches: Iterable[tuple[Any, Any]], rows: int = ROWS) -> Any:
             keys[i] = np.uint64(next(lonely))
         parts.append(keys)
     return np.concatenate(parts)
-
-
-def _band_buckets(keys: Any) -> Iterator[list[int]]:
-    """Positions of texts that share a band's key, for each band (locality-sensitive hashing)."""
-    for band in keys.T:
-        yield from _equal_groups(band)
 
 
 def _equal_groups(keys: Any) -> Iterator[list[int]]:

@@ -13,7 +13,7 @@ import random
 import warnings
 from array import array
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,29 +37,16 @@ _SORTED = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 @tables.shown
 @dataclass(frozen=True)
 class Splits:
-    """Three disjoint parts of one dataset; `val` steers training, `test` is looked at once.
-
-    Args:
-        train: examples.
-        val: examples.
-        test: examples.
-        searched: similarity from which on near-duplicates were kept in one part; None: nobody looked for them.
-        repeats: groups of rows of `train`, counted from 1, whose texts are at least so alike.
-    """
+    """Three disjoint parts of one dataset; `val` steers training, `test` is looked at once."""
 
     train: Any
     val: Any
     test: Any
-    searched: float | None = None
-    repeats: tuple[tuple[int, ...], ...] = ()
+    searched: float | None = None  # similarity from which on near-duplicates stay in one part; None: nobody looked
+    repeats: tuple[tuple[int, ...], ...] = ()  # groups of rows of `train`, from 1, whose texts are at least so alike
 
     def shorter_than(self, characters: int, *, most: int | None = None) -> "Splits":
-        """The rows whose messages together hold fewer characters; twins are still in one part.
-
-        Args:
-            characters: of all turns of a row; longer rows go.
-            most: rows of `train` that stay; None: all that are short enough.
-        """
+        """The rows whose turns together hold fewer characters, of `train` at most so many; twins stay in one part."""
         kept = {}
         for name in NAMES:
             texts = (chat or [{"content": text}] for chat, text in chats(getattr(self, name)))
@@ -72,14 +59,14 @@ class Splits:
         for group in self.repeats:
             left = [row for row in group if row in place]
             links = [left] if len(left) == len(group) else self._alike(left)
-            repeats += [tuple(place[row] for row in rows) for rows in links if len(rows) > 1]
+            repeats += [tuple(place[row] for row in rows) for rows in links]
         return Splits(train, val, test, self.searched, tuple(repeats))
 
     def _alike(self, rows: list[int]) -> list[list[int]]:
         """What is left of a group: a row that linked two others may be gone."""
         texts = Texts(self.train.select([row - 1 for row in rows]))
         found = similarity.near_pairs(texts, self.searched or similarity.THRESHOLD)
-        return [[rows[i] for i in cluster] for cluster in _groups(found.clusters())]
+        return [[rows[i] for i in group] for group in found.groups()]
 
     def _parts(self) -> list[tables.Table | str]:
         return [f"train {len(self.train)} · val {len(self.val)} · test {len(self.test)} rows"]
@@ -100,14 +87,9 @@ def split(
     part that it lacks is cut from its train rows. Rows with other names are left out, with a warning. A column like
     `subset` or `partition` is such a cut where every row names a part.
 
-    Args:
-        examples: with `messages`.
-        val: share of the rows that are cut.
-        test: share of the rows that are cut.
-        seed: of the cut.
-        near: rows whose prompts, or whose whole texts, are at least this alike (Jaccard of word 5-grams) go to the same
-            part; None looks at equal prompts only.
-        stratify: a column whose values shall have the same shares in every part, as far as twins allow.
+    `val` and `test` are shares of the rows that are cut. Rows whose prompts, or whose whole texts, are at least `near`
+    alike (Jaccard of word 5-grams) go to the same part; None looks at equal prompts only. The values of the column
+    `stratify` have the same shares in every part, as far as twins allow.
 
     Raises:
         DataError: too few rows, no such column, or shares that leave nothing to train on.
@@ -131,7 +113,7 @@ def split(
         together, repeats = [first.setdefault(key, i) for i, key in enumerate(keys)], None  # with equal prompts
         if near is not None:
             together, repeats = _twins(whole, together, near)
-    groups = {keys[group[0]]: group for group in _groups(together)}
+    groups = {keys[group[0]]: group for group in similarity.grouped(together)}
     if len(groups) <= len(shares):
         raise DataError(
             f"{len(whole)} rows with {len(groups)} different prompts cannot be cut into "
@@ -221,15 +203,7 @@ def _twins(examples: Any, same: list[int], near: float) -> tuple[list[int], list
         )
         return same, None
     whole = [(pair.first - rows, pair.second - rows) for pair in found.pairs if pair.first >= rows]
-    return together, [group for group in _groups(similarity.join(rows, whole)) if len(group) > 1]
-
-
-def _groups(labels: Iterable[int]) -> list[list[int]]:
-    """Positions of equal labels, by their first."""
-    groups: dict[int, list[int]] = {}
-    for i, label in enumerate(labels):
-        groups.setdefault(label, []).append(i)
-    return list(groups.values())
+    return together, similarity.grouped(similarity.join(rows, whole), least=2)
 
 
 def _filled(order: list[str], sizes: Mapping[str, Counter[Any]], shares: Mapping[str, float]) -> dict[str, list[str]]:
@@ -326,8 +300,7 @@ def prompt(example: Sequence[Mapping[str, Any]]) -> Messages: ...
 def prompt(example: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, Any] | Messages:
     """What a model is asked: the turns before the last answer that may be trained.
 
-    Args:
-        example: a row, which keeps its `tools` (a document its `text`), or the messages of one.
+    A row keeps its `tools`, a document its `text`; of messages come messages.
     """
     messages = example["messages"] if isinstance(example, Mapping) else example
     answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("train") is not False]

@@ -58,11 +58,8 @@ def read_turns(value: Any, left: set[str] | None = None) -> Messages:
     """The messages of a list of turns, given as such, as a NumPy array, or as text (JSON, or a list as Python prints).
 
     A turn is an object with `role` and `content` or `from` and `value`, plain text (the user begins), or a pair of
-    question and answer; an answer and the calls right after it become one message.
-
-    Args:
-        value: the turns.
-        left: receives the names of what is not read, for one warning a file.
+    question and answer; an answer and the calls right after it become one message. `left` receives the names of what
+    is not read, for one warning a file.
 
     Raises:
         DataError: says which turn is wrong, and how.

@@ -3,16 +3,7 @@
 from ftkit.lessons.backends import find_patches, load_record, measure_backends, patches_written, supported_families
 from ftkit.lessons.claims import hardware_table, memory_claims, settings_table
 from ftkit.lessons.exercises import check, explore, predict, you_should_see
-from ftkit.lessons.lora import (
-    Target,
-    adapter_parameters,
-    rank_errors,
-    scaling,
-    singular_values,
-    step_size,
-    targets,
-    truncated,
-)
+from ftkit.lessons.lora import adapter_parameters, rank_errors, step_size, targets, truncated
 from ftkit.lessons.measured import held_out, mean_error, measured_pairs, measurements, share_below_high
 from ftkit.lessons.planted import mark
 from ftkit.lessons.plots import (
@@ -28,7 +19,7 @@ from ftkit.lessons.plots import (
     plot_saved_by_qlora,
     plot_spectrum,
 )
-from ftkit.lessons.quantization import KINDS, error, levels_of, packed_weights, roundtrip, stored
+from ftkit.lessons.quantization import error, roundtrip, stored
 from ftkit.lessons.short_runs import (
     compare_variants,
     fit,
@@ -41,8 +32,6 @@ from ftkit.lessons.short_runs import (
 )
 
 __all__ = [
-    "KINDS",
-    "Target",
     "adapter_parameters",
     "check",
     "compare_variants",
@@ -52,7 +41,6 @@ __all__ = [
     "fit",
     "hardware_table",
     "held_out",
-    "levels_of",
     "load_record",
     "logits",
     "mark",
@@ -62,7 +50,6 @@ __all__ = [
     "measured_pairs",
     "measurements",
     "memory_claims",
-    "packed_weights",
     "patches_written",
     "plain_weight",
     "plot_adapter_weight",
@@ -80,10 +67,8 @@ __all__ = [
     "rank_errors",
     "roundtrip",
     "row_losses",
-    "scaling",
     "settings_table",
     "share_below_high",
-    "singular_values",
     "step_size",
     "stored",
     "supported_families",

@@ -96,22 +96,18 @@ class HardwareTable:
         return [tables.Table(head, rows, caption=self.about)]
 
 
-def hardware_table(
-    config: TrainConfig, points: Sequence[Measurement] = (), models: Sequence[str] | None = None
-) -> HardwareTable:
+def hardware_table(config: TrainConfig, points: Sequence[Measurement] = ()) -> HardwareTable:
     """Recompute the often repeated table of memory by model size.
 
     Args:
         config: the settings, with `max_length` and micro-batch; the method is set for each column.
         points: public measurements to look through.
-        models: a model for each size class, by name; by default a Llama of that size.
     """
     sizes = [SizeClass(**row) for row in files.sample("often_repeated")["hardware"]]
-    names = models or [size.example for size in sizes]
     tokens = config.per_device_train_batch_size * config.max_length
     cells = []
-    for size, name in zip(sizes, names, strict=True):
-        shape = memory.find(name)
+    for size in sizes:
+        shape = memory.find(size.example)
         for method in _METHODS:
             settings = config.replace(optim="adamw_torch") if method == "full" else config
             lean, usual = (estimate(shape, each, method=method) for each in (_lean(settings), settings))
@@ -119,7 +115,9 @@ def hardware_table(
             nearest = min(alike, key=lambda p: (abs(p.setup.tokens / tokens - 1), p.id), default=None)
             cells.append(Cell(size, method, lean, usual, nearest))
     asked = f"{tokens:,} tokens in memory, r={config.lora_r}, {config.backend}"
-    return HardwareTable(tuple(cells), f"GiB. These settings: {asked}; models: {', '.join(names)}")
+    return HardwareTable(
+        tuple(cells), f"GiB. These settings: {asked}; models: {', '.join(size.example for size in sizes)}"
+    )
 
 
 def memory_claims(points: Sequence[Measurement] = ()) -> tables.Table:

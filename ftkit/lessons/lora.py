@@ -17,10 +17,6 @@ class Target:
     d_in: int
     d_out: int
 
-    def parameters(self, r: int) -> int:
-        """Trainable numbers of a LoRA of rank `r`: A has r x d_in, B has d_out x r (Hu et al. 2021, section 4.1)."""
-        return r * (self.d_in + self.d_out)
-
 
 def targets(model: Any, names: Iterable[str]) -> list[Target]:
     """The linear layers of `model` whose last name is in `names`, in order; it may be 4-bit, adapted or on "meta".
@@ -40,35 +36,23 @@ def targets(model: Any, names: Iterable[str]) -> list[Target]:
 
 
 def adapter_parameters(layers: Sequence[Target], r: int) -> int:
-    """Trainable parameters of an adapter of rank `r` on these layers."""
-    return sum(layer.parameters(r) for layer in layers)
+    """Trainable parameters of an adapter: A has r x d_in numbers, B d_out x r (Hu et al. 2021, section 4.1)."""
+    return sum(r * (layer.d_in + layer.d_out) for layer in layers)
 
 
-def scaling(alpha: float, r: int, *, rslora: bool = False) -> float:
-    """The factor before BA: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (Kalajdzievski 2023)."""
-    return alpha / math.sqrt(r) if rslora else alpha / r
-
-
-def step_size(alpha: float, r: int, size: int = 64) -> float:
-    """How far one step of Adam moves a layer of `size` inputs and outputs: the norm of the change of alpha / r x BA.
+def step_size(alpha: float, r: int) -> float:
+    """How far one step of Adam moves a layer of 64 inputs and outputs: the norm of the change of alpha / r x BA.
 
     A is the same for every alpha, B begins at zero, and the layer is asked to undo the identity.
     """
     import torch
 
-    A = torch.randn(r, size, generator=torch.manual_seed(0)) / 8  # noqa: N806
-    B = torch.zeros(size, r, requires_grad=True)  # noqa: N806
-    answer = torch.ones(4, size) + scaling(alpha, r) * torch.ones(4, size) @ A.T @ B.T
+    A = torch.randn(r, 64, generator=torch.manual_seed(0)) / 8  # noqa: N806
+    B = torch.zeros(64, r, requires_grad=True)  # noqa: N806
+    answer = torch.ones(4, 64) + alpha / r * torch.ones(4, 64) @ A.T @ B.T
     answer.square().mean().backward()
     torch.optim.Adam([B], lr=1e-3).step()
-    return scaling(alpha, r) * float((B.detach() @ A).norm())
-
-
-def singular_values(update: Any) -> list[float]:
-    """Singular values of a matrix, largest first."""
-    import torch
-
-    return [float(value) for value in torch.linalg.svdvals(update.detach().float())]
+    return alpha / r * float((B.detach() @ A).norm())
 
 
 def rank_errors(values: Sequence[float]) -> list[float]:

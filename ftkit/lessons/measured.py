@@ -7,11 +7,12 @@ memory: it asks the estimate.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean as mean
 
 from ftkit import files, memory
 from ftkit.memory import Constants, ModelShape, TrainingSetup, estimate_setup, peak_gib
 
-_FINE = 1e-3
+_FINE, _ROUNDS = 1e-3, 6
 _RANGES = {  # where each constant is looked for
     "logits": (1.0, 6.0),
     "logits_wide": (1.0, 6.0),
@@ -99,17 +100,18 @@ def measured_pairs(measured: Iterable[Measurement]) -> list[MeasuredPair]:
     return sorted(found, key=lambda pair: (pair.parameters, pair.length))
 
 
-def fit_constants(points: Sequence[Measurement], rounds: int = 6) -> Constants:
+def fit_constants(points: Sequence[Measurement]) -> Constants:
     """The constants with the smallest error on these points, to two decimals; what no point tells of stays as it is."""
     found = Constants()
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         before = found
         for name, (low, high) in _RANGES.items():
             ends = Constants(**{name: low}), Constants(**{name: high})
-            moved = [p for p in points if _likely(p, ends[0]) != _likely(p, ends[1])]
+            least, most = (_estimated(points, constants) for constants in ends)
+            moved = [one[0] for one, other in zip(least, most, strict=True) if one != other]
             while moved and high - low > _FINE:
                 one, two = low + (high - low) / 3, high - (high - low) / 3
-                errors = [_fit_error(replace(found, **{name: value}), moved) for value in (one, two)]
+                errors = [mean_error(_estimated(moved, replace(found, **{name: value}))) for value in (one, two)]
                 low, high = (low, two) if errors[0] <= errors[1] else (one, high)
             if moved:
                 found = replace(found, **{name: (low + high) / 2})
@@ -123,26 +125,22 @@ def held_out(points: Sequence[Measurement]) -> list[tuple[Measurement, float]]:
     estimates = []
     for model in dict.fromkeys(point.model for point in points):
         constants = fit_constants([point for point in points if point.model != model])
-        estimates += [(point, _likely(point, constants)) for point in points if point.model == model]
+        estimates += _estimated([point for point in points if point.model == model], constants)
     return estimates
 
 
-def mean_error(pairs: Sequence[tuple[Measurement, float]], quality: str) -> float:
-    """Mean absolute relative error of estimates such as `held_out` gives, over the points of one quality."""
-    errors = [abs(guess / point.allocated_gib - 1) for point, guess in pairs if point.quality == quality]
-    return sum(errors) / len(errors)
+def mean_error(pairs: Sequence[tuple[Measurement, float]], quality: str = "") -> float:
+    """Mean absolute relative error of estimates such as `held_out` gives, over the points of one quality or over all.
+
+    One odd log counts as one, not as the square of its oddness.
+    """
+    return mean(abs(guess / point.allocated_gib - 1) for point, guess in pairs if quality in ("", point.quality))
 
 
 def share_below_high(points: Sequence[Measurement]) -> float:
     """Share of runs whose peak, as the source reports it, is not above the high end of the estimate."""
-    below = [estimate_setup(point.shape, point.setup).high_gib >= point.headline_gib for point in points]
-    return sum(below) / len(below)
+    return mean(estimate_setup(point.shape, point.setup).high_gib >= point.headline_gib for point in points)
 
 
-def _likely(point: Measurement, constants: Constants) -> float:
-    return peak_gib(point.shape, point.setup, constants)
-
-
-def _fit_error(constants: Constants, points: Sequence[Measurement]) -> float:
-    """Mean absolute relative error: one odd log then counts as one, not as the square of its oddness."""
-    return sum(abs(_likely(point, constants) / point.allocated_gib - 1) for point in points) / len(points)
+def _estimated(points: Sequence[Measurement], constants: Constants) -> list[tuple[Measurement, float]]:
+    return [(point, peak_gib(point.shape, point.setup, constants)) for point in points]

@@ -40,10 +40,10 @@ def plot_against_measured(points: Sequence[Measurement], ax: Any = None) -> Any:
     return ax
 
 
-def plot_spectrum(updates: Mapping[str, Sequence[float]], first: int = 64, ax: Any = None) -> Any:
-    """Is the update of low rank? Singular values of each, as a share of the largest, on a logarithmic axis."""
+def plot_spectrum(updates: Mapping[str, Sequence[float]], ax: Any = None) -> Any:
+    """Is the update of low rank? First singular values of each, as a share of the largest, on a logarithmic axis."""
     ax = axes(ax)
-    shares = {name: [max(value / values[0], 1e-9) for value in values[:first]] for name, values in updates.items()}
+    shares = {name: [max(value / values[0], 1e-9) for value in values[:64]] for name, values in updates.items()}
     _lines(ax, shares, size=3)
     ax.set_yscale("log")
     ax.set_ylim(1e-2, 1.5)
@@ -67,7 +67,7 @@ def plot_rank_tradeoff(
     right.set_yscale("log")
     _powers_of_two(ax, ranks, r)
     ax.set_ylim(0, 1)
-    size, factor = lora.adapter_parameters(layers, r) / 1e6, lora.scaling(alpha, r)
+    size, factor = lora.adapter_parameters(layers, r) / 1e6, alpha / r
     chosen = f"r={r}: error {errors[r]:.2f}, {size:.2f} M; BA counts {factor:g} times"
     label(ax, "rank r", "relative error, 0 to 1", f"What does a rank buy?  {chosen}")
     return ax

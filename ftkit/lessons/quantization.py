@@ -108,9 +108,3 @@ def _owner(module: Any) -> str:
     if "Embedding" in name:
         return "embedding"
     return "norm" if "Norm" in name else "linear"
-
-
-def packed_weights(model: Any) -> dict[str, Any]:
-    """The tensors of `model` that are stored in four bits, by name."""
-    named = model.named_parameters()
-    return {name: weight.data for name, weight in named if getattr(weight, "quant_state", None) is not None}

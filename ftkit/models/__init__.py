@@ -19,8 +19,8 @@ from ftkit.models.loading import (
     parameters,
     save_adapter,
 )
-from ftkit.models.quiet import no_datasets_bars, quietly
-from ftkit.models.sources import BUNDLED, HUB_ID, bundled_folder, bundled_location, pretrained, resolve
+from ftkit.models.quiet import quietly
+from ftkit.models.sources import BUNDLED, HUB_ID, bundled_location, pretrained, resolve
 
 __all__ = [
     "BUNDLED",
@@ -36,7 +36,6 @@ __all__ = [
     "backends",
     "base_digest",
     "batches",
-    "bundled_folder",
     "bundled_location",
     "choose_attention",
     "context_tokens",
@@ -48,7 +47,6 @@ __all__ = [
     "keep_trainable",
     "load",
     "load_adapter",
-    "no_datasets_bars",
     "padded",
     "parameters",
     "pretrained",

@@ -62,17 +62,3 @@ def _no_transformers_bars() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def no_datasets_bars() -> Iterator[None]:
-    """Without the bars of datasets: on a GPU Unsloth filters the validation rows again, in the middle of a training."""
-    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    hidden = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not hidden:
-            enable_progress_bars()

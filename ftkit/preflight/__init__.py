@@ -2,13 +2,12 @@
 
 from ftkit.preflight.checks import check, check_settings
 from ftkit.preflight.model import need
-from ftkit.preflight.report import CHECKS, SETTINGS_CHECKS, Finding, PreflightReport
+from ftkit.preflight.report import CHECKS, Finding, PreflightReport
 from ftkit.preflight.rows import Rows, tokenize_splits
 from ftkit.preflight.settings import updates_in
 
 __all__ = [
     "CHECKS",
-    "SETTINGS_CHECKS",
     "Finding",
     "PreflightReport",
     "Rows",

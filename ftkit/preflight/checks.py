@@ -40,18 +40,10 @@ def check(
 ) -> PreflightReport:
     """Look at everything that a training needs, and say all that is wrong with it at once; raises nothing by itself.
 
-    Args:
-        model: from `models.load`, with or without an adapter; None leaves out what concerns it.
-        tokenizer: its tokenizer.
-        examples: the training part; or `data.Splits`, whose val and test are then compared with it; or their `Rows`,
-            so that nothing is tokenised twice.
-        config: the settings.
-        val: the validation part, where `examples` is the training part alone.
-        test: the test part, likewise.
-        hardware: the machine that will train; this one by default.
-        run: the folder that will be written: its disk and its earlier versions are looked at.
-        probe: also run one batch through the model, without training it.
-        max_rows: rows of a part that are tokenised here; of a larger part an even sample is taken.
+    `examples` are the training part, with `val` and `test` beside it; or `data.Splits`; or their `Rows`, so that
+    nothing is tokenised twice. A model of None leaves out what concerns it. Of the folder `run` that will be written,
+    disk and earlier versions are looked at. `probe` also runs one batch through the model, without training it. Of a
+    part with more than `max_rows` rows an even sample is tokenised.
 
     Raises:
         DataError: a part is no Dataset of `messages`.
@@ -77,12 +69,8 @@ def check_settings(
 ) -> tuple[Finding, ...]:
     """What the settings alone let expect on this machine, the worst first; takes milliseconds.
 
-    Args:
-        config: the settings.
-        hardware: the machine that will train.
-        shape: a `memory.ModelShape`, for the memory estimate.
-        rows: training rows, for what depends on the length of the run.
-        longest: tokens of the longest row.
+    With a `memory.ModelShape` also the memory, with a number of training `rows` also what depends on the run's length;
+    `longest` are the tokens of the longest row.
     """
     found = [*settings.check_values(config, hardware, rows=rows, longest=longest)]
     if shape is not None:

@@ -16,7 +16,6 @@ from ftkit.tables import Table
 GROUPS: dict[str, dict[str, Any]] = files.sample("findings")
 _TEXTS: dict[str, Any] = functools.reduce(operator.or_, GROUPS.values())
 CHECKS: dict[str, str] = {id: texts["passed"] for id, texts in _TEXTS.items()}
-SETTINGS_CHECKS = frozenset(GROUPS["settings"])
 
 SEVERITIES = ("error", "warning", "note")
 _SIGNS = {"error": "✗", "warning": "○", "note": "·"}
@@ -50,11 +49,8 @@ class Finding:
 def finding(id: str, variant: str = "", *, rows: Iterable[int] = (), **facts: Any) -> Finding:
     """What a check found, in the words of samples/findings.json, whose gaps `facts` fill.
 
-    Args:
-        id: the check.
-        variant: a name of texts that replace the usual ones, where the check has such.
-        rows: training rows that it is about.
-        facts: also `field`, where the setting is not always the same.
+    `variant` names texts that replace the usual ones; `rows` are training rows that it is about. One of the facts is
+    `field`, where the setting is not always the same.
     """
     words = {"severity": "error", "evidence": "{listed}", "field": "{field}"} | _TEXTS[id]
     words = files.worded(words, variant, {"field": "", **facts})
@@ -85,6 +81,11 @@ class PreflightReport:
     def warnings(self) -> tuple[Finding, ...]:
         """Findings that the run survives, at a price."""
         return self._of("warning")
+
+    @property
+    def unforeseen(self) -> tuple[Finding, ...]:
+        """Warnings that the settings alone do not let expect."""
+        return tuple(finding for finding in self.warnings if finding.id not in GROUPS["settings"])
 
     @property
     def notes(self) -> tuple[Finding, ...]:

@@ -225,8 +225,8 @@ def _works(step: Callable[[Any, Any], Any], turns: _Chat, tools: Any, tokenizer:
 
 _CHANGES: dict[str, Callable[[_Chat], _Chat]] = {
     "system": chat.fold_system,
-    "order": chat.merge_turns,
-    "system and order": lambda turns: chat.merge_turns(chat.fold_system(turns)),
+    "order": data.merge_turns,
+    "system and order": lambda turns: data.merge_turns(chat.fold_system(turns)),
 }
 
 
@@ -319,7 +319,7 @@ def _check_markers(part: TokenisedPart, markers: Sequence[str], tokenizer: Any) 
     for row in rows:
         held: set[str] = set()
         for turn in map(data.plain, row.example["messages"]):
-            text = "\n".join(str(turn[key]) for key in ("content", "reasoning_content", "tool_calls") if turn.get(key))
+            text = data.text_of([turn])
             if not openings.isdisjoint(text) and (found := [token for token in known if token in text]):
                 held.update(found)
                 trained = turn["role"] == "assistant" and turn.get("train") is not False
@@ -355,21 +355,16 @@ def _check_documents(part: TokenisedPart) -> Iterator[Finding]:
 def check_twins(splits: Splits) -> Iterator[Finding]:
     """Compare val and test with train, and train with itself; what `data.split` has searched is not searched again."""
     yield from _check_leaks(splits)
-    groups = splits.repeats if splits.searched is not None else _repeats(splits.train)
+    groups: Sequence[Sequence[int]] = splits.repeats
+    if splits.searched is None:
+        found = data.near_pairs(data.Texts(splits.train)).groups()
+        groups = [[position + 1 for position in group] for group in found]
     if groups:
         extra = sum(len(rows) - 1 for rows in groups)
         shown = "; ".join(listed(rows) for rows in groups[:_SHOWN])
         shown = shown if len(groups) <= _SHOWN else f"{len(groups)} groups, such as {shown}"
         repeated = itertools.chain.from_iterable(rows[1:] for rows in groups)
         yield finding("near-duplicates", rows=repeated, extra=extra, total=len(splits.train), shown=shown)
-
-
-def _repeats(train: Any) -> list[list[int]]:
-    """Groups of training rows that are the same, or nearly."""
-    groups: dict[int, list[int]] = {}
-    for row, first in enumerate(data.near_pairs(data.Texts(train)).clusters(), 1):
-        groups.setdefault(first, []).append(row)
-    return [rows for rows in groups.values() if len(rows) > 1]
 
 
 def _check_leaks(splits: Splits) -> Iterator[Finding]:

@@ -8,17 +8,13 @@ from ftkit.training.diagnosis import diagnose
 from ftkit.training.history import History, HistoryPoint, RunsTable, read_points, resumable_step
 from ftkit.training.loop import train
 from ftkit.training.plots import plot_curves, plot_loss, plot_runs
-from ftkit.training.recorder import Recorder
-from ftkit.training.trainer import length_batches
 
 __all__ = [
     "History",
     "HistoryPoint",
-    "Recorder",
     "RunsTable",
     "all_in",
     "diagnose",
-    "length_batches",
     "plot_curves",
     "plot_loss",
     "plot_runs",

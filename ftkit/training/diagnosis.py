@@ -65,7 +65,8 @@ def diagnose(history: Any, config: Any = None) -> Diagnosis:
         history: a `History`, finished or not; or anything with its `points`, `losses` and `val_losses`.
         config: the run's `TrainConfig`, so that the advice can name its values.
     """
-    train, val = (_finite(pairs) for pairs in (history.losses, history.val_losses))
+    curves = (history.losses, history.val_losses)
+    train, val = ([(step, value) for step, value in pairs if math.isfinite(value)] for pairs in curves)
     found = [*_not_a_number(history), *_skipped(history, config)]
     if not any(r.id == "nan" for r in found):
         found += _shape(train, config)
@@ -75,10 +76,6 @@ def diagnose(history: Any, config: Any = None) -> Diagnosis:
         found.append(_healthy(train, val))
     gravity = list(_SIGN)
     return Diagnosis(tuple(sorted(found, key=lambda r: gravity.index(r.severity))))
-
-
-def _finite(pairs: Pairs) -> list[tuple[int, float]]:
-    return [(step, value) for step, value in pairs if math.isfinite(value)]
 
 
 def _reading(id: str, variant: str = "", *, step: int | None = None, **facts: Any) -> Reading:

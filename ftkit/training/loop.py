@@ -19,7 +19,7 @@ from ftkit.config import TrainConfig
 from ftkit.data import Splits
 from ftkit.errors import ConfigError, FtkitWarning, MissingExtra, StorageError, TrainingError, without_secrets
 from ftkit.hardware import detect, peak_memory_gib
-from ftkit.preflight import SETTINGS_CHECKS, PreflightReport, check, tokenize_splits
+from ftkit.preflight import PreflightReport, check, tokenize_splits
 from ftkit.runs import Run
 from ftkit.training import checkpoints, plots, trainer
 from ftkit.training.checkpoints import Mirror
@@ -83,7 +83,7 @@ def train(
         locked(run.path),
         interruptible(stop) as asked,
         files.weight_errors_explained(run.path),
-        models.no_datasets_bars(),
+        trainer.no_datasets_bars(),
     ):
         copy = _recovered(run, config, mirror, resume)
         model = models.add_lora(model, config)
@@ -142,9 +142,8 @@ def _obey(report: PreflightReport, *, refuse: bool) -> None:
     elif report.errors:
         passed = " ".join(f"{finding.title} ({finding.id})" for finding in report.errors)
         warnings.warn(f"preflight=False: training goes on in spite of this: {passed}", FtkitWarning, stacklevel=3)
-    unforeseen = [finding for finding in report.warnings if finding.id not in SETTINGS_CHECKS]
-    if unforeseen:
-        told = [f"○ {finding.title} {finding.evidence}" for finding in unforeseen]
+    if report.unforeseen:
+        told = [f"○ {finding.title} {finding.evidence}" for finding in report.unforeseen]
         said = "\n".join(["Preflight warns, and preflight.check says what to do:", *told])
         warnings.warn(said, FtkitWarning, stacklevel=3)
 

@@ -42,14 +42,6 @@ class StepTime:
     config: TrainConfig | None = None
 
     @classmethod
-    def of_step(cls, seconds: float, config: TrainConfig) -> Self:
-        """From the seconds of one weight update under `config`."""
-        if not 0 < seconds < float("inf"):
-            given = f"seconds_per_step={seconds!r}"
-            raise ConfigError(f"{given}: a step takes more than 0 seconds. Leave it out to measure one.")
-        return cls(seconds / config.effective_batch_size, "given", config=config)
-
-    @classmethod
     def of_points(cls, points: Sequence[HistoryPoint], config: TrainConfig, source: str) -> Self | None:
         """From a curve: the median time between two points; None where there are fewer than two training points.
 
@@ -180,7 +172,7 @@ class Consequences:
         """What one update takes, where that was measured and under which other settings."""
         measured = self.situation.step_time
         if measured is None:
-            return "press Measure, or give seconds_per_step"
+            return "press Measure"
         step = measured.seconds(self.config.effective_batch_size, 0, self.situation.mean_length(self.config))
         changed = measured.other_than(self.config)
         caveat = f"; measured with other {', '.join(changed)}" if changed else ""

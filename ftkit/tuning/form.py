@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit import chat, figures, memory, models, tables, training
-from ftkit.config import TrainConfig, preset_variant
+from ftkit.config import TrainConfig, preset
 from ftkit.errors import ConfigError, FtkitError
 from ftkit.hardware import Hardware, detect
 from ftkit.memory import ModelShape
@@ -41,7 +41,6 @@ def config_form(
     tokenizer: Any = None,
     hardware: Hardware | None = None,
     run_root: str | Path | None = None,
-    seconds_per_step: float | None = None,
     train: Trainer | None = None,
 ) -> "ConfigForm":
     """A panel whose `.value` is the `TrainConfig` that its sliders say.
@@ -50,12 +49,12 @@ def config_form(
     its config, or a `memory.ModelShape`; `examples` are `data.Splits` (wanted for the Train button), a dataset, or the
     number of rows. With `tokenizer` memory and minutes are those of these rows. `hardware` is the machine to plan for;
     for another one than this, Train and measured minutes are off. Runs go to `run_root`, as in `Run.create`, where
-    earlier ones are looked for. `seconds_per_step` is that of one weight update under `config`, where it is known; else
-    an earlier run's, else measured. `train(config, run, stop, watch) -> History` is what Train does instead of loading
-    `model`. The form as the last line of a cell is the panel; without a front end it is a table of the settings.
+    earlier ones are looked for: the newest of this model says how long an update takes.
+    `train(config, run, stop, watch) -> History` is what Train does instead of loading `model`. The form as the last
+    line of a cell is the panel; without a front end it is a table of the settings.
 
     Raises:
-        ConfigError: `seconds_per_step` is no positive number, or the model is of a kind that is not described.
+        ConfigError: the model is of a kind that is not described.
         ModelError: no model of this name.
     """
     if config is not None and not isinstance(config, TrainConfig):
@@ -73,9 +72,7 @@ def config_form(
     elif not isinstance(model, ModelShape):
         shape = ModelShape.from_config(getattr(model, "config", model))
     step_time = None
-    if seconds_per_step is not None:
-        step_time = StepTime.of_step(seconds_per_step, config)
-    elif machine == here and name is not None:
+    if machine == here and name is not None:
         step_time = StepTime.of_runs(root, name, str(here))
     rows, lengths = _counted(examples, tokenizer)
     are_splits = hasattr(examples, "train") and hasattr(examples, "val")
@@ -194,7 +191,7 @@ class ConfigForm:
                 case "set":
                     self.set(*given)
                 case "preset":
-                    self.value = preset_variant(self._value, *given)
+                    self.value = self._value.replace(**preset(*given)["settings"])
                 case "start again":
                     self.value = self._began_with
                 case _:

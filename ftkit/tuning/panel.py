@@ -66,7 +66,7 @@ class Panel:
         self.running(False)
 
     def _button(self, name: str, *act: str) -> Any:
-        style, icon, tip = _BUTTONS.get(name) or ("", "", config.describe_preset(name))
+        style, icon, tip = _BUTTONS.get(name) or ("", "", config.preset(name)["about"])
         width = f"{_BUTTON_PX}px" if name in _RUN_BUTTONS else "auto"
         layout = self._w.Layout(width=width, flex="0 0 auto")
         button = self._w.Button(description=name, tooltip=tip, layout=layout, button_style=style, icon=icon)

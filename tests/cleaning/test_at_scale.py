@@ -11,6 +11,7 @@ import pytest
 from toys import altered, chat, chats
 
 from ftkit import cleaning, data
+from ftkit.cleaning import at_scale
 from ftkit.cleaning.at_scale import Words
 from ftkit.errors import DataError, MissingExtra
 
@@ -23,15 +24,15 @@ from datatrove.executor import LocalPipelineExecutor as Local
 from datatrove.pipeline.dedup import (
     MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature)
 from datatrove.pipeline.writers.jsonl import JsonlWriter
-from ftkit import cleaning
+from ftkit.cleaning import at_scale
 
 if __name__ == "__main__":
     work = Path(sys.argv[1])
     shards = tuple(sorted(work.glob("in/*.jsonl")))
-    config, rows = cleaning.datatrove_config(), cleaning.DatatroveReader(shards)
+    config, rows = at_scale.datatrove_config(), at_scale.DatatroveReader(shards)
     folders = [str(work / name) for name in ("signatures", "pairs", "clusters", "kept")]
     stages = [
-        ([rows, MinhashDedupSignature(folders[0], config, language=cleaning.datatrove_words())], len(shards)),
+        ([rows, MinhashDedupSignature(folders[0], config, language=at_scale.datatrove_words())], len(shards)),
         ([MinhashDedupBuckets(folders[0], folders[1], config=config, lines_to_buffer=100)], config.num_buckets),
         ([MinhashDedupCluster(folders[1], folders[2], config, lines_to_buffer=100)], 1),
         ([rows, MinhashDedupFilter(folders[2], lines_to_buffer=100),
@@ -94,8 +95,8 @@ def test_shingles_of_datatrove_are_ours(tmp_path, text):
     """Both cut the same 5-grams: as many distinct ones, and the same similarity to another text."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
 
-    config, words = cleaning.datatrove_config(), cleaning.datatrove_words()
-    assert (config.num_buckets, config.hashes_per_bucket) == (data.BANDS, data.ROWS)
+    config, words = at_scale.datatrove_config(), at_scale.datatrove_words()
+    assert (config.num_buckets, config.hashes_per_bucket) == (data.SKETCH.bands, data.SKETCH.rows)
     step = MinhashDedupSignature(str(tmp_path), config, language=words)
     mine, other = (set(step.get_shingles(t).ravel().tolist()) for t in (text, text + " brown fish, the"))
     ours, other_ours = data.word_shingles(text), data.word_shingles(text + " brown fish, the")
@@ -110,7 +111,7 @@ def test_a_task_reads_its_part_of_the_shards_and_lists_what_it_cannot_use(tmp_pa
     shards = write(tmp_path / "in", [chat("one", "two", n=0)], [chat("three", "four", n=1)], [alpaca])
     with shards[0].open("ab") as file:
         file.write(b'{"messages": []}\n[1]\n\xff\n{"cut')
-    reader = cleaning.DatatroveReader(shards, broken=tmp_path / "broken")
+    reader = at_scale.DatatroveReader(shards, broken=tmp_path / "broken")
     documents = list(reader(None, rank=0, world_size=2))
     assert [(d.text, d.id, d.metadata["n"]) for d in documents] == [
         ("one\n\ntwo", "part-0.jsonl line 1", 0),
@@ -126,13 +127,13 @@ def test_without_a_folder_for_them_broken_rows_stop_the_task(tmp_path):
     """No row goes in silence."""
     shards = write(tmp_path, [chat("one", "two"), {"messages": []}])
     with pytest.raises(DataError, match=r"1 of 2 rows cannot be used(.|\n)*broken='a folder'"):
-        list(cleaning.DatatroveReader(shards)(None))
+        list(at_scale.DatatroveReader(shards)(None))
 
 
 @needs_datatrove
 def test_a_mapping_reads_any_columns(tmp_path):
     shards = write(tmp_path, [{"question": "one", "reply": "two", "n": 7}])
-    (row,) = cleaning.DatatroveReader(shards, mapping={"prompt": "question", "answer": "reply"})(None)
+    (row,) = at_scale.DatatroveReader(shards, mapping={"prompt": "question", "answer": "reply"})(None)
     assert (row.text, row.metadata["n"]) == ("one\n\ntwo", 7)
 
 
@@ -141,7 +142,7 @@ def test_without_datatrove_the_extra_is_named(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "datatrove", None)
     with pytest.raises(MissingExtra, match=re.escape("pip install 'ftkit[scale]'")):
-        cleaning.datatrove_config()
+        at_scale.datatrove_config()
 
 
 def test_a_short_text_is_one_shingle():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from toys import chat, chat_server
 
 from ftkit import cleaning, data
-from ftkit.cleaning.raters import RUBRIC, rating
+from ftkit.cleaning.raters import RUBRIC, rating, rewards
 from ftkit.errors import ModelError
 
 pytest.importorskip("openai")
@@ -183,13 +183,13 @@ def test_rewards_equal_single_ones_whatever_pads(tokenizer, pad):
     rows = [turns("?" * n, "answer " * (1 + n % 3)) for n in (20, 1, 9, 33, 4)]
     expected = rewards_by_hand(model, tokenizer, rows)
     tokenizer.pad_token, model.config.pad_token_id = pad, None
-    assert cleaning.reward_model(model, tokenizer, batch_size=3)(rows) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert rewards(model, tokenizer, batch_size=3)(rows) == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert model.config.pad_token_id is None
 
 
 def test_rows_that_no_reward_can_be_had_for_are_none(tokenizer):
     rows = [ROWS[0][:1], turns("x", "y" * 300), ROWS[1], turns("x", "")]
-    assert [s is not None for s in cleaning.reward_model(toy_reward(tokenizer), tokenizer)(rows)] == [
+    assert [s is not None for s in rewards(toy_reward(tokenizer), tokenizer)(rows)] == [
         False,
         False,
         True,
@@ -202,13 +202,9 @@ def test_a_saved_reward_model_scores_the_same_and_selects(tokenizer, tmp_path):
     model = toy_reward(tokenizer)
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path)
-    loaded = cleaning.load_reward_model(tmp_path)
-    assert cleaning.reward_model(*loaded)(ROWS) == pytest.approx(
-        rewards_by_hand(model, tokenizer, ROWS), rel=0.1, abs=0.02
-    )  # 16-bit
-    selection = cleaning.select(
-        data.load_examples([{"messages": row} for row in ROWS]), cleaning.reward_model(*loaded), 0.5
-    )
+    score = cleaning.reward_model(tmp_path)
+    assert score(ROWS) == pytest.approx(rewards_by_hand(model, tokenizer, ROWS), rel=0.1, abs=0.02)  # 16-bit
+    selection = cleaning.select(data.load_examples([{"messages": row} for row in ROWS]), score, 0.5)
     assert len(selection.chosen) == 2
 
 
@@ -216,9 +212,9 @@ def test_several_outputs_are_refused(tokenizer, tmp_path):
     model = toy_reward(tokenizer, num_labels=3)
     model.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"has 3 outputs; a reward model has one"):
-        cleaning.reward_model(model, tokenizer)
+        rewards(model, tokenizer)
     with pytest.raises(ModelError, match=r"has 3 outputs; a reward model has one"):
-        cleaning.load_reward_model(tmp_path)
+        cleaning.reward_model(tmp_path)
 
 
 def test_a_chat_model_is_no_reward_model(model, tokenizer, tmp_path):
@@ -227,7 +223,7 @@ def test_a_chat_model_is_no_reward_model(model, tokenizer, tmp_path):
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"no weights for score.weight, so its rewards would be random"):
-        cleaning.load_reward_model(tmp_path)
+        cleaning.reward_model(tmp_path)
 
 
 def test_pickled_weights_and_remote_code_are_refused(tokenizer, tmp_path):
@@ -242,11 +238,11 @@ def test_pickled_weights_and_remote_code_are_refused(tokenizer, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(ModelError, match="it brings custom code"):
-        cleaning.load_reward_model(tmp_path)
+        cleaning.reward_model(tmp_path)
     assert not (tmp_path / "ran").exists()
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match="Pickled weights are not loaded"):
-        cleaning.load_reward_model(tmp_path)
+        cleaning.reward_model(tmp_path)
 
 
 @pytest.mark.slow

@@ -103,6 +103,9 @@ def test_bundled_sets_have_the_promised_sizes():
     assert (len(splits.train), len(splits.val), len(splits.test)) == (600, 100, 100)
     assert len(data.load_examples("invoices", split="unseen")) == 100
     assert len(data.load_examples("general")) >= 60
+    suites = {name: len(data.load_examples(name)) for name in ("json_skill", "tool_skill", "harmless", "harmful")}
+    assert suites == {"json_skill": 24, "tool_skill": 16, "harmless": 24, "harmful": 24}
+    assert len(data.load_examples("passages")) == 20
 
 
 def test_unknown_split_lists_those_that_exist():

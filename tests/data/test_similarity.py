@@ -25,7 +25,8 @@ def true_pairs(texts: list[str], threshold: float) -> set[tuple[int, int]]:
     sets = [set(data.word_shingles(text).tolist()) for text in texts]
     found = set()
     for (i, a), (j, b) in itertools.combinations(enumerate(sets), 2):
-        if a and b and len(a & b) / len(a | b) >= threshold:
+        shared = len(a & b)
+        if shared and shared / (len(a) + len(b) - shared) >= threshold:
             found.add((i, j))
     return found
 

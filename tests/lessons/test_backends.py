@@ -212,6 +212,7 @@ def test_only_folders_of_that_name_count(library, file, counts):
     assert bool(places()) is counts
 
 
+@pytest.mark.slow
 def test_looking_imports_nothing():
     """Lazy modules import when an attribute of a placeholder is asked for; `find` must not ask."""
     script = (

@@ -69,18 +69,6 @@ def test_qlora_shrinks_a_run_by_1_5_to_2_2_times(points):
     assert 1.5 <= whole <= 2.2
 
 
-def test_other_models_can_be_asked_for():
-    names = (
-        "Qwen/Qwen2.5-1.5B-Instruct",
-        "Qwen/Qwen2.5-7B-Instruct",
-        "unsloth/Phi-4",
-        "unsloth/Llama-3.3-70B-Instruct",
-    )
-    found = lessons.hardware_table(CONFIG, models=names)
-    assert "Qwen2.5-1.5B" in found.about
-    assert found["13B", "lora"].nearest is None
-
-
 def test_tables_show_themselves(table, points):
     for report in (table, lessons.memory_claims(points)):
         assert "too low" in str(report)

@@ -44,6 +44,7 @@ def of_benchmarks(name):
         return importlib.import_module(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quality", "limit"), [("A", 0.05), ("B", 0.20)])
 def test_mean_error_with_each_model_held_out(pairs, quality, limit):
     """The constants are refitted without the model that is estimated; A within 5 %, B within 20 %."""
@@ -95,6 +96,7 @@ def test_trainable_parameters_are_those_that_the_sources_state(points):
     assert counted == {id: stated[id] for id in counted}
 
 
+@pytest.mark.slow
 def test_it_is_better_than_rules_that_know_only_the_size(points, pairs, rules):
     """On the A points: the often repeated table, LLaMA-Factory's, accelerate's arithmetic."""
     ours = mean(abs(guess / point.allocated_gib - 1) for point, guess in pairs if point.quality == "A")

@@ -5,8 +5,9 @@ import pytest
 from ftkit import lessons
 from ftkit.figures import blank_axes
 from ftkit.lessons.backends import BackendRun, SideBySide
+from ftkit.lessons.lora import Target
 
-LAYERS = [lessons.Target("q", 64, 64), lessons.Target("v", 64, 32)]
+LAYERS = [Target("q", 64, 64), Target("v", 64, 32)]
 
 
 def measured(name, tokens_per_s=100.0, peak_gib=2.0, losses=(2.0, 1.0)):

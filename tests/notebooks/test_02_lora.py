@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def book(execute):
-    return execute("02_lora")
+    return execute("02_lora", max_examples=6)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_every_variant_was_trained(facts):
     assert len(rows) == 9
     assert len({round(row["first_loss"], 1) for row in rows[:-1]}) == 1
     assert rows[-1]["first_loss"] > rows[0]["first_loss"] + 0.1
-    assert all(row["held_out_loss"] < 1.3 for row in rows[:-1])  # the base model: about 1.6
+    assert all(row["held_out_loss"] < 1.7 for row in rows[:-1])  # the base model: about 2.0
 
 
 def test_rslora_is_lora_with_a_larger_alpha(facts):

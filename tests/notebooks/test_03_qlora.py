@@ -2,8 +2,9 @@
 
 import pytest
 
-from ftkit import hardware, lessons
+from ftkit import hardware
 from ftkit.lessons import check
+from ftkit.lessons.quantization import levels_of
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +82,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("answers", "mark"), [(SOLUTIONS, "✓"), (MISTAKES, "✗")])
 def test_exercises_know_right_from_wrong(book, capsys, answers, mark):
     """Each `...` of the notebook is replaced by an answer; every check must say what it is worth."""
-    names = {"check": check, "levels": lessons.levels_of("nf4"), "bits": book.run.facts["qlora"]["bits_double"]}
+    names = {"check": check, "levels": levels_of("nf4"), "bits": book.run.facts["qlora"]["bits_double"]}
     sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
     for blank, answer in answers.items():
         exec(next(source for source in sources if blank in source).replace(blank, answer), names)

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def book(execute):
-    return execute("05_unsloth", max_steps=3)
+    return execute("05_unsloth", max_steps=3, max_examples=8)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def book(execute):
-    return execute("07_data")
+    return execute("07_data", max_examples=8)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 from toys import CHATML, GEMMA, LLAMA3, dataset_of, finding, make_tokenizer, order_chat
 
 from ftkit import data, preflight
-from ftkit.chat import fold_system, merge_turns, render, tokenize
-from ftkit.data import leakage
+from ftkit.chat import fold_system, render, tokenize
+from ftkit.data import leakage, merge_turns
 from ftkit.errors import DataError
 
 
@@ -76,7 +76,7 @@ def test_template_refuses_turns_and_merging_mends_it(look):
     chats = [order_chat(0), TWICE, *map(order_chat, range(1, 20))]
     found = finding(look(chats=chats, tokenizer=make_tokenizer(STRICT)), "template-refuses-turns")
     assert (found.severity, found.rows) == ("error", (2,))
-    assert "chat.merge_turns" in found.fix
+    assert "data.merge_turns" in found.fix
     assert look(chats=[merge_turns(c) for c in chats], tokenizer=make_tokenizer(STRICT)).errors == ()
 
 

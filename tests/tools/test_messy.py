@@ -138,7 +138,7 @@ def private(row: dict[str, str]) -> set[str]:
     return found if any(map(luhn, cards)) else found - {"card"}
 
 
-@pytest.mark.parametrize("hash_seed", ["1", "2"])
+@pytest.mark.parametrize("hash_seed", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_committed_files_are_what_the_generator_gives(tmp_path: Path, hash_seed: str) -> None:
     """Byte for byte, so that nobody edits the files by hand, and in any process: no set decides an order."""
     script = "import pathlib, sys; from tools import make_messy; make_messy.write(pathlib.Path(sys.argv[1]))"
@@ -149,6 +149,7 @@ def test_committed_files_are_what_the_generator_gives(tmp_path: Path, hash_seed:
         assert path.read_bytes() == (SAMPLES / path.name).read_bytes(), path.name
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_mails(lines: list[str]) -> None:
     assert not set(make_messy.generate(seed=1).lines) & set(lines)
 

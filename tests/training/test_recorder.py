@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from ftkit.runs import Run
-from ftkit.training import Recorder
-from ftkit.training.recorder import interruptible
+from ftkit.training.recorder import Recorder, interruptible
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -15,11 +15,12 @@ from ftkit import data, models, preflight
 from ftkit.config import TrainConfig
 from ftkit.errors import PreflightError
 from ftkit.runs import Run
-from ftkit.training import length_batches, train, trainer
+from ftkit.training import train, trainer
 from ftkit.training.trainer import (
     build,
     cut,
     forget_embeddings,
+    length_batches,
     out_of_memory_explained,
     probe,
     put_back,

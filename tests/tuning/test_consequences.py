@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ftkit import memory
-from ftkit.config import EFFORTS, MACHINES, TrainConfig, preset_variant
+from ftkit.config import EFFORTS, MACHINES, TrainConfig, preset
 from ftkit.hardware import Hardware
 from ftkit.runs import Run
 from ftkit.training import HistoryPoint
@@ -109,7 +109,7 @@ def test_step_time_needs_two_points():
 
 
 def test_step_time_names_what_was_measured_otherwise():
-    step_time = StepTime.of_step(2.0, TrainConfig())
+    step_time = StepTime(0.25, "measured now", config=TrainConfig())
     assert step_time.other_than(TrainConfig(lora_r=64)) == ()
     assert step_time.other_than(TrainConfig(dtype="fp32", use_dora=True)) == ("dtype", "use_dora")
 
@@ -141,11 +141,21 @@ def test_a_damaged_run_measures_nothing(tmp_path):
     assert StepTime.of_runs(tmp_path, "toy", "here") is None
 
 
+def test_a_measured_step_becomes_minutes():
+    """40 updates of 3 s are 2 minutes; half the batch is half the step, and twice as many updates."""
+    config = TrainConfig(eval_steps=0)
+    step_time = StepTime(3.0 / config.effective_batch_size, "measured now", config=config)
+    situation = Situation(MACHINES["T4"], memory.find("meta-llama/Llama-3.1-8B"), 320, step_time=step_time)
+    assert work_out(config, situation).seconds == pytest.approx(120)
+    half = work_out(config.replace(gradient_accumulation_steps=2), situation)
+    assert (half.updates, half.seconds) == (80, pytest.approx(120))
+
+
 @pytest.mark.parametrize("name", MACHINES)
 @pytest.mark.parametrize("effort", EFFORTS)
 def test_machine_presets_fit_an_8b_model_without_errors(name, effort):
     machine = MACHINES[name]
-    config = preset_variant(preset_variant(TrainConfig(), name), effort)
+    config = TrainConfig(**preset(name)["settings"] | preset(effort)["settings"])
     found = work_out(config, Situation(machine, memory.find("meta-llama/Llama-3.1-8B"), 10_000))
     assert found.memory.high_gib <= machine.memory_gib
     assert [finding for finding in found.findings if finding.severity == "error"] == []

@@ -82,7 +82,7 @@ def test_the_first_trial_is_the_config_itself(base, splits, short, run):
 @pytest.mark.slow
 def test_equal_seeds_search_alike_and_others_do_not(base, splits, short, tmp_path):
     reports = [
-        search(base, splits, short, SPACE, Run.create(name, tmp_path), trials=3, seed=seed, progress=False)
+        search(base, splits, short, SPACE, Run.create(name, tmp_path), trials=2, seed=seed, progress=False)
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]
     assert plain(reports[0]) == plain(reports[1])
