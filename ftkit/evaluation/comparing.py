@@ -195,6 +195,8 @@ def compare(
 ) -> Comparison:
     """Pair any number of reports with a baseline, prompt by prompt, in every metric that all of them have.
 
+    A metric that could score nothing on both sides is left out, unless the verdict is on it.
+
     Args:
         baseline: what the others are compared with.
         others: reports on the same prompts.
@@ -210,7 +212,8 @@ def compare(
     chosen = metric or next(iter(shared), "")
     if problems := _problems(baseline, others, chosen, shared, across_formats):
         raise DataError("\n".join(problems))
-    found = [_difference(baseline, other, name) for other in others for name in shared]
+    wanted = [(other, name) for other in others for name in shared]
+    found = [_difference(baseline, *pair) for pair in wanted if pair[1] == chosen or _paired(baseline, *pair)]
     raised = statistics.holm([difference.p for difference in found])
     told = [replace(difference, holm=p) for difference, p in zip(found, raised, strict=True)]
     return Comparison(reports, chosen, tuple(told))
@@ -254,10 +257,15 @@ def _asked(report: EvalReport) -> tuple[Any, ...]:
     return report.digest, [(row.get("id"), row["prompt"]) for row in report.rows]
 
 
+def _paired(baseline: EvalReport, other: EvalReport, metric: str) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Answers to one prompt that both sides have a score for."""
+    pairs = zip(baseline.rows, other.rows, strict=True)
+    return [(b, a) for b, a in pairs if b.get(metric) is not None and a.get(metric) is not None]
+
+
 def _difference(baseline: EvalReport, other: EvalReport, metric: str) -> Difference:
     """One system beside the baseline in one metric, over the answers that both sides have a score for."""
-    pairs = zip(baseline.rows, other.rows, strict=True)
-    both = [(b, a) for b, a in pairs if b.get(metric) is not None and a.get(metric) is not None]
+    both = _paired(baseline, other, metric)
     if not both:
         raise DataError(f"{baseline.name} and {other.name} have no prompt that {metric} could score on both sides.")
     clusters = [b["cluster"] for b, _ in both]

@@ -115,10 +115,7 @@ class Ratings:
     def _parts(self) -> list[Table | str]:
         head = ("criterion", f"score, 1 to {self.scale} [95 %]", "rated", "lost")
         rated = len(self.rows) - self.lost
-        cells = [
-            (name, spelt_on_scale(score), rated, self.lost)
-            for name, score in self.scores.items()
-        ]
+        cells = [(name, spelt_on_scale(score), rated, self.lost) for name, score in self.scores.items()]
         told = f"Judge: {self.judge}; {self.asked_again} of {len(self.rows)} verdicts took more than one draw."
         return [*_trust(self.agreement), Table(head, cells), told, *_warned(self.unchecked)]
 

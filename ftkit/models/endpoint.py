@@ -371,7 +371,9 @@ class LocalModel:
         rows = []
         for question, allowed in zip(questions, options, strict=True):
             asked = _turns(question)
-            rows += [chat.tokenize([*asked, {"role": "assistant", "content": text}], self.tokenizer) for text in allowed]
+            rows += [
+                chat.tokenize([*asked, {"role": "assistant", "content": text}], self.tokenizer) for text in allowed
+            ]
         surprise = iter(answer_nll(self.model, rows, batch_size=self.batch_size))
         return [min((next(surprise)[0], text) for text in allowed)[1] for allowed in options]
 

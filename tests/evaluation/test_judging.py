@@ -355,3 +355,13 @@ def test_a_real_server_judges_and_every_verdict_is_accounted_for(served, tmp_pat
     assert evaluation.compare_pairs(judge, GOOD[:2], BAD[:2], **settings).preferences == pairs.preferences
     assert served.requests() == asked
     print(f"pairs: {pairs.lost} of 2 lost; ratings: {ratings.lost} of 2 lost; {asked} requests")
+
+
+def test_a_judge_that_chooses_loses_no_verdict(model, tokenizer):
+    """Not even a model that knows nothing: in pairs, and by a single criterion; several it cannot choose at once."""
+    judge = LocalModel(model, tokenizer, "tiny", choose=True)
+    model.config.max_position_embeddings = 100_000
+    assert evaluation.compare_pairs(judge, GOOD, BAD).lost == 0
+    assert evaluation.rate(judge, GOOD, criteria={"quality": "is it good?"}).lost == 0
+    with pytest.raises(ConfigError, match="choose=False"):
+        evaluation.rate(judge, GOOD)
