@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit import files
-from ftkit.tables import escaped, flat
+from ftkit.tables import escaped, flat, visible
 
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#8c8c8c", "#D55E00"
 
@@ -38,17 +38,17 @@ def save(ax: Any, path: str | Path) -> Path:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure on file, shown with words for those who cannot see it."""
+    """A figure on file, shown with words for those who cannot see it; `png` is the file in base 64."""
 
     path: Path
     alt: str
+    png: str
 
     def __str__(self) -> str:
-        return f"{self.alt} ({self.path})"
+        return visible(f"{self.alt} ({self.path})")
 
     def _repr_html_(self) -> str:
-        png = base64.b64encode(self.path.read_bytes()).decode()
-        return f'<img alt="{escaped(self.alt)}" src="data:image/png;base64,{png}">'
+        return f'<img alt="{escaped(self.alt)}" src="data:image/png;base64,{escaped(self.png)}">'
 
 
 def picture(ax: Any, path: str | Path, alt: str) -> Picture:
@@ -59,7 +59,7 @@ def picture(ax: Any, path: str | Path, alt: str) -> Picture:
     saved = save(ax, path)
     if pyplot := sys.modules.get("matplotlib.pyplot"):
         pyplot.close(ax.figure)
-    return Picture(saved, alt)
+    return Picture(saved, alt, base64.b64encode(saved.read_bytes()).decode())
 
 
 def smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:

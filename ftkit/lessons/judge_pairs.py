@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from ftkit import files, tables
 
+Rows = list[dict[str, str]]
+
 
 @tables.shown
 @dataclass(frozen=True)
@@ -11,29 +13,34 @@ class JudgeExam:
     """Pairs of answers whose right verdict is plain; the better one is the longer one in half of them.
 
     Args:
-        answers: rows of prompt and answer.
-        others: rows of the same prompts with another answer.
+        pairs: question, answer, other answer.
         labels: 1 where the answer is better, 0 where the other is.
     """
 
-    answers: tuple[dict[str, str], ...]
-    others: tuple[dict[str, str], ...]
+    pairs: tuple[tuple[str, str, str], ...]
     labels: tuple[float, ...]
+
+    @property
+    def answers(self) -> Rows:
+        """The answers, as a judge takes them."""
+        return [{"prompt": prompt, "answer": answer} for prompt, answer, _ in self.pairs]
+
+    @property
+    def others(self) -> Rows:
+        """The other answers to the same questions."""
+        return [{"prompt": prompt, "answer": other} for prompt, _, other in self.pairs]
 
     def _parts(self) -> list[tables.Table | str]:
         rows = []
-        for mine, theirs, label in zip(self.answers, self.others, self.labels, strict=True):
+        for (prompt, answer, other), label in zip(self.pairs, self.labels, strict=True):
             marks = ("✓ ", "") if label == 1 else ("", "✓ ")
-            rows.append((mine["prompt"], marks[0] + mine["answer"], marks[1] + theirs["answer"]))
+            rows.append((prompt, marks[0] + answer, marks[1] + other))
         head = ("question", "answer", "other answer")
         return [tables.Table(head, rows, prose=True, caption="✓: the better one, by its label")]
 
 
 def judge_exam() -> JudgeExam:
     """The pairs that come with the kit, to measure a judge with before anybody believes it."""
-    pairs = files.sample("judge_exam")
-    sides: list[list[dict[str, str]]] = [[], []]
-    for pair in pairs:
-        for side, name in zip(sides, ("answer", "baseline"), strict=True):
-            side.append({"id": pair["id"], "prompt": pair["prompt"], "answer": pair[name]})
-    return JudgeExam(tuple(sides[0]), tuple(sides[1]), tuple(pair["preferred"] for pair in pairs))
+    given = files.sample("judge_exam")
+    pairs = tuple((pair["prompt"], pair["answer"], pair["other"]) for pair in given)
+    return JudgeExam(pairs, tuple(pair["better"] for pair in given))

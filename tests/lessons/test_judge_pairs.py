@@ -6,7 +6,7 @@ from ftkit import lessons
 def test_no_rule_of_thumb_passes_the_exam():
     """The better answer is the longer one in half of the pairs, and stands first in half of them."""
     exam = lessons.judge_exam()
-    assert len(exam.labels) == len({row["id"] for row in exam.answers}) == 16
+    assert len(exam.labels) == len({row["prompt"] for row in exam.answers}) == 16
     longer = [
         float(len(mine["answer"]) > len(theirs["answer"]))
         for mine, theirs in zip(exam.answers, exam.others, strict=True)
