@@ -101,6 +101,9 @@ class Comparison:
 
     def verdict(self) -> str:
         """Plain sentences, one a system beside the baseline."""
+        return " ".join(self._sentences())
+
+    def _sentences(self) -> list[str]:
         said = [self._sentence(self._of(report.name)) for report in self.reports[1:]]
         if len(self.reports) > 2:
             said.append(
@@ -112,7 +115,7 @@ class Comparison:
             said.append(
                 f"MIND: the weights are stored in other formats ({', '.join(formats)}), which alone can differ."
             )
-        return " ".join(said)
+        return said
 
     def examples(self, n: int = 3, which: Literal["first", "lost", "won"] = "first") -> "Examples":
         """Up to `n` prompts with both answers beside the wanted one: the first, or those lost or won since."""
@@ -134,6 +137,8 @@ class Comparison:
             return f"{d.name} is better than {name}: {change}."
         if d.worse:
             return f"{d.name} is WORSE than {name}: {change}. Do not ship it."
+        if d.score.low > 0 or d.score.high < 0:
+            change += f"; the interval leaves out 0, but p is {_p(d.holm)} among the {len(self.differences)} compared"
         reach = f" In four of five repeats such a sample finds differences of {d.told(d.detectable)} {unit} or more"
         more = ""
         if d.score.value and (missing := d.prompts_for(d.score.value) - d.prompts) > 0:
@@ -152,7 +157,7 @@ class Comparison:
                 ending = report.ending() if metric == metrics[0] else ("",) * len(ENDING)  # the same for every metric
                 rows.append((spelt(metric), report.name, report.scores[metric], *changed, *ending))
         table = Table(head, rows)
-        return [table, *left_unscored(*self.reports), self.verdict()]
+        return [table, *left_unscored(*self.reports), *self._sentences()]
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def plot_comparison(comparison: Comparison, ax: Any = None) -> Any:
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(names)), list(map(plain, names)))
     ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.legend(frameon=False, fontsize="small", loc="best")
+    ax.legend(frameon=False, fontsize="small", ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     baseline = plain(comparison.before.name)
     label(ax, f"points beyond {baseline} (line: 95 % interval; filled: told apart)", "", "Is it better?")
     return ax

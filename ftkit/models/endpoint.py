@@ -20,7 +20,7 @@ from typing import Any
 from ftkit import chat, files
 from ftkit.errors import ConfigError, MissingExtra, ModelError
 from ftkit.models.generation import generate
-from ftkit.models.likelihood import answer_nll, context_tokens
+from ftkit.models.likelihood import answer_nll, context_tokens, next_token_nll
 
 _ENDING = "A base_url usually ends in /v1."
 _TOO_LONG = re.compile(r"context|too (?:long|large|many)|maximum|exceed", re.I)
@@ -367,15 +367,26 @@ class LocalModel:
         return [answer.text for answer in answers]
 
     def _likeliest(self, questions: Sequence[Question], options: Sequence[Sequence[str]]) -> list[str]:
-        """The reply to each question that the model finds likeliest among its options."""
-        rows = []
-        for question, allowed in zip(questions, options, strict=True):
-            asked = _turns(question)
-            rows += [
-                chat.tokenize([*asked, {"role": "assistant", "content": text}], self.tokenizer) for text in allowed
-            ]
-        surprise = iter(answer_nll(self.model, rows, batch_size=self.batch_size))
-        return [min((next(surprise)[0], text) for text in allowed)[1] for allowed in options]
+        """The reply to each question that the model finds likeliest among its options.
+
+        Options that part at one token are told by it, which takes one reading of the question; others are read whole.
+        """
+        chosen, parted = [""] * len(questions), list[tuple[int, list[int], list[int]]]()
+        for number, (question, allowed) in enumerate(zip(questions, options, strict=True)):
+            said = [[*_turns(question), {"role": "assistant", "content": text}] for text in allowed]
+            rows = [chat.tokenize(turns, self.tokenizer) for turns in said]
+            columns = list(zip(*(row["input_ids"] for row in rows), strict=False))
+            place = next((place for place, column in enumerate(columns) if len(set(column)) > 1), 0)
+            if len(set(columns[place])) == len(allowed):
+                parted.append((number, rows[0]["input_ids"][:place], list(columns[place])))
+                continue
+            surprise = [nll for nll, _ in answer_nll(self.model, rows, batch_size=self.batch_size)]
+            chosen[number] = allowed[surprise.index(min(surprise))]
+        starts, firsts_of = [start for _, start, _ in parted], [firsts for _, _, firsts in parted]
+        found = next_token_nll(self.model, starts, firsts_of, batch_size=self.batch_size)
+        for (number, _, _), surprise in zip(parted, found, strict=True):
+            chosen[number] = options[number][surprise.index(min(surprise))]
+        return chosen
 
     def _key(self, question: Question, draw: int) -> str:
         parts = ["local", self.name, self.max_tokens, self.temperature, self.seed, draw, _turns(question)]

@@ -33,6 +33,23 @@ def answer_nll(model: Any, rows: Sequence[TokenRow], *, batch_size: int = 8) -> 
     return totals
 
 
+def next_token_nll(
+    model: Any, rows: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]], *, batch_size: int = 8
+) -> list[list[float]]:
+    """Negative log-likelihood (nats) of each `wanted` token as the next one after its row, in the order given."""
+    import torch
+
+    found: list[list[float]] = [[] for _ in rows]
+    with evaluating(model):
+        for picked in batches([len(row) for row in rows], batch_size):
+            ids, mask = padded([rows[i] for i in picked], 0, model.device)
+            logits = model(input_ids=ids, attention_mask=mask).logits
+            for place, i in enumerate(picked):
+                last = torch.log_softmax(logits[place, len(rows[i]) - 1].float(), dim=-1)
+                found[i] = (-last[list(wanted[i])]).tolist()
+    return found
+
+
 def context_tokens(model: Any) -> int | None:
     """Tokens that the model can read at once, None where its config does not say."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -12,6 +12,7 @@ import traceback
 from types import ModuleType
 
 import pytest
+import torch
 from toys import chat_server
 
 from ftkit import chat
@@ -378,7 +379,7 @@ def test_a_local_model_answers_alike_and_is_asked_once(model, tokenizer, tmp_pat
 
 def test_a_model_that_chooses_gives_the_likeliest_reply_there_is(model, tokenizer, tmp_path):
     """By the surprise at each option, as measured by hand; it is kept apart from what the model would write."""
-    options = [["yes", "no", "perhaps"], ["left", "right"]]
+    options = [["yes", "yes, yes", "perhaps"], ["mark 1", "mark 10", "mark 2"]]  # none parts at one token
     model.config.max_position_embeddings = 2_000
     asked = ["Is it?", "Which side?"]
     judge = LocalModel(model, tokenizer, "toy", cache=tmp_path / "kept.jsonl", max_tokens=5, choose=True)
@@ -390,6 +391,21 @@ def test_a_model_that_chooses_gives_the_likeliest_reply_there_is(model, tokenize
     assert judge.ask(asked, options=options) == wanted
     assert judge.missing(asked) == []
     assert len(LocalModel(model, tokenizer, "toy", cache=tmp_path / "kept.jsonl", max_tokens=5).missing(asked)) == 2
+
+
+def test_options_that_part_at_one_token_are_told_by_it(model, tokenizer):
+    """As the model itself says what comes next, whatever else is in the batch."""
+    model.config.max_position_embeddings = 2_000
+    asked, options = ["Is it?", "A longer question: which side is it?"], [["Verdict: A", "Verdict: B"]] * 2
+    wanted = []
+    for question in asked:
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "Verdict: A"}]
+        ids = chat.tokenize(turns, tokenizer)["input_ids"]
+        letters = [tokenizer(letter, add_special_tokens=False)["input_ids"][-1] for letter in "AB"]
+        place = max(place for place, token in enumerate(ids) if token == letters[0])
+        likely = model(input_ids=torch.tensor([ids[:place]])).logits[0, -1, letters]
+        wanted.append(f"Verdict: {'AB'[int(likely.argmax())]}")
+    assert LocalModel(model, tokenizer, "toy", choose=True).ask(asked, options=options) == wanted
 
 
 def test_a_model_that_chooses_refuses_a_question_that_any_words_may_answer(model, tokenizer):
