@@ -25,6 +25,16 @@ def with_instruction(*questions):
     ]
 
 
+@pytest.fixture
+def sharp(model):
+    """The toy with large weights, so that each token's place and every other token count in its answers."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "layers" in name and "norm" not in name:
+                weight.mul_(50)
+    return model
+
+
 def tokens_read(model, tokenizer, prompts, **settings):
     """The answers, and how many tokens went into the model for them."""
     widths = []
@@ -34,23 +44,24 @@ def tokens_read(model, tokenizer, prompts, **settings):
     return answers, sum(widths)
 
 
-# the longest row is wider than another is long by more than the beginning: that one shares no slot of it
-ALIKE = with_instruction("When?", "Who is it?", "How deep is the water at the northern quay?" * 6, "When?")
+# Of the shared beginning the longest row uses every slot, the next a part, and those that are much shorter none.
+LONG = "How deep is the water at the northern quay?"
+ALIKE = with_instruction("When?", LONG, LONG * 2, "Who is it?", LONG * 3)
 
 
-def test_a_common_beginning_is_read_once_and_changes_no_answer(model, tokenizer):
-    alone = [tokens_read(model, tokenizer, [prompt], max_new_tokens=12) for prompt in ALIKE]
-    together, read = tokens_read(model, tokenizer, ALIKE, max_new_tokens=12)
+def test_a_common_beginning_is_read_once_and_changes_no_answer(sharp, tokenizer):
+    alone = [tokens_read(sharp, tokenizer, [prompt], max_new_tokens=12) for prompt in ALIKE]
+    together, read = tokens_read(sharp, tokenizer, ALIKE, max_new_tokens=12)
     assert together == [answer for answers, _ in alone for answer in answers]
-    model.generation_config.num_beams = 1  # any value leaves the cache to `generate`
-    plain, read_plainly = tokens_read(model, tokenizer, ALIKE, max_new_tokens=12)
+    sharp.generation_config.num_beams = 1  # any value leaves the cache to `generate`
+    plain, read_plainly = tokens_read(sharp, tokenizer, ALIKE, max_new_tokens=12)
     beginning = chat.render(ALIKE[0][:1], tokenizer) + "<|im_start|>user\n"
     saved = (len(ALIKE) - 1) * len(tokenizer(beginning, add_special_tokens=False)["input_ids"])
     assert (together, read) == (plain, read_plainly - saved)
 
 
-def test_a_common_beginning_is_shared_below_an_adapter(model, tokenizer, toy_config):
-    adapted = models.add_lora(model, toy_config)
+def test_a_common_beginning_is_shared_below_an_adapter(sharp, tokenizer, toy_config):
+    adapted = models.add_lora(sharp, toy_config)
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight)
