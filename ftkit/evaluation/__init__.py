@@ -21,7 +21,7 @@ from ftkit.evaluation.metrics import (
 from ftkit.evaluation.plots import plot_comparison, plot_scores
 from ftkit.evaluation.public_sets import alpaca_annotations, alpaca_difficulty, alpaca_eval, mt_bench
 from ftkit.evaluation.ratings import read_ratings, save_preferences
-from ftkit.evaluation.regression import GateReport, binding, detectable_loss, gate, noise_floor, read_verdict
+from ftkit.evaluation.regression import GateReport, binding, gate, noise_floor, read_verdict
 from ftkit.evaluation.scoring import (
     METRICS,
     EvalReport,
@@ -32,7 +32,16 @@ from ftkit.evaluation.scoring import (
     save_reports,
     score_answers,
 )
-from ftkit.evaluation.statistics import Score, detectable, difference_interval, holm, interval, mcnemar, paired_test
+from ftkit.evaluation.statistics import (
+    Score,
+    detectable,
+    detectable_loss,
+    difference_interval,
+    holm,
+    interval,
+    mcnemar,
+    paired_test,
+)
 from ftkit.evaluation.suites import BUNDLED, SUITE_METRICS, Suite, mentions, not_refused, refused, same_json, suite
 from ftkit.evaluation.win_rates import win_rate
 

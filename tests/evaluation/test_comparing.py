@@ -44,7 +44,7 @@ def test_a_verdict_that_cannot_tell_says_what_it_could_find_and_how_many_prompts
     assert f"differences of {difference.told(difference.detectable)} points of exact match or more" in verdict
     missing = difference.prompts_for(difference.score.value) - 100
     assert f"about {missing:,} more prompts" in verdict
-    assert difference.prompts_for(0.05) == pytest.approx(100 * (difference.detectable / 0.05) ** 2, abs=1)
+    assert difference.prompts_for(0.05) == pytest.approx(100 * (difference.reach / 0.05) ** 2, abs=1)
 
 
 def test_any_number_of_systems_stand_beside_one_baseline_and_the_best_is_named():

@@ -50,7 +50,7 @@ def test_f1_is_symmetric_bounded_and_one_where_exact(a, b):
 
 
 def test_no_reference_is_an_error():
-    with pytest.raises(DataError, match="at least one reference"):
+    with pytest.raises(DataError, match="no reference to compare with"):
         exact_match("x", [])
 
 

@@ -153,8 +153,8 @@ def test_unscored_items_are_left_out_and_counted():
 @pytest.mark.parametrize(
     ("after", "said"),
     [
-        (report("tuned", [1] * 99), "answered 100 items and tuned 99"),
-        (report("tuned", [1] * 100, digest="e"), "other prompts"),
+        (report("tuned", [1] * 99), "different prompts: 100 and 99"),
+        (report("tuned", [1] * 100, digest="e"), "different prompts"),
         (report("tuned", [1] * 100, number_format="4-bit nf4"), "bfloat16 before, 4-bit nf4 after"),
         (report("tuned", [1] * 100, settings={"max_new_tokens": 8}), "settings differ"),
         (report("tuned", [1] * 100, metric="chrf"), "metrics differ"),
@@ -162,7 +162,7 @@ def test_unscored_items_are_left_out_and_counted():
         (report("tuned", []), "tuned has no rows"),
         (report("tuned", [None] * 100), "no item has a score"),
         (dataclasses.replace(BASE, rows=BASE.rows[:99] + BASE.rows[:1]), "ids more than once: q0"),
-        (dataclasses.replace(BASE, rows=BASE.rows[::-1]), "other prompts"),
+        (dataclasses.replace(BASE, rows=BASE.rows[::-1]), "different prompts"),
         ({"other": BASE}, "suites differ"),
         ({}, "suites differ"),
         ([1, 0, 1], "list is no evaluation"),
@@ -179,7 +179,7 @@ def test_all_problems_are_told_at_once():
     odd = report("tuned", [math.nan] + [1] * 99, digest="e", number_format="float32")
     with pytest.raises(DataError) as told:
         gate({"a": BASE, "b": BASE}, {"a": odd})
-    for said in ("suites differ", "other prompts", "number formats differ", "no numbers"):
+    for said in ("suites differ", "different prompts", "number formats differ", "no numbers"):
         assert said in str(told.value)
 
 
@@ -196,7 +196,7 @@ def test_a_noise_floor_is_the_largest_change_against_itself():
     assert noise_floor(BASE, *again) == {"all": pytest.approx(0.05)}
     with pytest.raises(DataError, match="at least two"):
         noise_floor(BASE)
-    with pytest.raises(DataError, match="other prompts"):
+    with pytest.raises(DataError, match="different prompts"):
         noise_floor(BASE, report("base", [1] * 100, digest="e"))
 
 
@@ -270,7 +270,7 @@ def test_records_of_another_sample_are_refused(tmp_path):
     BASE.save(tmp_path / "before.jsonl")
     report("tuned", [1] * 100, digest="other").save(tmp_path / "after.jsonl")
     sides = (EvalReport.load(tmp_path / f"{name}.jsonl") for name in ("before", "after"))
-    with pytest.raises(FtkitError, match="other prompts"):
+    with pytest.raises(FtkitError, match="different prompts"):
         gate(*sides)
 
 
