@@ -17,7 +17,7 @@ from typing import Any, SupportsFloat
 from ftkit import tables
 from ftkit.errors import ConfigError, DataError
 from ftkit.evaluation.scoring import EvalReport
-from ftkit.evaluation.statistics import Score, interval
+from ftkit.evaluation.statistics import Score, interval, mean_within
 from ftkit.evaluation.win_rates import win_rate
 from ftkit.models import Endpoint, LocalModel
 from ftkit.tables import Table
@@ -617,18 +617,6 @@ def _agreement(what: str, given: Sequence[float | None], labels: Sequence[float 
     errors = [a - b for a, b in pairs] or [math.nan]
     mean = sum(errors) / len(errors)
     return Agreement(what, len(pairs), rank, kappa, mean, sum(map(abs, errors)) / len(errors))
-
-
-def mean_within(scored: Sequence[tuple[float | None, str]], least: float, most: float) -> Score:
-    """Mean of (value, cluster) on a scale, with an interval that stays on it; None is left out."""
-    known = [(value, cluster) for value, cluster in scored if value is not None]
-    if not known:
-        return _UNKNOWN
-    width = most - least
-    shares = [(value - least) / width for value, _ in known]
-    found = interval(shares, [cluster for _, cluster in known])
-    value = sum(value for value, _ in known) / len(known)
-    return Score(value, min(value, least + width * found.low), max(value, least + width * found.high))
 
 
 def spelt_on_scale(score: Score) -> str:

@@ -17,8 +17,8 @@ from typing import Any
 
 from ftkit import tables
 from ftkit.errors import DataError, without_secrets
-from ftkit.evaluation.judging import Judge, Preferences, Ratings, compare_pairs, mean_within, rate, spelt_on_scale
-from ftkit.evaluation.statistics import Score
+from ftkit.evaluation.judging import Judge, Preferences, Ratings, compare_pairs, rate, spelt_on_scale
+from ftkit.evaluation.statistics import Score, mean_within
 from ftkit.evaluation.win_rates import win_rate
 from ftkit.models import Endpoint, LocalModel
 from ftkit.tables import Table

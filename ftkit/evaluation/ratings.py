@@ -18,7 +18,7 @@ from typing import Any, Literal, SupportsFloat
 
 from ftkit import files, tables
 from ftkit.errors import DataError
-from ftkit.evaluation.statistics import Score, interval
+from ftkit.evaluation.statistics import Score, interval, mean_within
 from ftkit.tables import Table
 
 LOWEST, HIGHEST = 1, 5
@@ -164,7 +164,9 @@ class Ratings:
         """`{system: mean rating}` from 1 to 5, with its interval over items (raters of one item are averaged first)."""
         found = {}
         for system in dict.fromkeys(row.system for row in self.rows if row.system):
-            found[system] = _mean(list(self._means_of(system).values()))
+            found[system] = mean_within(
+                [(value, item) for item, value in self._means_of(system).items()], LOWEST, HIGHEST
+            )
         return found
 
     def _means_of(self, system: str) -> dict[str, float]:
@@ -205,13 +207,6 @@ class Ratings:
             given = sum(row.system == system for row in self.rows)
             rows.append((system, f"{mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}]", given))
         return [Table(("system", "mean of 1 to 5 [95 %]", "ratings"), rows)]
-
-
-def _mean(values: list[float]) -> Score:
-    """Mean of ratings with an interval that stays on the scale."""
-    span = HIGHEST - LOWEST
-    found = interval([(value - LOWEST) / span for value in values])
-    return Score(*(LOWEST + span * edge for edge in (found.value, found.low, found.high)))
 
 
 def read_ratings(path: str | Path | Sequence[str | Path], systems: Systems | None = None) -> Ratings:

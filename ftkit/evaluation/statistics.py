@@ -61,6 +61,18 @@ def interval(values: Sequence[float], clusters: Sequence[str] | None = None, *, 
     return Score(mean, min(low, mean), max(high, mean))
 
 
+def mean_within(scored: Sequence[tuple[float | None, str]], least: float, most: float) -> Score:
+    """Mean of (value, cluster) on a scale, with an interval that stays on it; None is left out."""
+    known = [(value, cluster) for value, cluster in scored if value is not None]
+    if not known:
+        return Score(math.nan, math.nan, math.nan)
+    width = most - least
+    shares = [(value - least) / width for value, _ in known]
+    found = interval(shares, [cluster for _, cluster in known])
+    value = sum(value for value, _ in known) / len(known)
+    return Score(value, min(value, least + width * found.low), max(value, least + width * found.high))
+
+
 def difference_interval(differences: Sequence[float], clusters: Sequence[str] | None = None, *, seed: int = 0) -> Score:
     """Mean of paired differences with its 95 % interval.
 

@@ -293,3 +293,27 @@ def test_under_papermill_a_failed_gate_ends_the_notebook(tmp_path, lost):
             headless.execute(tmp_path / "gate.ipynb", tmp_path / "out", {})
     else:
         assert headless.execute(tmp_path / "gate.ipynb", tmp_path / "out", {}).html.is_file()
+
+
+@pytest.mark.parametrize("floor", [math.nan, -0.1, 2, "0.1", {"all": math.nan}])
+def test_a_floor_is_a_share(floor):
+    """A NaN among numbers is the largest or none of them, as Python happens to look: it is refused instead."""
+    with pytest.raises(DataError, match="floor"):
+        gate(BASE, report("tuned", [1] * 100), floor=floor)
+
+
+@pytest.mark.parametrize(("setting", "odd"), [("threshold", "5%"), ("alpha", None), ("alpha", 1)])
+def test_settings_are_shares(setting, odd):
+    with pytest.raises(DataError, match=setting):
+        gate(BASE, report("tuned", [1] * 100), **{setting: odd})
+
+
+def test_a_gate_without_a_metric_does_not_pass():
+    sides = (dataclasses.replace(BASE, scores={}), dataclasses.replace(report("tuned", [0] * 100), scores={}))
+    with pytest.raises(DataError, match="scored by no metric"):
+        gate(*sides)
+
+
+def test_a_loss_beyond_all_is_not_called_detectable():
+    verdict = gate(report("base", [0.75]), report("tuned", [0.25]))
+    assert verdict.changes[0].detectable is None
