@@ -261,17 +261,8 @@ def compare_pairs(
 ) -> Preferences:
     """Let a judge say which of two answers is better, in both orders; other arguments are as in `rate`.
 
-    Args:
-        judge: a server's model or one in this process, with its own sampling settings.
-        rows: the model's answers.
-        baseline: the baseline's answers to the same prompts.
-        human: which answer people prefer, one an item: 1 the model's, 0 the baseline's, 0.5 neither, None not asked.
-        names: of model and baseline, for the table.
-        candidates: names or folders of the models under test.
-        judges_itself: let a candidate be the judge.
-        price: per million tokens, in and out.
-        budget: refuse to start where the cost may exceed this; needs `price`.
-        draws: how often a verdict that cannot be read is asked for.
+    `rows` are the model's answers, `baseline` another's to the same prompts, and `names` what the table calls the two.
+    `human` says which answer people prefer, one an item: 1 the model's, 0 the baseline's, 0.5 neither, None not asked.
 
     Raises:
         ConfigError: the judge is a candidate; the budget is too small; settings that cannot work.

@@ -17,7 +17,7 @@ from ftkit.errors import DataError
 
 Metric = Callable[[str, list[str]], float | None]
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ARTICLES = re.compile(r"(?<!\S)(a|an|the)(?!\S)")
 _LETTER = "letterxa"
 _LETTER_A = re.compile(
     r"(?<![\w'])A(?!\w|')(?! +(?!(?:or|and|is|are|because|since|as|but|nor)\b)[a-z])|(?<=[a-z,:] )A(?![\w'])"

@@ -144,20 +144,11 @@ def alpaca_eval(
 ) -> Preferences:
     """Compare a model's outputs with a baseline's on AlpacaEval's instructions, in both orders.
 
-    Other arguments, and what a source is, are as in `mt_bench`.
-
-    Args:
-        judge: who compares.
-        answers: who answers, or a file of outputs (`instruction`, `output`).
-        questions: `alpaca_eval.json`, or any file with `instruction`, in its order.
-        baseline: as `answers`; by default the `output` that stands beside each instruction.
-        gamed: AlpacaEval's `df_gamed.csv`: with it the length-controlled rate is the leaderboard's, which knows how
-            hard its own instructions are; without, it is the same regression without that term.
-        candidates: names or folders of the models under test.
-        judges_itself: let a candidate be the judge.
-        price: per million tokens, in and out, of the judge.
-        budget: refuse to start judging where the cost may exceed this.
-        draws: how often a verdict that cannot be read is asked for.
+    `answers` is who answers, or a file of outputs (`instruction`, `output`), and so is `baseline`: by default the
+    `output` that stands beside each instruction. `questions` is `alpaca_eval.json`, or any file with `instruction`, in
+    its order. With `gamed`, AlpacaEval's `df_gamed.csv`, the length-controlled rate is the leaderboard's, which knows
+    how hard its own instructions are; without, it is the same regression without that term. What a source is, and all
+    else, is as in `mt_bench`.
     """
     given = _rows(questions, "instruction")
     asked = [{"question_id": row["instruction"], "turns": [row["instruction"]]} for row in given]

@@ -239,17 +239,9 @@ def score_answers(
 ) -> EvalReport:
     """Score answers that are there already: from a server, a file, a person. As `evaluate` does it otherwise.
 
-    Args:
-        answers: one an example, in order; None where there is none, which is counted as unscored. An empty text is an
-            answer.
-        examples: as in `evaluate`.
-        name: how reports and figures call this system.
-        metrics: as in `evaluate`.
-        normalise: as in `evaluate`.
-        labels: as in `evaluate`.
-        schema: as in `evaluate`.
-        number_format: of the weights that answered, such as "bfloat16"; "api" for a model that others serve.
-        tokenizer: where rows call tools, to accept the calls as this model's template writes them too.
+    `answers` are one an example, in order: None where there is none, which is counted as unscored; an empty text is an
+    answer. `number_format` is that of the weights that answered, such as "bfloat16", or "api" for a model that others
+    serve. With a `tokenizer`, calls of tools count as its template writes them too. All else is as in `evaluate`.
 
     Raises:
         DataError: as `evaluate`; or not one answer an example.
@@ -285,18 +277,8 @@ def evaluate_checkpoints(
 ) -> dict[str, EvalReport]:
     """Evaluate every kept checkpoint of a run, and its adapter, on the same prompts; one is in memory at a time.
 
-    Each is merged into its 16-bit base. `compare(base, *reports.values())` names the best.
-
-    Args:
-        place: a run, or a folder that holds folders of adapters.
-        examples: this and all that follow as in `evaluate`.
-        metrics: names or functions.
-        normalise: `squad_normalise`, or `exact_words`.
-        labels: what may be answered.
-        schema: a JSON schema.
-        max_new_tokens: most tokens of one answer.
-        batch_size: prompts answered at once.
-        progress: show a bar.
+    `place` is a run, or a folder that holds folders of adapters; all else is as in `evaluate`. Each is merged into its
+    16-bit base. `compare(base, *reports.values())` names the best.
 
     Returns:
         Reports by the name of the folder, the earliest checkpoint first and `adapter` last.

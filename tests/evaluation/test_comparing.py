@@ -158,7 +158,7 @@ def test_what_is_no_report_cannot_be_compared(given):
 def test_scores_that_are_no_numbers_are_named(odd):
     after = report("tuned", [1, 0])
     after.rows[1]["exact_match"] = odd
-    with pytest.raises(DataError, match="tuned has exact_match scores that are no numbers: 1"):
+    with pytest.raises(DataError, match="tuned has exact_match scores that are no numbers: 2"):
         compare(report("base", [1, 0]), after)
 
 
