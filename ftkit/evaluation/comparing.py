@@ -158,21 +158,16 @@ class Comparison:
 
     def _parts(self) -> list[Table | str]:
         metrics = list(dict.fromkeys(d.metric for d in self.differences))
-        head = ["model"]
-        for metric in metrics:
-            head += [f"{spelt(metric)} [95 %]", "change, points [95 %]", "p (Holm)", "detectable"]
+        head = ("metric", "model", "score [95 %]", "change, points [95 %]", "p (Holm)", "detectable", *ENDING)
         rows = []
-        for report in self.reports:
-            found = {d.metric: d for d in self.differences if d.name == report.name}
-            cells: list[Any] = [report.name]
-            for metric in metrics:
-                d = found.get(metric) if report is not self.before else None
-                cells += [
-                    report.scores[metric],
-                    *([str(d), spelt_p(d.holm), d.told(d.detectable)] if d else ["", "", ""]),
-                ]
-            rows.append([*cells, *report.ending()])
-        table = Table([*head, *ENDING], rows)
+        for metric in metrics:
+            found = {d.name: d for d in self.differences if d.metric == metric}
+            for report in self.reports:
+                d = found.get(report.name)
+                changed = (str(d), spelt_p(d.holm), d.told(d.detectable)) if d else ("", "", "")
+                ending = report.ending() if metric == metrics[0] else ("",) * len(ENDING)  # the same for every metric
+                rows.append((spelt(metric), report.name, report.scores[metric], *changed, *ending))
+        table = Table(head, rows)
         return [table, *left_unscored(*self.reports), self.verdict()]
 
 
@@ -213,6 +208,8 @@ def compare(
     baseline: EvalReport, *others: EvalReport, metric: str | None = None, across_formats: bool = False
 ) -> Comparison:
     """Pair any number of reports with a baseline, prompt by prompt, in every metric that all of them have.
+
+    A metric that could score nothing on both sides is left out, unless the verdict is on it.
 
     Args:
         baseline: what the others are compared with.

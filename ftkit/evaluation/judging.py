@@ -217,10 +217,10 @@ def rate(
         raise ConfigError(f"scale={scale!r} is outside 2 to 100 (the best rating). The default is 5.")
     unchecked = _refuse_itself(judge, candidates, judges_itself)
     items = _items(rows)
-    questions, readers = _rating_questions(items, criteria, scale)
+    questions, readers, options = _rating_questions(items, criteria, scale)
     _check_labels(human or {}, len(items), 1, scale, criteria)
     names = list(criteria)
-    verdicts, replies, again, cost = _judged(judge, questions, readers, draws, price, budget)
+    verdicts, replies, again, cost = _judged(judge, questions, readers, options, draws, price, budget)
     rated = []
     for item, verdict, reply in zip(items, verdicts, replies, strict=True):
         found = verdict or [(None, "")] * len(names)
@@ -272,8 +272,8 @@ def compare_pairs(
     unchecked = _refuse_itself(judge, candidates, judges_itself)
     model, other = _paired(rows, baseline)
     _check_labels({"human": human} if human is not None else {}, len(model), 0, 1, ("human",))
-    questions, readers = _pair_questions(model, other)
-    verdicts, replies, again, cost = _judged(judge, questions, readers, draws, price, budget)
+    questions, readers, options = _pair_questions(model, other)
+    verdicts, replies, again, cost = _judged(judge, questions, readers, options, draws, price, budget)
     forward = verdicts[0::2]
     backward = [None if verdict is None else 1 - verdict for verdict in verdicts[1::2]]
     preferences = [_joined(pair) for pair in zip(forward, backward, strict=True)]
@@ -355,14 +355,14 @@ def _joined(pair: tuple[float | None, float | None]) -> float | None:
 
 def _rating_questions(
     items: Sequence[Mapping[str, Any]], criteria: Mapping[str, str], scale: int
-) -> tuple[list[Messages], list[Callable[[str], Any]]]:
-    """A question an answer, and what reads the reply to it."""
+) -> tuple[list[Messages], list[Callable[[str], Any]], list[list[str]] | None]:
+    """A question an answer, what reads the reply to it, and the replies that may be chosen of a single criterion."""
     if not isinstance(criteria, Mapping) or not criteria or not all(re.fullmatch(r"[\w ]+", name) for name in criteria):
         raise ConfigError(
             f"criteria={criteria!r}: questions by name are wanted, at least one; names of letters, digits and blanks."
         )
     asked = "\n".join(f"- {name}: {question}" for name, question in criteria.items())
-    questions, readers = [], []
+    questions, readers, options = [], [], []
     for item in items:
         code = _code(item["prompt"], item["answer"], *item["expected"])
         lines = "\n".join(f"{name} {code}: your reason in one sentence | N" for name in criteria)
@@ -375,14 +375,15 @@ def _rating_questions(
         shown = _fenced(code, question=item["prompt"], **_references(item), answer=item["answer"])
         questions.append([{"role": "system", "content": system}, {"role": "user", "content": shown}])
         readers.append(_rating_reader(list(criteria), code, scale))
-    return questions, readers
+        options.append([f"{name} {code}: | {score}" for name in criteria for score in range(1, scale + 1)])
+    return questions, readers, options if len(criteria) == 1 else None
 
 
 def _pair_questions(
     model: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]]
-) -> tuple[list[Messages], list[Callable[[str], Any]]]:
-    """Two questions a pair, one in either order, and what reads the replies."""
-    questions, readers = [], []
+) -> tuple[list[Messages], list[Callable[[str], Any]], list[list[str]]]:
+    """Two questions a pair, one in either order, what reads the replies, and the replies that there are."""
+    questions, readers, options = [], [], []
     for mine, theirs in zip(model, baseline, strict=True):
         for first, second in ((mine["answer"], theirs["answer"]), (theirs["answer"], mine["answer"])):
             code = _code(mine["prompt"], first, second, *mine["expected"])
@@ -395,7 +396,8 @@ def _pair_questions(
             shown = _fenced(code, question=mine["prompt"], **_references(mine), answer_A=first, answer_B=second)
             questions.append([{"role": "system", "content": system}, {"role": "user", "content": shown}])
             readers.append(_pair_reader(code))
-    return questions, readers
+            options.append([f"Verdict {code}: {winner}" for winner in ("A", "B", "tie")])
+    return questions, readers, options
 
 
 def _references(item: Mapping[str, Any]) -> dict[str, str]:
@@ -452,6 +454,7 @@ def _judged(
     judge: Judge,
     questions: Sequence[Messages],
     readers: Sequence[Callable[[str], Any]],
+    options: Sequence[Sequence[str]] | None,
     draws: int,
     price: tuple[float, float] | None,
     budget: float | None,
@@ -485,6 +488,7 @@ def _judged(
             draw=draw,
             skip_refused=True,
             about=cost.short() if draw == 0 else "asked again",
+            options=None if options is None else [options[number] for number in left],
         )
         for number, reply in zip(left, answers, strict=True):
             replies[number], verdicts[number] = reply, readers[number](reply)

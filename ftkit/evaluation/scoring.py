@@ -92,6 +92,14 @@ class EvalReport:
         counts = {metric: sum(row.get(metric) is None for row in self.rows) for metric in self.scores}
         return {metric: count for metric, count in counts.items() if count}
 
+    def first(self, count: int) -> "EvalReport":
+        """The report on the first `count` answers alone: what a smaller sample would have said."""
+        rows = self.rows[:count]
+        if not rows:
+            raise DataError(f"count={count}: a report on no answers says nothing. It has {len(self.rows)}.")
+        scores = {metric: _mean(metric, rows) for metric in self.scores}
+        return replace(self, rows=rows, scores=scores, digest=f"{self.digest} to {len(rows)}")
+
     def save(self, path: str | Path) -> Path:
         """Write the rows as JSONL, whole or not at all; each line also says which evaluation it belongs to."""
         facts = {key: getattr(self, key) for key in ("name", "number_format", "digest", "settings")}

@@ -17,10 +17,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ftkit import files
+from ftkit import chat, files
 from ftkit.errors import ConfigError, MissingExtra, ModelError
 from ftkit.models.generation import generate
-from ftkit.models.likelihood import context_tokens
+from ftkit.models.likelihood import answer_nll, context_tokens
 
 _ENDING = "A base_url usually ends in /v1."
 _TOO_LONG = re.compile(r"context|too (?:long|large|many)|maximum|exceed", re.I)
@@ -102,6 +102,7 @@ class Endpoint:
         draw: int = 0,
         skip_refused: bool = False,
         about: str = "",
+        options: Sequence[Sequence[str]] | None = None,
     ) -> list[str]:
         """One reply a question, in order; "" where it holds no text. An empty question is not asked.
 
@@ -114,6 +115,7 @@ class Endpoint:
             skip_refused: a question that the server refuses as it stands (too long, or not allowed) gets "" and is
                 not kept; where it has answered none, that is an error.
             about: what the progress bar says before it moves.
+            options: what may be replied to each question; only a `LocalModel` that chooses reads them.
 
         Raises:
             ModelError: a server that cannot be reached, refuses the key, lacks the model or gives up; what it had
@@ -271,6 +273,8 @@ class LocalModel:
         max_tokens: at which a reply is cut.
         temperature: 0 takes the likeliest token.
         seed: of the draws.
+        choose: give the likeliest of the replies that a question allows instead of writing one: no reply is lost, and
+            a model too small to keep a form can be asked.
     """
 
     model: Any = field(repr=False)
@@ -281,6 +285,7 @@ class LocalModel:
     max_tokens: int = 300
     temperature: float = 0
     seed: int = 0
+    choose: bool = False
     _known: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
     _seconds: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
@@ -297,6 +302,7 @@ class LocalModel:
         draw: int = 0,
         skip_refused: bool = False,
         about: str = "",
+        options: Sequence[Sequence[str]] | None = None,
     ) -> list[str]:
         """One reply a question, in order, as `Endpoint.ask`; with `skip_refused`, "" for what the model cannot read."""
         from tqdm.auto import tqdm
@@ -307,6 +313,12 @@ class LocalModel:
             for key in {key for key in keys if not usable(self._known.get(key, ""))}:
                 self._known.pop(key, None)
         wanted = _missing(self._known, keys, questions)
+        if self.choose and options is None:
+            raise ConfigError(
+                f"{self.name!r} chooses among given replies (choose=True), and this {noun} may be answered in any "
+                "words. Take a judge with choose=False, or compare pairs."
+            )
+        allowed = dict(zip(keys, options or (), strict=False))
         limit = context_tokens(self.model)
         too_long = [number for number, question in enumerate(wanted, 1) if limit and self._length(question) > limit]
         if too_long and not (skip_refused and (draw or len(too_long) < len(questions))):
@@ -322,21 +334,15 @@ class LocalModel:
         ):
             for start in range(0, len(wanted), self.batch_size):
                 batch, began = wanted[start : start + self.batch_size], time.monotonic()
-                prompts = [_turns(question) for question in batch]
-                answers = generate(
-                    self.model,
-                    self.tokenizer,
-                    prompts,
-                    max_new_tokens=self.max_tokens,
-                    batch_size=self.batch_size,
-                    temperature=heat,
-                    seed=self.seed + draw,
-                )
+                of = [self._key(question, draw) for question in batch]
+                if self.choose:
+                    replies = self._likeliest(batch, [allowed[key] for key in of])
+                else:
+                    replies = self._written(batch, heat, self.seed + draw)
                 self._seconds.append((time.monotonic() - began) / len(batch))
-                for question, answer in zip(batch, answers, strict=True):
-                    key = self._key(question, draw)
-                    self._known[key] = answer.text
-                    note({"key": key, "model": self.name, "reply": answer.text})
+                for key, reply in zip(of, replies, strict=True):
+                    self._known[key] = reply
+                    note({"key": key, "model": self.name, "reply": reply})
                 bar.update(len(batch))
         return [self._known.get(key, "") if question else "" for key, question in zip(keys, questions, strict=True)]
 
@@ -353,8 +359,33 @@ class LocalModel:
         """How many tokens a text has."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def _written(self, questions: Sequence[Question], heat: float, seed: int) -> list[str]:
+        """What the model writes to each question."""
+        answers = generate(
+            self.model,
+            self.tokenizer,
+            [_turns(question) for question in questions],
+            max_new_tokens=self.max_tokens,
+            batch_size=self.batch_size,
+            temperature=heat,
+            seed=seed,
+        )
+        return [answer.text for answer in answers]
+
+    def _likeliest(self, questions: Sequence[Question], options: Sequence[Sequence[str]]) -> list[str]:
+        """The reply to each question that the model finds likeliest among its options."""
+        rows = []
+        for question, allowed in zip(questions, options, strict=True):
+            asked = _turns(question)
+            rows += [
+                chat.tokenize([*asked, {"role": "assistant", "content": text}], self.tokenizer) for text in allowed
+            ]
+        surprise = iter(answer_nll(self.model, rows, batch_size=self.batch_size))
+        return [min((next(surprise)[0], text) for text in allowed)[1] for allowed in options]
+
     def _key(self, question: Question, draw: int) -> str:
-        return _digest(["local", self.name, self.max_tokens, self.temperature, self.seed, draw, _turns(question)])
+        parts = ["local", self.name, self.max_tokens, self.temperature, self.seed, draw, _turns(question)]
+        return _digest([*parts, "choose"] if self.choose else parts)
 
     def _length(self, question: Question) -> int:
         return self.max_tokens + self.count_tokens("".join(turn["content"] for turn in _turns(question)))

@@ -84,6 +84,31 @@ def test_pairs_without_a_score_on_one_side_are_left_out_and_told():
         compare(report("a", [0] * 3), report("b", [None] * 3))
 
 
+def nothing(answer, references):
+    return None
+
+
+def test_a_metric_that_scores_nothing_is_told_and_stops_no_other():
+    both = [report(name, [1] * 9, metrics=["exact_match", nothing]) for name in "ab"]
+    comparison = compare(*both)
+    assert [d.metric for d in comparison.differences] == ["exact_match"]
+    assert "a: 9 of 9 answers are unscored by nothing" in str(comparison)
+    with pytest.raises(DataError, match="no prompt that nothing could score"):
+        compare(*both, metric="nothing")
+
+
+def test_a_smaller_sample_is_the_first_prompts_of_both():
+    """What six prompts would have told: equal beginnings compare, unequal ones do not."""
+    old, new = report("a", [0] * 20), report("b", [0] * 5 + [1] * 15)
+    few = compare(old.first(6), new.first(6))
+    assert (few.differences[0].prompts, few.better) == (6, False)
+    assert few.difference.value == pytest.approx(1 / 6)
+    with pytest.raises(DataError, match="different prompts"):
+        compare(old, new.first(6))
+    with pytest.raises(DataError, match="count=0"):
+        old.first(0)
+
+
 def test_macro_f1_is_compared_as_a_score_of_the_whole():
     answers = [
         {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": label}]}

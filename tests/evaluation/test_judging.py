@@ -378,3 +378,13 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_asked(wrong, kind):
     given = {"judge": nobody, "rows": [{"prompt": "q", "answer": "a"}]} | wrong
     with pytest.raises(kind):
         evaluation.rate(given.pop("judge"), given.pop("rows"), **given)
+
+
+def test_a_judge_that_chooses_loses_no_verdict(model, tokenizer):
+    """Not even a model that knows nothing: in pairs, and by a single criterion; several it cannot choose at once."""
+    judge = LocalModel(model, tokenizer, "tiny", choose=True)
+    model.config.max_position_embeddings = 100_000
+    assert evaluation.compare_pairs(judge, GOOD, BAD).lost == 0
+    assert evaluation.rate(judge, GOOD, criteria={"quality": "is it good?"}).lost == 0
+    with pytest.raises(ConfigError, match="choose=False"):
+        evaluation.rate(judge, GOOD)
