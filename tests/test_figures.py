@@ -11,3 +11,10 @@ def test_save_writes_a_whole_png(tmp_path):
 
 def test_smoothing_starts_at_the_first_value_and_keeps_a_constant():
     assert figures.smooth([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
+
+
+def test_a_picture_is_shown_with_words_that_are_escaped(tmp_path):
+    """Somebody's model name may stand in them."""
+    found = figures.picture(figures.blank_axes(), tmp_path / "figures/x.png", 'bars of "<b>"')
+    assert found._repr_html_().startswith('<img alt="bars of &quot;&lt;b&gt;&quot;" src="data:image/png;base64,iVBOR')
+    assert (tmp_path / "figures/x.png").is_file()

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from ftkit.errors import DataError
 from ftkit.evaluation.comparing import Comparison
 from ftkit.evaluation.scoring import spelt
 from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label, plain
@@ -21,6 +22,8 @@ def plot_scores(groups: Mapping[str, Mapping[str, Any]], ax: Any = None) -> Any:
     """
     ax = axes(ax)
     names = list(dict.fromkeys(itertools.chain.from_iterable(groups.values())))
+    if not names:
+        raise DataError("There are no scores to draw: {'exact match': {'base': before.exact_match}} is wanted.")
     width = 0.8 / len(names)
     for place, name in enumerate(names):
         colour, hatch = _LOOKS[place % len(_LOOKS)]
@@ -70,7 +73,7 @@ def plot_comparison(comparison: Comparison, ax: Any = None) -> Any:
                 markerfacecolor=colour if told else "white",
                 label=plain(spelt(metric)) if d.name == names[0] else None,
             )
-    blind = max((100 * d.detectable for d in shown if d.metric == comparison.metric), default=0)
+    blind = min(100, max((100 * d.detectable for d in shown if d.metric == comparison.metric), default=0))
     ax.axvspan(
         -blind,
         blind,

@@ -3,6 +3,7 @@
 from ftkit.lessons.backends import find_patches, load_record, measure_backends, patches_written, supported_families
 from ftkit.lessons.claims import hardware_table, memory_claims, settings_table
 from ftkit.lessons.exercises import check, explore, predict, you_should_see
+from ftkit.lessons.judge_pairs import judge_exam
 from ftkit.lessons.lora import adapter_parameters, rank_errors, step_size, targets, truncated
 from ftkit.lessons.measured import held_out, mean_error, measured_pairs, measurements, share_below_high
 from ftkit.lessons.planted import mark
@@ -41,6 +42,7 @@ __all__ = [
     "fit",
     "hardware_table",
     "held_out",
+    "judge_exam",
     "load_record",
     "logits",
     "mark",

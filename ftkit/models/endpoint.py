@@ -17,10 +17,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ftkit import files
+from ftkit import chat, files
 from ftkit.errors import ConfigError, MissingExtra, ModelError
 from ftkit.models.generation import generate
-from ftkit.models.likelihood import context_tokens
+from ftkit.models.likelihood import answer_nll, context_tokens
 
 _ENDING = "A base_url usually ends in /v1."
 _TOO_LONG = re.compile(r"context|too (?:long|large|many)|maximum|exceed", re.I)
@@ -79,7 +79,13 @@ class Endpoint:
             problems.append(f"concurrency={self.concurrency} is outside 1 to 256 (requests at once). The default is 1.")
         if not 0 <= self.max_retries <= 20:
             problems.append(f"max_retries={self.max_retries} is outside 0 to 20. The default is 2.")
-        if not self.base_url.startswith(("http://", "https://")):
+        if not isinstance(self.timeout_s, int | float) or not 0 < self.timeout_s <= 86_400:
+            problems.append(
+                f"timeout_s={self.timeout_s!r} is outside 0 to 86,400 (seconds a request). The default is 60."
+            )
+        if self.api_key and not (self.api_key.isascii() and self.api_key.isprintable()):
+            problems.append("api_key holds characters that no HTTP header can carry. Copy it again, without line ends.")
+        if not str(self.base_url).startswith(("http://", "https://")):
             problems.append(f"base_url={self.base_url!r} is no URL: it starts with http:// or https://. {_ENDING}")
         if self.api_key and self.key_name:
             problems.append("api_key and key_name are both given. Give one: the key, or the name to find it by.")
@@ -96,6 +102,7 @@ class Endpoint:
         draw: int = 0,
         skip_refused: bool = False,
         about: str = "",
+        options: Sequence[Sequence[str]] | None = None,
     ) -> list[str]:
         """One reply a question, in order; "" where it holds no text. An empty question is not asked.
 
@@ -108,6 +115,7 @@ class Endpoint:
             skip_refused: a question that the server refuses as it stands (too long, or not allowed) gets "" and is
                 not kept; where it has answered none, that is an error.
             about: what the progress bar says before it moves.
+            options: what may be replied to each question; only a `LocalModel` that chooses reads them.
 
         Raises:
             ModelError: a server that cannot be reached, refuses the key, lacks the model or gives up; what it had
@@ -213,7 +221,7 @@ class Endpoint:
                 model=self.model, messages=_turns(question), max_tokens=self.max_tokens, **sampling
             )
             choices = getattr(reply, "choices", None)
-        except (openai.OpenAIError, json.JSONDecodeError) as error:
+        except (openai.OpenAIError, ValueError, RecursionError) as error:
             alone = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
             asked_to_wait = getattr(getattr(error, "response", None), "headers", {}).get("retry-after")
             wait = f" It asks to wait {asked_to_wait} s." if asked_to_wait and asked_to_wait.isdigit() else ""
@@ -265,6 +273,8 @@ class LocalModel:
         max_tokens: at which a reply is cut.
         temperature: 0 takes the likeliest token.
         seed: of the draws.
+        choose: give the likeliest of the replies that a question allows instead of writing one: no reply is lost, and
+            a model too small to keep a form can be asked.
     """
 
     model: Any = field(repr=False)
@@ -275,6 +285,7 @@ class LocalModel:
     max_tokens: int = 300
     temperature: float = 0
     seed: int = 0
+    choose: bool = False
     _known: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
     _seconds: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
@@ -291,6 +302,7 @@ class LocalModel:
         draw: int = 0,
         skip_refused: bool = False,
         about: str = "",
+        options: Sequence[Sequence[str]] | None = None,
     ) -> list[str]:
         """One reply a question, in order, as `Endpoint.ask`; with `skip_refused`, "" for what the model cannot read."""
         from tqdm.auto import tqdm
@@ -301,6 +313,12 @@ class LocalModel:
             for key in {key for key in keys if not usable(self._known.get(key, ""))}:
                 self._known.pop(key, None)
         wanted = _missing(self._known, keys, questions)
+        if self.choose and options is None:
+            raise ConfigError(
+                f"{self.name!r} chooses among given replies (choose=True), and this {noun} may be answered in any "
+                "words. Take a judge with choose=False, or compare pairs."
+            )
+        allowed = dict(zip(keys, options or (), strict=False))
         limit = context_tokens(self.model)
         too_long = [number for number, question in enumerate(wanted, 1) if limit and self._length(question) > limit]
         if too_long and not (skip_refused and (draw or len(too_long) < len(questions))):
@@ -316,21 +334,15 @@ class LocalModel:
         ):
             for start in range(0, len(wanted), self.batch_size):
                 batch, began = wanted[start : start + self.batch_size], time.monotonic()
-                prompts = [_turns(question) for question in batch]
-                answers = generate(
-                    self.model,
-                    self.tokenizer,
-                    prompts,
-                    max_new_tokens=self.max_tokens,
-                    batch_size=self.batch_size,
-                    temperature=heat,
-                    seed=self.seed + draw,
-                )
+                of = [self._key(question, draw) for question in batch]
+                if self.choose:
+                    replies = self._likeliest(batch, [allowed[key] for key in of])
+                else:
+                    replies = self._written(batch, heat, self.seed + draw)
                 self._seconds.append((time.monotonic() - began) / len(batch))
-                for question, answer in zip(batch, answers, strict=True):
-                    key = self._key(question, draw)
-                    self._known[key] = answer.text
-                    note({"key": key, "model": self.name, "reply": answer.text})
+                for key, reply in zip(of, replies, strict=True):
+                    self._known[key] = reply
+                    note({"key": key, "model": self.name, "reply": reply})
                 bar.update(len(batch))
         return [self._known.get(key, "") if question else "" for key, question in zip(keys, questions, strict=True)]
 
@@ -347,8 +359,33 @@ class LocalModel:
         """How many tokens a text has."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def _written(self, questions: Sequence[Question], heat: float, seed: int) -> list[str]:
+        """What the model writes to each question."""
+        answers = generate(
+            self.model,
+            self.tokenizer,
+            [_turns(question) for question in questions],
+            max_new_tokens=self.max_tokens,
+            batch_size=self.batch_size,
+            temperature=heat,
+            seed=seed,
+        )
+        return [answer.text for answer in answers]
+
+    def _likeliest(self, questions: Sequence[Question], options: Sequence[Sequence[str]]) -> list[str]:
+        """The reply to each question that the model finds likeliest among its options."""
+        rows = []
+        for question, allowed in zip(questions, options, strict=True):
+            asked = _turns(question)
+            rows += [
+                chat.tokenize([*asked, {"role": "assistant", "content": text}], self.tokenizer) for text in allowed
+            ]
+        surprise = iter(answer_nll(self.model, rows, batch_size=self.batch_size))
+        return [min((next(surprise)[0], text) for text in allowed)[1] for allowed in options]
+
     def _key(self, question: Question, draw: int) -> str:
-        return _digest(["local", self.name, self.max_tokens, self.temperature, self.seed, draw, _turns(question)])
+        parts = ["local", self.name, self.max_tokens, self.temperature, self.seed, draw, _turns(question)]
+        return _digest([*parts, "choose"] if self.choose else parts)
 
     def _length(self, question: Question) -> int:
         return self.max_tokens + self.count_tokens("".join(turn["content"] for turn in _turns(question)))
@@ -388,10 +425,10 @@ def _times(count: int) -> str:
 def _problems(temperature: float | None, top_p: float | None, max_tokens: int) -> list[str]:
     """What is wrong with sampling settings."""
     problems = []
-    if temperature is not None and not 0 <= temperature <= 2:
-        problems.append(f"temperature={temperature} is outside 0 to 2. 0 takes the likeliest token.")
-    if top_p is not None and not 0 < top_p <= 1:
-        problems.append(f"top_p={top_p} is outside 0 to 1. Leave it out to take the server's own.")
+    if temperature is not None and not (isinstance(temperature, int | float) and 0 <= temperature <= 2):
+        problems.append(f"temperature={temperature!r} is outside 0 to 2. 0 takes the likeliest token.")
+    if top_p is not None and not (isinstance(top_p, int | float) and 0 < top_p <= 1):
+        problems.append(f"top_p={top_p!r} is outside 0 to 1. Leave it out to take the server's own.")
     if max_tokens < 1:
         problems.append(f"max_tokens={max_tokens} leaves no room for a reply. The default is 300.")
     return problems
@@ -423,11 +460,15 @@ def _cached(path: str | Path | None) -> dict[str, str]:
     """Replies by key; the last line of a key counts, and lines that a kill cut short are passed over."""
     if path is None or not Path(path).exists():
         return {}
+    if Path(path).is_dir():
+        raise ConfigError(
+            f"cache={str(path)!r} is a folder. Name a file in it, such as {str(Path(path, 'judge.jsonl'))!r}."
+        )
     replies: dict[str, str] = {}
     for line in Path(path).read_bytes().split(b"\n"):
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and isinstance(entry.get("reply"), str):
             replies[str(entry.get("key"))] = entry["reply"]

@@ -87,7 +87,7 @@ def test_one_text_tells_nothing():
 )
 def test_the_verdict_is_plain(on, said):
     texts = tuple(TextLoss("a", 10, 1.0, after) for after in on for _ in range(5))
-    told = evaluation.Forgetting(1.0, sum(t.on for t in texts) / 10, _change(texts), texts)
+    told = evaluation.drift.Forgetting(1.0, sum(t.on for t in texts) / 10, _change(texts), texts)
     assert said in told.verdict()
 
 

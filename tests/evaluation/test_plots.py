@@ -1,6 +1,9 @@
 """A bar a model, or a dot a difference, with its interval."""
 
+import pytest
+
 from ftkit import evaluation, figures
+from ftkit.errors import DataError
 
 
 def test_scores_figure_draws_a_bar_for_each_model_with_its_interval():
@@ -23,3 +26,9 @@ def test_a_comparison_is_a_dot_a_system_and_metric_and_filled_where_it_is_told()
     assert [dot.get_markerfacecolor() == "white" for dot in dots] == [True, False, True, False]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["same", "better"]
     assert "95 % interval" in ax.get_xlabel()
+
+
+@pytest.mark.parametrize("groups", [{}, {"exact match": {}}])
+def test_nothing_to_draw_is_an_error(groups):
+    with pytest.raises(DataError, match="no scores to draw"):
+        evaluation.plot_scores(groups)

@@ -14,8 +14,9 @@ from types import ModuleType
 import pytest
 from toys import chat_server
 
+from ftkit import chat
 from ftkit.errors import ConfigError, MissingExtra, ModelError
-from ftkit.models import Endpoint, LocalModel, generate
+from ftkit.models import Endpoint, LocalModel, answer_nll, generate
 
 pytest.importorskip("openai")
 
@@ -373,3 +374,24 @@ def test_a_local_model_answers_alike_and_is_asked_once(model, tokenizer, tmp_pat
     with pytest.raises(ModelError, match=r"need more than the 2,000 tokens"):
         local.ask(["long " * 5_000])
     assert local.ask(["long " * 5_000, QUESTIONS[0]], skip_refused=True) == ["", replies[0]]
+
+
+def test_a_model_that_chooses_gives_the_likeliest_reply_there_is(model, tokenizer, tmp_path):
+    """By the surprise at each option, as measured by hand; it is kept apart from what the model would write."""
+    options = [["yes", "no", "perhaps"], ["left", "right"]]
+    model.config.max_position_embeddings = 2_000
+    asked = ["Is it?", "Which side?"]
+    judge = LocalModel(model, tokenizer, "toy", cache=tmp_path / "kept.jsonl", max_tokens=5, choose=True)
+    wanted = []
+    for question, allowed in zip(asked, options, strict=True):
+        turns = [[{"role": "user", "content": question}, {"role": "assistant", "content": text}] for text in allowed]
+        surprise = [nll for nll, _ in answer_nll(model, [chat.tokenize(each, tokenizer) for each in turns])]
+        wanted.append(allowed[surprise.index(min(surprise))])
+    assert judge.ask(asked, options=options) == wanted
+    assert judge.missing(asked) == []
+    assert len(LocalModel(model, tokenizer, "toy", cache=tmp_path / "kept.jsonl", max_tokens=5).missing(asked)) == 2
+
+
+def test_a_model_that_chooses_refuses_a_question_that_any_words_may_answer(model, tokenizer):
+    with pytest.raises(ConfigError, match="choose=False, or compare pairs"):
+        LocalModel(model, tokenizer, "toy", choose=True).ask(["Why?"])
