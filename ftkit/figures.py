@@ -34,6 +34,16 @@ def save(ax: Any, path: str | Path) -> Path:
     return files.write_bytes(path, buffer.getvalue())
 
 
+def described(ax: Any, path: str | Path, text: str) -> Any:
+    """Write the figure of `ax` as PNG, and give the picture with a `text` that says it to those who cannot see it."""
+    from IPython.display import Image
+    from matplotlib import pyplot
+
+    written = save(ax, path)
+    pyplot.close(ax.figure)  # a notebook would show it once more, and without the text
+    return Image(data=written.read_bytes(), alt=text, width=round(100 * ax.figure.get_figwidth()))
+
+
 def smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:
     """Exponential moving average, corrected for its start (Kingma and Ba 2015, section 3)."""
     smoothed, running, total = [], 0.0, 0.0

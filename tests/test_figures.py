@@ -11,3 +11,18 @@ def test_save_writes_a_whole_png(tmp_path):
 
 def test_smoothing_starts_at_the_first_value_and_keeps_a_constant():
     assert figures.smooth([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
+
+
+def test_a_described_figure_is_saved_and_says_what_it_shows(tmp_path):
+    ax = figures.axes(None)
+    picture = figures.described(ax, tmp_path / "x.png", "The loss falls from two to one.")
+    assert (tmp_path / "x.png").read_bytes() == picture.data
+    assert picture._repr_mimebundle_()[1]["image/png"]["alt"] == "The loss falls from two to one."
+
+
+def test_a_described_figure_is_not_shown_a_second_time(tmp_path):
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
+    figures.described(figures.axes(None), tmp_path / "x.png", "An empty figure.")
+    assert pyplot.get_fignums() == before

@@ -18,7 +18,7 @@ from ftkit.evaluation.metrics import (
     token_f1,
     tool_calls,
 )
-from ftkit.evaluation.plots import plot_comparison, plot_scores
+from ftkit.evaluation.plots import plot_comparison, plot_forgetting, plot_scores
 from ftkit.evaluation.public_sets import alpaca_annotations, alpaca_difficulty, alpaca_eval, mt_bench
 from ftkit.evaluation.ratings import read_ratings, save_preferences
 from ftkit.evaluation.regression import GateReport, binding, detectable_loss, gate, noise_floor, read_verdict
@@ -81,6 +81,7 @@ __all__ = [
     "paired_test",
     "perplexity",
     "plot_comparison",
+    "plot_forgetting",
     "plot_ratings_needed",
     "plot_scores",
     "rate",

@@ -23,3 +23,13 @@ def test_a_comparison_is_a_dot_a_system_and_metric_and_filled_where_it_is_told()
     assert [dot.get_markerfacecolor() == "white" for dot in dots] == [True, False, True, False]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["same", "better"]
     assert "95 % interval" in ax.get_xlabel()
+
+
+def test_forgetting_is_a_dot_an_adapter_and_filled_where_it_can_be_told():
+    changes = {"gentle": evaluation.Score(0.0, -0.1, 0.1), "harsh": evaluation.Score(1.0, 0.8, 1.2)}
+    reports = {name: evaluation.Forgetting(2.0, 2.0 + change.value, change, ()) for name, change in changes.items()}
+    ax = evaluation.plot_forgetting(reports, ax=figures.blank_axes())
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [float(dot.get_xdata()[0]) for dot in dots] == [0.0, 1.0]
+    assert [dot.get_markerfacecolor() == "white" for dot in dots] == [True, False]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["gentle", "harsh"]
