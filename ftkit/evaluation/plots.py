@@ -103,7 +103,7 @@ def plot_forgetting(reports: Mapping[str, Forgetting], ax: Any = None) -> Any:
         change, told = report.change, report.forgot or report.change.high < 0
         ax.plot([change.low, change.high], [height, height], color=BLUE, linewidth=1.5)
         ax.plot([change.value], [height], "o", color=BLUE, markerfacecolor=BLUE if told else "white")
-        text = f"{change.value:+.2f}"
+        text = f"{round(change.value, 2) + 0:+.2f}"  # + 0 makes no -0.00 of a small loss
         ax.annotate(text, (change.value, height), (0, 6), textcoords="offset points", ha="center")
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(reports)), list(map(plain, reports)))
