@@ -12,7 +12,7 @@ from ftkit.evaluation.metrics import (
     exact_words,
     token_f1,
 )
-from ftkit.evaluation.plots import plot_comparison, plot_scores
+from ftkit.evaluation.plots import plot_comparison, plot_forgetting, plot_scores
 from ftkit.evaluation.public_sets import alpaca_eval, mt_bench
 from ftkit.evaluation.ratings import read_ratings, save_preferences
 from ftkit.evaluation.regression import binding, gate, noise_floor, read_verdict
@@ -71,6 +71,7 @@ __all__ = [
     "paired_test",
     "perplexity",
     "plot_comparison",
+    "plot_forgetting",
     "plot_ratings_needed",
     "plot_scores",
     "rate",
