@@ -46,6 +46,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="bf16", help="bf16, fp16 or fp32: of both models")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    import torch
+
     machine = hardware.detect()
     examples = data.load_examples("invoices", split="test").select(range(options.prompts))
     prompts = [data.prompt(row) for row in examples]
@@ -59,7 +61,7 @@ def main() -> None:
         model.generation_config.min_new_tokens = options.tokens
     print(
         f"{machine}\n{options.prompts} prompts, {options.tokens} new tokens, batches of {options.batch_size}, "
-        f"{evaluation.number_format(pair['base'][0])}"
+        f"{torch.get_num_threads()} threads, {evaluation.number_format(pair['base'][0])}"
     )
     print(f"{'round':>5}  {'model':>5}  {'ftkit, s':>15}  {'HFLM, s':>15}  equal answers")
     spent: dict[str, list[tuple[float, float]]] = {"ftkit": [], "HFLM": []}

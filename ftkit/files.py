@@ -109,8 +109,8 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write a UTF-8 text file atomically."""
-    return write_bytes(path, text.encode("utf-8"))
+    """Write a UTF-8 text file atomically; half a character (a lone surrogate) becomes a question mark."""
+    return write_bytes(path, text.encode("utf-8", "replace"))
 
 
 def write_json(path: str | Path, value: Any) -> Path:

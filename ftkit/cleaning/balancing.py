@@ -12,7 +12,7 @@ from typing import Any
 
 from ftkit import data, tables
 from ftkit.cleaning.rules import Outcome, Rule, Ruling
-from ftkit.data import Texts, combined
+from ftkit.data import Texts, combined, no_datasets_bars
 from ftkit.errors import ConfigError, DataError, FtkitWarning
 
 
@@ -80,7 +80,8 @@ def mix(task: Any, general: Any, share: float = 0.08, *, seed: int = 0) -> Mixtu
     for name, part in parts.items():
         if len(part):
             kept = [column for column in ("messages", "tools") if column in part.column_names]
-            named.append(part.select_columns(kept).add_column("source", [name] * len(part)))
+            with no_datasets_bars():
+                named.append(part.select_columns(kept).add_column("source", [name] * len(part)))
     return Mixture(combined(named).shuffle(seed=seed), {name: len(part) for name, part in parts.items()})
 
 

@@ -8,7 +8,7 @@ messages and a `text`.
 
 from ftkit.data.formats import from_messages, to_messages
 from ftkit.data.leaks import leakage
-from ftkit.data.loading import Loaded, combined, load_examples, read_rows
+from ftkit.data.loading import Loaded, combined, load_examples, no_datasets_bars, read_rows
 from ftkit.data.shingles import Texts, jaccard, normalise, text_of, word_shingles, words
 from ftkit.data.similarity import SKETCH, THRESHOLD, close_pairs, distance, near_pairs, simhash
 from ftkit.data.splits import FILES, Splits, digest, load_splits, prompt, save, split
@@ -33,6 +33,7 @@ __all__ = [
     "load_splits",
     "merge_turns",
     "near_pairs",
+    "no_datasets_bars",
     "normalise",
     "order_problem",
     "parse_calls",

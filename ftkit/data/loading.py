@@ -9,7 +9,8 @@ import re
 import tempfile
 import warnings
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -366,6 +367,20 @@ def combined(parts: Sequence[Any]) -> Any:
     for row in itertools.chain.from_iterable(parts):
         waiting.add({**row, "messages": [plain(turn) for turn in row["messages"]]})
     return waiting.dataset()
+
+
+@contextmanager
+def no_datasets_bars() -> Iterator[None]:
+    """Without the bars of datasets, which copies rows where nobody asked: in a mixture, in a training on a GPU."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            enable_progress_bars()
 
 
 class _Waiting:

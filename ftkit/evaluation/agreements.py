@@ -4,12 +4,12 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 from ftkit import tables
 from ftkit.errors import ConfigError, DataError
 from ftkit.evaluation.ratings import Ratings
-from ftkit.evaluation.statistics import resampled
+from ftkit.evaluation.statistics import LARGEST, resampled
 from ftkit.figures import BLUE, ORANGE, axes, label
 from ftkit.tables import Table
 
@@ -112,6 +112,8 @@ def agreement(
 
 
 def _check(by_rater: Mapping[str, Mapping[Any, float]]) -> None:
+    if not isinstance(by_rater, Mapping) or not all(isinstance(given, Mapping) for given in by_rater.values()):
+        raise DataError("Ratings are wanted as read_ratings gives them, or as {rater: {answer: value}}.")
     if len(by_rater) < 2:
         raise DataError(
             f"Agreement needs two raters or more, and there are {len(by_rater)}. "
@@ -122,7 +124,7 @@ def _check(by_rater: Mapping[str, Mapping[Any, float]]) -> None:
     problems = []
     for rater, given in by_rater.items():
         for unit, value in given.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, SupportsFloat) or not abs(value) < LARGEST:
                 problems.append(f"{rater!r} gave {value!r} to {unit!r}")
     if problems:
         raise DataError("Ratings must be finite numbers; leave out what was not rated. " + "; ".join(problems) + ".")
@@ -250,7 +252,7 @@ def ratings_needed(
     """
     problems = []
     for name, value in (("margin", margin), ("sd", sd)):
-        if not (math.isfinite(value) and value > 0):
+        if not (isinstance(value, int | float) and 1e-6 <= value <= 1e6):
             problems.append(f"{name}={value!r} is no positive number")
     for name, share in (("confidence", confidence), ("power", power)):
         if share is not None and not 0.5 <= share < 1:

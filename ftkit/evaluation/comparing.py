@@ -1,9 +1,10 @@
 """Which system is better, and can this sample know it? Pairs of reports on the same prompts. Knows no model."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 from ftkit import tables
 from ftkit.errors import DataError
@@ -27,7 +28,9 @@ class Difference:
         holm: `p`, raised for all differences of the comparison together.
         prompts: clusters that both sides have scores for.
         left_out: answers that one of the two sides has no score for.
-        detectable: the smallest true difference that a sample like this finds in four of five repeats.
+        detectable: the smallest true difference that a sample like this finds in four of five repeats; infinite where
+            it finds none, however large.
+        reach: the same by the spread of the pairs alone, from which follows how many prompts another would need.
         scale: 100 where scores lie between 0 and 1, so that differences are told in points; else 1.
     """
 
@@ -39,6 +42,7 @@ class Difference:
     prompts: int
     left_out: int
     detectable: float
+    reach: float
     scale: float
 
     @property
@@ -52,11 +56,19 @@ class Difference:
         return self.score.high < 0 and self.holm < ALPHA
 
     def prompts_for(self, difference: float) -> int:
-        """Prompts in all that would find a true `difference` (0.05 is five points) in four of five repeats."""
-        return math.ceil(self.prompts * (self.detectable / abs(difference)) ** 2)
+        """Prompts in all that would find a true `difference` (0.05 is five points) in four of five repeats.
+
+        Raises:
+            DataError: no difference, which no number of prompts finds.
+        """
+        if not abs(difference) > 0:
+            raise DataError(f"difference={difference}: a number above or below 0 is wanted; no sample finds nothing.")
+        return math.ceil(self.prompts * (self.reach / abs(difference)) ** 2)
 
     def told(self, value: float, sign: str = "") -> str:
         """A difference in points of a hundred, or as it is."""
+        if math.isinf(value):
+            return "none"
         return f"{value * self.scale:{sign}.{1 if self.scale > 1 else 3}f}"
 
     def __str__(self) -> str:
@@ -119,6 +131,8 @@ class Comparison:
 
     def examples(self, n: int = 3, which: Literal["first", "lost", "won"] = "first") -> "Examples":
         """Up to `n` prompts with both answers beside the wanted one: the first, or those lost or won since."""
+        if which not in ("first", "lost", "won"):
+            raise DataError(f"which={which!r} is unknown. Choose first, lost or won.")
         pairs = list(zip(self.before.rows, self.after.rows, strict=True))
         if which != "first":
             sign = 1 if which == "won" else -1
@@ -140,6 +154,8 @@ class Comparison:
         if d.score.low > 0 or d.score.high < 0:
             change += f"; the interval leaves out 0, but p is {_p(d.holm)} among the {len(self.differences)} compared"
         reach = f" In four of five repeats such a sample finds differences of {d.told(d.detectable)} {unit} or more"
+        if math.isinf(d.detectable):
+            reach = " So few prompts find no difference, however large"
         more = ""
         if d.score.value and (missing := d.prompts_for(d.score.value) - d.prompts) > 0:
             more = f"; one as small as this needs about {missing:,} more prompts"
@@ -153,7 +169,7 @@ class Comparison:
             found = {d.name: d for d in self.differences if d.metric == metric}
             for report in self.reports:
                 d = found.get(report.name)
-                changed = (str(d), _p(d.holm), d.told(d.detectable)) if d else ("", "", "")
+                changed = (str(d), spelt_p(d.holm), d.told(d.detectable)) if d else ("", "", "")
                 ending = report.ending() if metric == metrics[0] else ("",) * len(ENDING)  # the same for every metric
                 rows.append((spelt(metric), report.name, report.scores[metric], *changed, *ending))
         table = Table(head, rows)
@@ -211,12 +227,16 @@ def compare(
             a metric that one of them lacks. All problems are named at once.
     """
     reports = (baseline, *others)
+    if odd := [report for report in reports if not isinstance(report, EvalReport)]:
+        raise DataError(f"{type(odd[0]).__name__} is no evaluation: give reports, as evaluate makes them, one by one.")
     shared = [name for name in baseline.scores if all(name in report.scores for report in others)]
     chosen = metric or next(iter(shared), "")
     if problems := _problems(baseline, others, chosen, shared, across_formats):
         raise DataError("\n".join(problems))
-    wanted = [(other, name) for other in others for name in shared]
-    found = [_difference(baseline, *pair) for pair in wanted if pair[1] == chosen or _paired(baseline, *pair)]
+    paired = {(other.name, name): both_scored(baseline, other, name) for other in others for name in shared}
+    if none := [name for name in {other.name for other in others} if not paired[name, chosen]]:
+        raise DataError(f"{baseline.name} and {none[0]} have no prompt that {chosen} could score on both sides.")
+    found = [_difference(pairs, *names, len(baseline.rows)) for names, pairs in paired.items() if pairs]
     raised = statistics.holm([difference.p for difference in found])
     told = [replace(difference, holm=p) for difference, p in zip(found, raised, strict=True)]
     return Comparison(reports, chosen, tuple(told))
@@ -233,10 +253,7 @@ def _problems(
     if doubled := [name for place, name in enumerate(names) if name in names[:place]]:
         found.append(f"Two systems are called {doubled[0]!r}. Tell them apart: evaluate(name=...).")
     for other in others:
-        if _asked(baseline) != _asked(other):
-            found.append(
-                f"{baseline.name} and {other.name} answered different prompts; evaluate both on the same examples."
-            )
+        found += unlike(baseline, other)
         if other.number_format != baseline.number_format and not across_formats:
             found.append(
                 f"{baseline.name} answered in {baseline.number_format} and {other.name} in {other.number_format}; that "
@@ -256,41 +273,71 @@ def _problems(
     return found
 
 
+def unlike(old: EvalReport, new: EvalReport) -> list[str]:
+    """Why the rows of two reports are no pairs."""
+    problems = [f"{report.name} has no rows." for report in (old, new) if not report.rows]
+    for report in (old, new):
+        seen = Counter(str(row.get("id")) for row in report.rows)
+        if doubled := [name for name, count in seen.items() if count > 1]:
+            problems.append(f"{report.name} has ids more than once: {', '.join(doubled[:3])}.")
+        for metric in report.scores:
+            odd = [str(row.get("id")) for row in report.rows if not _is_score(row.get(metric))]
+            if odd:
+                problems.append(f"{report.name} has {metric} scores that are no numbers: {', '.join(odd[:3])}.")
+    if len(old.rows) != len(new.rows):
+        counts = f"{len(old.rows)} and {len(new.rows)}"
+        problems.append(f"{old.name} and {new.name} answered different prompts: {counts} of them.")
+    elif _asked(old) != _asked(new):
+        problems.append(
+            f"{old.name} and {new.name} answered different prompts, or the same with other references (digests "
+            f"{old.digest or 'unknown'} and {new.digest or 'unknown'}); evaluate both on the same examples."
+        )
+    return problems
+
+
+def _is_score(value: Any) -> bool:
+    return value is None or (isinstance(value, SupportsFloat) and math.isfinite(value))
+
+
 def _asked(report: EvalReport) -> tuple[Any, ...]:
-    return report.digest, [(row.get("id"), row["prompt"]) for row in report.rows]
+    return report.digest, [(row.get("id"), row.get("prompt")) for row in report.rows]
 
 
-def _paired(baseline: EvalReport, other: EvalReport, metric: str) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Answers to one prompt that both sides have a score for."""
-    pairs = zip(baseline.rows, other.rows, strict=True)
+def both_scored(old: EvalReport, new: EvalReport, metric: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The rows of both sides that both have a score for."""
+    pairs = zip(old.rows, new.rows, strict=True)
     return [(b, a) for b, a in pairs if b.get(metric) is not None and a.get(metric) is not None]
 
 
-def _difference(baseline: EvalReport, other: EvalReport, metric: str) -> Difference:
-    """One system beside the baseline in one metric, over the answers that both sides have a score for."""
-    both = _paired(baseline, other, metric)
-    if not both:
-        raise DataError(f"{baseline.name} and {other.name} have no prompt that {metric} could score on both sides.")
+def _difference(
+    both: Sequence[tuple[dict[str, Any], dict[str, Any]]], name: str, metric: str, asked: int
+) -> Difference:
+    """One system beside the baseline in one metric."""
     clusters = [b["cluster"] for b, _ in both]
     before, after = ([float(pair[side][metric]) for pair in both] for side in (0, 1))
+    bounded = all(0 <= value <= 1 for value in (*before, *after))
+    exact = {*before, *after} <= {0.0, 1.0} and len(set(clusters)) == len(clusters) and metric != "macro_f1"
     if metric == "macro_f1":
         wanted, was = labels_of([b for b, _ in both])
         score, p, reach = statistics.macro_f1_difference(wanted, was, labels_of([a for _, a in both])[1], clusters)
     else:
         changes = [new - old for old, new in zip(before, after, strict=True)]
         score, reach = statistics.difference_interval(changes, clusters), statistics.detectable(changes, clusters)
-        exact = {*before, *after} <= {0.0, 1.0} and len(set(clusters)) == len(clusters)
         p = statistics.mcnemar(before, after) if exact else statistics.paired_test(changes, clusters)
+    least = reach
+    if exact:  # however unlike the pairs are, few of them cannot be told from chance
+        least = max(reach, statistics.detectable_loss(len(both), 0, ALPHA / 2) or math.inf)
     return Difference(
-        name=other.name,
+        name=name,
         metric=metric,
         score=score,
         p=p,
         holm=p,
         prompts=len(set(clusters)),
-        left_out=len(baseline.rows) - len(both),
-        detectable=reach,
-        scale=100 if all(0 <= value <= 1 for value in (*before, *after)) else 1,
+        left_out=asked - len(both),
+        detectable=math.inf if least > 1 and bounded else least,
+        reach=reach,
+        scale=100 if bounded else 1,
     )
 
 
@@ -301,5 +348,6 @@ def _moved(before: Mapping[str, Any], after: Mapping[str, Any], metric: str) -> 
     return float(after[metric]) - float(before[metric])
 
 
-def _p(value: float) -> str:
+def spelt_p(value: float) -> str:
+    """A p-value for readers."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

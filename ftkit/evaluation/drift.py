@@ -54,6 +54,18 @@ class Forgetting:
         """Whether the whole interval of the change lies above zero."""
         return self.change.low > 0
 
+    def against(self, other: "Forgetting") -> Score:
+        """What this adapter adds to the loss a token beyond `other`, text by text, with its interval.
+
+        Raises:
+            DataError: the two were measured on other texts.
+        """
+        mine, theirs = ([(text.text, text.tokens, text.off) for text in report.texts] for report in (self, other))
+        if mine != theirs:
+            raise DataError("These two were measured on other texts or another base. Measure both alike.")
+        pairs = zip(self.texts, other.texts, strict=True)
+        return _change(tuple(TextLoss(a.text, a.tokens, b.on, a.on) for a, b in pairs))
+
     def verdict(self) -> str:
         """One plain sentence."""
         c = self.change

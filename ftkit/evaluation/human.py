@@ -85,7 +85,7 @@ def rating_form(
         raise ConfigError(f"kind={kind!r} is unknown. Choose pair or scale.")
     if kind == "pair" and len(sample.systems) != 2:
         raise ConfigError(f"Pairs are of two systems, and here are {len(sample.systems)}. Take two, or kind='scale'.")
-    if not re.fullmatch(r"\w[\w .-]{0,39}", rater):
+    if not re.fullmatch(r"\w[\w .-]{0,39}", str(rater)):
         raise ConfigError(f"rater={rater!r} is no name of a file: letters, digits, blanks, dots, up to 40 of them.")
     return RatingForm(sample, Path(folder) / f"{rater}.jsonl", rater, kind, question, seed)
 

@@ -9,15 +9,15 @@ code that no answer can know. How a model is asked, and its replies are kept, is
 import hashlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from ftkit import tables
 from ftkit.errors import ConfigError, DataError
 from ftkit.evaluation.scoring import EvalReport
-from ftkit.evaluation.statistics import Score, interval
+from ftkit.evaluation.statistics import Score, interval, mean_within
 from ftkit.evaluation.win_rates import win_rate
 from ftkit.models import Endpoint, LocalModel
 from ftkit.tables import Table
@@ -213,11 +213,13 @@ def rate(
         DataError: no rows, rows without prompt or answer, labels that do not fit.
         ModelError: as in `models.Endpoint`; finished verdicts are in its cache.
     """
-    items = _items(rows)
+    if isinstance(scale, bool) or not isinstance(scale, int) or not 2 <= scale <= 100:
+        raise ConfigError(f"scale={scale!r} is outside 2 to 100 (the best rating). The default is 5.")
     unchecked = _refuse_itself(judge, candidates, judges_itself)
+    items = _items(rows)
+    questions, readers, options = _rating_questions(items, criteria, scale)
     _check_labels(human or {}, len(items), 1, scale, criteria)
     names = list(criteria)
-    questions, readers, options = _rating_questions(items, criteria, scale)
     verdicts, replies, again, cost = _judged(judge, questions, readers, options, draws, price, budget)
     rated = []
     for item, verdict, reply in zip(items, verdicts, replies, strict=True):
@@ -259,25 +261,16 @@ def compare_pairs(
 ) -> Preferences:
     """Let a judge say which of two answers is better, in both orders; other arguments are as in `rate`.
 
-    Args:
-        judge: a server's model or one in this process, with its own sampling settings.
-        rows: the model's answers.
-        baseline: the baseline's answers to the same prompts.
-        human: which answer people prefer, one an item: 1 the model's, 0 the baseline's, 0.5 neither, None not asked.
-        names: of model and baseline, for the table.
-        candidates: names or folders of the models under test.
-        judges_itself: let a candidate be the judge.
-        price: per million tokens, in and out.
-        budget: refuse to start where the cost may exceed this; needs `price`.
-        draws: how often a verdict that cannot be read is asked for.
+    `rows` are the model's answers, `baseline` another's to the same prompts, and `names` what the table calls the two.
+    `human` says which answer people prefer, one an item: 1 the model's, 0 the baseline's, 0.5 neither, None not asked.
 
     Raises:
         ConfigError: the judge is a candidate; the budget is too small; settings that cannot work.
         DataError: no rows, other prompts on either side, labels that do not fit.
         ModelError: as in `models.Endpoint`; finished verdicts are in its cache.
     """
-    model, other = _paired(rows, baseline)
     unchecked = _refuse_itself(judge, candidates, judges_itself)
+    model, other = _paired(rows, baseline)
     _check_labels({"human": human} if human is not None else {}, len(model), 0, 1, ("human",))
     questions, readers, options = _pair_questions(model, other)
     verdicts, replies, again, cost = _judged(judge, questions, readers, options, draws, price, budget)
@@ -364,8 +357,10 @@ def _rating_questions(
     items: Sequence[Mapping[str, Any]], criteria: Mapping[str, str], scale: int
 ) -> tuple[list[Messages], list[Callable[[str], Any]], list[list[str]] | None]:
     """A question an answer, what reads the reply to it, and the replies that may be chosen of a single criterion."""
-    if not criteria or not all(re.fullmatch(r"[\w ]+", name) for name in criteria):
-        raise ConfigError(f"criteria={list(criteria)}: names of letters, digits and blanks are wanted, at least one.")
+    if not isinstance(criteria, Mapping) or not criteria or not all(re.fullmatch(r"[\w ]+", name) for name in criteria):
+        raise ConfigError(
+            f"criteria={criteria!r}: questions by name are wanted, at least one; names of letters, digits and blanks."
+        )
     asked = "\n".join(f"- {name}: {question}" for name, question in criteria.items())
     questions, readers, options = [], [], []
     for item in items:
@@ -502,7 +497,8 @@ def _judged(
 
 def _estimate(judge: Judge, questions: Sequence[Messages], price: tuple[float, float] | None, draw: int = 0) -> Cost:
     """What it takes to ask these questions once; what is in the judge's cache costs nothing."""
-    if price is not None and (len(price) != 2 or not all(0 <= part < math.inf for part in price)):
+    two = isinstance(price, Sequence) and len(price) == 2 and all(isinstance(part, int | float) for part in price)
+    if price is not None and not (two and all(0 <= part < math.inf for part in price)):
         raise ConfigError(f"price={price}: two numbers are wanted, per million tokens in and out.")
     wanted = judge.missing(questions, draw)
     texts = ["".join(turn["content"] for turn in question) for question in wanted if not isinstance(question, str)]
@@ -519,14 +515,22 @@ def _items(rows: Rows) -> list[dict[str, Any]]:
     Raises:
         DataError: no rows; names all that lack a prompt or an answer, or share an id.
     """
-    given = list(rows.rows) if isinstance(rows, EvalReport) else list(rows)
+    given = rows.rows if isinstance(rows, EvalReport) else rows
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise DataError(
+            f"{type(given).__name__} is no answers to judge: give a report, or rows with prompt and answer."
+        )
     items, problems, seen = [], [], set()
     for number, row in enumerate(given, 1):
-        lacking = [name for name in ("prompt", "answer") if not isinstance(row.get(name), str)]
+        said = row if isinstance(row, Mapping) else {}
+        lacking = [name for name in ("prompt", "answer") if not isinstance(said.get(name), str)]
         if lacking:
             problems.append(f"Row {number} has no text in {' and '.join(lacking)}.")
             continue
         expected = row.get("expected") or []
+        if not isinstance(expected, str | list | tuple):
+            problems.append(f"Row {number} expects {str(expected)[:40]!r}: a text or a list of texts is wanted.")
+            continue
         key = str(row.get("id", number))
         if key in seen:
             problems.append(f"Row {number} has the id {key!r} of an earlier row.")
@@ -551,6 +555,10 @@ def _refuse_itself(judge: Judge, candidates: Sequence[str], judges_itself: bool)
     Raises:
         ConfigError: a candidate is the judge.
     """
+    if not isinstance(judge, Endpoint | LocalModel):
+        raise ConfigError(f"judge is {type(judge).__name__}: give a models.Endpoint or a models.LocalModel.")
+    if isinstance(candidates, str):
+        candidates = (candidates,)
     folders = {_place(_name(judge))}
     if isinstance(judge, LocalModel):
         folders.add(_place(str(getattr(judge.model, "name_or_path", "") or judge.name)))
@@ -571,15 +579,18 @@ def _place(name: str) -> str:
 def _check_labels(
     human: Mapping[str, Sequence[float | None]], count: int, least: float, most: float, allowed: Any
 ) -> None:
+    if not isinstance(human, Mapping):
+        raise DataError(f"human is {type(human).__name__}: labels by criterion are wanted, one an answer.")
     problems = [f"Labels for {name!r}, which is no criterion." for name in human if name not in allowed]
     for name, labels in human.items():
         if len(labels) != count:
             problems.append(
                 f"There are {count} answers and {len(labels)} labels for {name!r}; give None where none is."
             )
-        odd = [label for label in labels if label is not None and not least <= label <= most]
+        known = [label for label in labels if label is not None]
+        odd = [label for label in known if not (isinstance(label, SupportsFloat) and least <= label <= most)]
         if odd:
-            problems.append(f"Label {odd[0]} for {name!r} is outside {least} to {most}.")
+            problems.append(f"Label {odd[0]!r} for {name!r} is outside {least} to {most}.")
     if problems:
         raise DataError("\n".join(problems))
 
@@ -603,25 +614,13 @@ def _agreement(what: str, given: Sequence[float | None], labels: Sequence[float 
     return Agreement(what, len(pairs), rank, kappa, mean, sum(map(abs, errors)) / len(errors))
 
 
-def mean_within(scored: Sequence[tuple[float | None, str]], least: float, most: float) -> Score:
-    """Mean of (value, cluster) on a scale, with an interval that stays on it; None is left out."""
-    known = [(value, cluster) for value, cluster in scored if value is not None]
-    if not known:
-        return _UNKNOWN
-    width = most - least
-    shares = [(value - least) / width for value, _ in known]
-    found = interval(shares, [cluster for _, cluster in known])
-    value = sum(value for value, _ in known) / len(known)
-    return Score(value, min(value, least + width * found.low), max(value, least + width * found.high))
+def spelt_on_scale(score: Score) -> str:
+    """A mean with its interval, or that there is none."""
+    return "not scored" if math.isnan(score.value) else f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]"
 
 
 def _share(hits: Sequence[bool]) -> float:
     return sum(hits) / len(hits) if hits else math.nan
-
-
-def spelt_on_scale(score: Score) -> str:
-    """A mean with its interval, or that there is none."""
-    return "not scored" if math.isnan(score.value) else f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]"
 
 
 def _percent(share: float) -> str:

@@ -17,18 +17,38 @@ from ftkit.errors import DataError
 
 Metric = Callable[[str, list[str]], float | None]
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ARTICLES = re.compile(r"(?<!\S)(a|an|the)(?!\S)")
+_LETTER = "letterxa"
+_LETTER_A = re.compile(
+    r"(?<![\w'])A(?!\w|')(?! +(?!(?:or|and|is|are|because|since|as|but|nor)\b)[a-z])|(?<=[a-z,:] )A(?![\w'])"
+)
+_DENIED = (
+    r"(?:not|isnt|arent|wasnt|cannot|cant|never|hardly|neither|nor|no)(?: (?:be|very|really|exactly|clearly|quite))?"
+    r"|(?:dont|doesnt|do not|does not) (?:think|believe|seem|look|appear)(?: \w+){0,3}?"
+)
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _FENCED = re.compile(r"(?P<fence>`{3,}|~{3,})[ \t]*[\w+#.-]*[ \t]*\n(?P<inside>.*?)\n?[ \t]*(?P=fence)", re.DOTALL)
 _STOP = re.compile(
     r"<\|(?:im_end|im_start|endoftext|end_of_text|eot_id|eom_id|end|return|user|assistant|system)\|>"
-    r"|</s>|<eos>|<end_of_turn>|<start_of_turn>|<｜end▁of▁sentence｜>"
+    r"|</s>|<eos>|<pad>|<end_of_turn>|<start_of_turn>|<｜end▁of▁sentence｜>|\[/?INST\]"
 )
+_BEGIN = re.compile(r"(?:\s*(?:<s>|<bos>|<pad>|<\|begin_of_text\|>|<\|im_start\|>assistant\n|<\|assistant\|>))+")
 _TYPOGRAPHY = str.maketrans(
-    {**dict.fromkeys("‘’‚‛′`´", "'"), **dict.fromkeys("“”„‟″«»", '"'), **dict.fromkeys("‐‑‒–—―−", "-")}
+    {
+        **dict.fromkeys("‘’‚‛′`´", "'"),
+        **dict.fromkeys("“”„‟″«»", '"'),
+        **dict.fromkeys("‐‑‒–—―−", "-"),
+        **{chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F)},  # full-width forms
+    }
 )
 _CURRENCY = "€£¥₹₩"
+_BEFORE = re.compile(rf"([{_CURRENCY}])\s*(\d[\d.,]*)")  # €5 is 5 €
+_THOUSANDS = re.compile(r"(?<=\d)[,\u00a0\u2009\u202f](?=\d{3}(?!\d))")
+_COUNTS = re.compile(r"(?<=[\w)])\s*([<>=!]=|[<>=+^])\s*(?=[\w(.-])|(?<=\d)\s*(\*)\s*(?=\d)|(?<=[a-z])(\+\+|#)(?!\w)")
+_HELD = str.maketrans(dict(zip("<>=!+^*#", map(chr, range(0xE000, 0xE008)), strict=True)))  # past the punctuation
+_FREED = {ord(held): chr(sign) for sign, held in _HELD.items()}
 _UNIT = re.compile(rf"(?<![\w.])(\d[\d.,]*)([^\W\d_]+|°\w*|[{_CURRENCY}])(?!\w)|([{_CURRENCY}])(?=\d)")  # 5km is 5 km
+_BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
 
@@ -37,14 +57,17 @@ def squad_normalise(text: str) -> str:
 
     Beyond that script, because otherwise right answers count as wrong or wrong ones as right: a code fence around the
     whole text and all that stands outside a last `\\boxed{}` fall away; quotes, dashes and punctuation of every
-    script count as the plain ones; 5km is 5 km; a sign, a decimal point, a slash or a colon inside a number stays
-    (3.5 is not 35, 1/2 is not 12), and thousands' commas go; a text that is nothing but the letter A, or nothing but
-    signs, is not empty.
+    script count as the plain ones, full-width signs as the usual; 5km is 5 km and €5 is 5 €; a sign, a decimal point,
+    a slash or a colon inside a number stays (3.5 is not 35, 1/2 is not 12), as do signs that compute or compare
+    (2+2 is not 22, x < 5 is not x > 5, C++ is not C), and thousands' commas go; a text that is nothing but the letter
+    A, or nothing but signs, is not empty.
     """
-    text = unicodedata.normalize("NFC", boxed(unfenced(text))).translate(_TYPOGRAPHY).lower()
-    text = _UNIT.sub(r"\1 \2\3 ", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text))
+    text = unicodedata.normalize("NFC", _LATEX_TEXT.sub(r"\1", boxed(unfenced(text)))).translate(_TYPOGRAPHY).lower()
+    text = "".join(character for character in text if unicodedata.category(character) != "Cf")  # nobody sees these
+    text = _UNIT.sub(r"\1 \2\3 ", _BEFORE.sub(r"\2 \1 ", _THOUSANDS.sub("", text)))
+    text = _COUNTS.sub(_held, text)
     kept = "".join(character for place, character in enumerate(text) if not _is_punctuation(text, place))
-    words = " ".join(_ARTICLES.sub(" ", kept).split())
+    words = " ".join(_ARTICLES.sub(" ", kept).split()).translate(_FREED)
     bare = kept.split()
     if words or (bare and bare != ["a"]):
         return words
@@ -57,11 +80,20 @@ def exact_words(text: str) -> str:
 
 
 def answered(text: str) -> str:
-    """A text without the reasoning before the answer and the stop text after it; of cut reasoning nothing is left."""
+    """A text without the reasoning before the answer and the stop text after it; of cut reasoning nothing is left.
+
+    Raises:
+        DataError: it is no text.
+    """
+    if not isinstance(text, str):
+        raise DataError(f"{str(text)[:40]!r} ({type(text).__name__}) is no text, and answers and references are texts.")
     said = text.rpartition("</think>")[2]
     if said.lstrip().startswith("<think>"):
         return ""
-    return _STOP.split(said.lstrip("\n"), maxsplit=1)[0]
+    begun = _BEGIN.match(said)
+    said = said[begun.end() :] if begun else said
+    stop = next((stop for stop in _STOP.finditer(said) if stop[0] != "</s>" or "<s>" not in said[: stop.start()]), None)
+    return said[: stop.start() if stop else None].lstrip("\n")
 
 
 def unfenced(text: str) -> str:
@@ -72,14 +104,14 @@ def unfenced(text: str) -> str:
 
 def boxed(text: str) -> str:
     """What the last complete LaTeX `\\boxed{}` holds (MATH's mark of a final answer), or the text itself."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
         return text
-    depth, begin = 0, start + len("\\boxed{")
+    depth, begin = 0, boxes[-1].end()
     for place in range(begin - 1, len(text)):
         depth += {"{": 1, "}": -1}.get(text[place], 0)
         if depth == 0:
-            return _LATEX_TEXT.sub(r"\1", text[begin:place])
+            return text[begin:place]
     return text
 
 
@@ -94,7 +126,7 @@ def exact_match(
     """
     prediction = answered(prediction)
     made = calls_in(prediction)
-    for reference in map(answered, _references(references)):
+    for reference in map(answered, listed(references)):
         wanted = calls_in(reference)
         if made == wanted if wanted else normalise(prediction) == normalise(reference):
             return 1.0
@@ -106,19 +138,20 @@ def token_f1(
 ) -> float:
     """Best F1 of shared words over the references, 0 to 1. Two empty texts score 1, one empty text 0."""
     said = normalise(answered(prediction)).split()
-    return max(_f1(said, normalise(answered(r)).split()) for r in _references(references))
+    return max(_f1(said, normalise(answered(r)).split()) for r in listed(references))
 
 
 def tool_calls(prediction: str, references: str | Sequence[str]) -> float:
     """1.0 if the prediction makes the calls of any reference, in their order; no call is right where none is wanted."""
     made = calls_in(answered(prediction))
-    return float(any(made == calls_in(answered(reference)) for reference in _references(references)))
+    return float(any(made == calls_in(answered(reference)) for reference in listed(references)))
 
 
 def calls_in(text: str) -> list[str]:
     """The calls that a text makes, as JSON with sorted keys: in `<tool_call>` tags, or JSON and nothing else."""
     tagged, calls = _CALL.findall(text), []
-    for block in tagged or [unfenced(text).strip().removeprefix("[TOOL_CALLS]")]:
+    for block in map(unfenced, tagged or [text]):
+        block = block.strip().removeprefix("[TOOL_CALLS]").removeprefix("<|python_tag|>")
         spelt = block if '"arguments"' in block else block.replace('"parameters"', '"arguments"')
         try:
             made = parse_calls(spelt) if '"arguments"' in spelt else []
@@ -144,30 +177,34 @@ def keeps_schema(prediction: str, schema: Mapping[str, Any]) -> float:
     from referencing import Registry
     from referencing.exceptions import Unresolvable
 
-    kind = validators.validator_for(schema, default=validators.Draft202012Validator)
     value = _parsed(prediction)
     try:
+        kind = validators.validator_for(schema, default=validators.Draft202012Validator)
         kind.check_schema(schema)
         return float(value is not _NOTHING and kind(schema, registry=Registry()).is_valid(value))
-    except (exceptions.SchemaError, Unresolvable) as error:
+    except (exceptions.SchemaError, Unresolvable, RecursionError, TypeError, AttributeError) as error:
         raise DataError(f"A schema is no JSON schema that can be used: {str(error).splitlines()[0]}.") from error
 
 
 def label_in(prediction: str, labels: Sequence[str], normalise: Callable[[str], str] = squad_normalise) -> str | None:
     """The one label that an answer names, normalised; None where it names none, several, or denies it ("not spam").
 
-    A longer label is looked for first: "not spam" is no "spam" where both are labels.
+    A longer label is looked for first: "not spam" is no "spam" where both are labels. Where A is a label, a capital A
+    that cannot be the article names it.
     """
-    text, named = normalise(answered(prediction)), set()
-    known = sorted({normalise(label) for label in labels}, key=len, reverse=True)
-    if text in known:
-        return text
+    said, known = answered(prediction), sorted({normalise(label) for label in labels}, key=len, reverse=True)
+    if normalise(said) in known:
+        return normalise(said)
+    text = normalise(_LETTER_A.sub(_LETTER, said)).lower() if "a" in known else normalise(said)
+    named, denied = set[str](), set[str]()
     for label in known:
-        place = re.compile(rf"(?P<denied>\b(?:not|no|isnt|never|neither|nor) )?(?<!\w){re.escape(label)}(?!\w)")
+        spelt = re.escape(_LETTER if label == "a" else label)
+        place = re.compile(rf"(?P<denied>\b(?:{_DENIED}) )?(?<!\w)(?<!\d[.,:/])(?<!-){spelt}(?!\w|[.,:/]\d)")
         found = list(place.finditer(text)) if label else []
-        named |= {"" if one["denied"] else label for one in found}
+        for one in found:
+            (denied if one["denied"] else named).add(label)
         text = place.sub(" ", text) if found else text
-    return named.pop() if len(named) == 1 and "" not in named else None
+    return named.pop() if len(named) == 1 and not denied else None
 
 
 def rouge_l(prediction: str, references: str | Sequence[str]) -> float:
@@ -175,7 +212,7 @@ def rouge_l(prediction: str, references: str | Sequence[str]) -> float:
     from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 
     scorer = RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=_words))
-    said, wanted = answered(prediction), [answered(reference) for reference in _references(references)]
+    said, wanted = answered(prediction), [answered(reference) for reference in listed(references)]
     if not _words(said):
         return float(any(not _words(reference) for reference in wanted))
     return max(float(scorer.score(reference, said)["rougeL"].fmeasure) for reference in wanted)
@@ -185,10 +222,15 @@ def chrf(prediction: str, references: str | Sequence[str]) -> float:
     """Best chrF over the references (Popović 2015; sacrebleu's defaults), from 0 to 1; two empty texts score 1."""
     from sacrebleu.metrics.chrf import CHRF
 
-    said, wanted = answered(prediction).strip(), [answered(r).strip() for r in _references(references)]
+    said, wanted = answered(prediction).strip(), [answered(r).strip() for r in listed(references)]
     if not said:
         return float("" in wanted)
     return float(CHRF().sentence_score(said, wanted).score) / 100
+
+
+def _held(found: re.Match[str]) -> str:
+    """Signs that count, where no punctuation is looked for; next to words as one of them, as they were written."""
+    return found[0].translate(_HELD)
 
 
 def _words(text: str) -> list[str]:
@@ -202,11 +244,11 @@ def _f1(predicted: list[str], wanted: list[str]) -> float:
     return 2 * shared / (len(predicted) + len(wanted))
 
 
-def _references(references: str | Sequence[str]) -> Sequence[str]:
-    listed = [references] if isinstance(references, str) else list(references)
-    if not listed:
-        raise DataError("An exact match needs at least one reference.")
-    return listed
+def listed(references: str | Sequence[str]) -> Sequence[str]:
+    """References as a list; DataError where there is none."""
+    if not references and not isinstance(references, str):
+        raise DataError("There is no reference to compare with: give the right answer, or a list of right ones.")
+    return [references] if isinstance(references, str) else list(references)
 
 
 def _is_punctuation(text: str, place: int) -> bool:
@@ -225,13 +267,18 @@ _NOTHING = object()
 
 
 def _parsed(prediction: str) -> Any:
+    """The JSON value that an answer is; stop text and thoughts inside a string of it are no end of it."""
+
     def refused(constant: str) -> None:
         raise ValueError(constant)
 
-    try:
-        return json.loads(unfenced(answered(prediction)), parse_constant=refused)
-    except (ValueError, RecursionError):
-        return _NOTHING
+    said = answered(prediction)
+    for text in (prediction, said):
+        try:
+            return json.loads(unfenced(text), parse_constant=refused)
+        except (ValueError, RecursionError):
+            continue
+    return _NOTHING
 
 
 def _whole(value: Any) -> Any:

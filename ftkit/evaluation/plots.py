@@ -4,7 +4,9 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from ftkit.errors import DataError
 from ftkit.evaluation.comparing import Comparison
+from ftkit.evaluation.drift import Forgetting
 from ftkit.evaluation.scoring import spelt
 from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label, plain
 
@@ -21,6 +23,8 @@ def plot_scores(groups: Mapping[str, Mapping[str, Any]], ax: Any = None) -> Any:
     """
     ax = axes(ax)
     names = list(dict.fromkeys(itertools.chain.from_iterable(groups.values())))
+    if not names:
+        raise DataError("There are no scores to draw: {'exact match': {'base': before.exact_match}} is wanted.")
     width = 0.8 / len(names)
     for place, name in enumerate(names):
         colour, hatch = _LOOKS[place % len(_LOOKS)]
@@ -70,7 +74,7 @@ def plot_comparison(comparison: Comparison, ax: Any = None) -> Any:
                 markerfacecolor=colour if told else "white",
                 label=plain(spelt(metric)) if d.name == names[0] else None,
             )
-    blind = max((100 * d.detectable for d in shown if d.metric == comparison.metric), default=0)
+    blind = min(100, max((100 * d.detectable for d in shown if d.metric == comparison.metric), default=0))
     ax.axvspan(
         -blind,
         blind,
@@ -85,4 +89,27 @@ def plot_comparison(comparison: Comparison, ax: Any = None) -> Any:
     ax.legend(frameon=False, fontsize="small", ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     baseline = plain(comparison.before.name)
     label(ax, f"points beyond {baseline} (line: 95 % interval; filled: told apart)", "", "Is it better?")
+    return ax
+
+
+def plot_forgetting(reports: Mapping[str, Forgetting], ax: Any = None) -> Any:
+    """What did each adapter forget? One dot an adapter: what it adds to the loss of general text, with its interval.
+
+    A filled dot is a change that these texts can tell from none.
+
+    Args:
+        reports: `{adapter: forgetting}`.
+        ax: where to draw.
+    """
+    ax = axes(ax)
+    for height, report in enumerate(reports.values()):
+        change, told = report.change, report.forgot or report.change.high < 0
+        ax.plot([change.low, change.high], [height, height], color=BLUE, linewidth=1.5)
+        ax.plot([change.value], [height], "o", color=BLUE, markerfacecolor=BLUE if told else "white")
+        text = f"{round(change.value, 2) + 0:+.2f}"  # + 0 makes no -0.00 of a small loss
+        ax.annotate(text, (change.value, height), (0, 6), textcoords="offset points", ha="center")
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set_yticks(range(len(reports)), list(map(plain, reports)))
+    ax.set_ylim(len(reports) - 0.5, -0.7)
+    label(ax, "change of loss, nats a token (line: 95 % interval)", "", "What did each adapter forget?")
     return ax

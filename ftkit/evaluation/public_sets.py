@@ -10,15 +10,15 @@ import io
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ftkit import tables
 from ftkit.errors import DataError, without_secrets
-from ftkit.evaluation.judging import Judge, Preferences, Ratings, compare_pairs, mean_within, rate, spelt_on_scale
-from ftkit.evaluation.statistics import Score
+from ftkit.evaluation.judging import Judge, Preferences, Ratings, compare_pairs, rate, spelt_on_scale
+from ftkit.evaluation.statistics import Score, mean_within
 from ftkit.evaluation.win_rates import win_rate
 from ftkit.models import Endpoint, LocalModel
 from ftkit.tables import Table
@@ -98,7 +98,7 @@ def mt_bench(
     asked = _questions(questions)
     right = {} if references is None else _turns_of(references, asked, partly=True)
     for question in asked:
-        right.setdefault(question["question_id"], [str(text) for text in question.get("reference") or ()])
+        right.setdefault(question["question_id"], _texts(question.get("reference")))
     under_test = [*candidates, *_named(answers), *_named(baseline)]
     rows = _two_turns(asked, _answered(answers, asked), right)
     if baseline is None:
@@ -144,20 +144,11 @@ def alpaca_eval(
 ) -> Preferences:
     """Compare a model's outputs with a baseline's on AlpacaEval's instructions, in both orders.
 
-    Other arguments, and what a source is, are as in `mt_bench`.
-
-    Args:
-        judge: who compares.
-        answers: who answers, or a file of outputs (`instruction`, `output`).
-        questions: `alpaca_eval.json`, or any file with `instruction`, in its order.
-        baseline: as `answers`; by default the `output` that stands beside each instruction.
-        gamed: AlpacaEval's `df_gamed.csv`: with it the length-controlled rate is the leaderboard's, which knows how
-            hard its own instructions are; without, it is the same regression without that term.
-        candidates: names or folders of the models under test.
-        judges_itself: let a candidate be the judge.
-        price: per million tokens, in and out, of the judge.
-        budget: refuse to start judging where the cost may exceed this.
-        draws: how often a verdict that cannot be read is asked for.
+    `answers` is who answers, or a file of outputs (`instruction`, `output`), and so is `baseline`: by default the
+    `output` that stands beside each instruction. `questions` is `alpaca_eval.json`, or any file with `instruction`, in
+    its order. With `gamed`, AlpacaEval's `df_gamed.csv`, the length-controlled rate is the leaderboard's, which knows
+    how hard its own instructions are; without, it is the same regression without that term. What a source is, and all
+    else, is as in `mt_bench`.
     """
     given = _rows(questions, "instruction")
     asked = [{"question_id": row["instruction"], "turns": [row["instruction"]]} for row in given]
@@ -191,9 +182,19 @@ def alpaca_annotations(source: Source) -> tuple[list[float | None], list[tuple[s
             baseline's, `output_2` the model's.
     """
     rows = _rows(source, "output_1", "output_2", "preference")
-    spelt = [None if row["preference"] is None else float(row["preference"]) for row in rows]
+    spelt = [_preference(number, row["preference"]) for number, row in enumerate(rows, 1)]
     told = [0.5 if value == 0 else value and value - 1 for value in spelt]  # older files write 0 for a tie
     return told, [(row["output_2"] or "", row["output_1"] or "") for row in rows]
+
+
+def _preference(number: int, given: Any) -> float | None:
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int | float) or not (given == 0 or 1 <= given <= 2):
+        raise DataError(
+            f"Annotation {number} has the preference {given!r}: 1 (baseline) to 2 (model) is wanted, or null."
+        )
+    return float(given)
 
 
 def alpaca_difficulty(gamed: Source, count: int) -> tuple[list[float], list[tuple[float, float, float]]]:
@@ -287,8 +288,10 @@ def _turns_of(source: Source, questions: Sequence[Mapping[str, Any]], partly: bo
     for row in _rows(source):
         if "instruction" in row:
             found[row["instruction"]] = [str(row.get("output") or "")]
-        elif "question_id" in row and (row.get("turns") or row.get("choices")):
-            found[row["question_id"]] = [str(turn) for turn in row.get("turns") or row["choices"][0]["turns"]]
+        elif "question_id" in row:
+            choices = row.get("choices")
+            first = choices[0] if isinstance(choices, list) and choices else row
+            found[row["question_id"]] = _texts(first.get("turns") if isinstance(first, Mapping) else None)
     lacking = [q["question_id"] for q in questions if len(found.get(q["question_id"], ())) < len(q["turns"])]
     if lacking and not partly:
         raise DataError(
@@ -298,10 +301,17 @@ def _turns_of(source: Source, questions: Sequence[Mapping[str, Any]], partly: bo
     return found
 
 
+def _texts(given: Any) -> list[str]:
+    """A list of texts; a text alone is one, and of anything else there is none."""
+    if isinstance(given, str):
+        return [given]
+    return [str(text) for text in given] if isinstance(given, list | tuple) else []
+
+
 def _questions(source: Source) -> list[dict[str, Any]]:
     rows = _rows(source, "question_id", "turns")
     odd = [row["question_id"] for row in rows if not isinstance(row["turns"], list) or len(row["turns"]) != 2]
-    twice = len(rows) - len({row["question_id"] for row in rows})
+    twice = len(rows) - len({str(row["question_id"]) for row in rows})
     if odd or twice:
         problems = [f"{len(odd)} questions do not have two turns; the first is {odd[0]!r}."] if odd else []
         problems += [f"{twice} question_ids stand there twice."] if twice else []
@@ -321,8 +331,10 @@ def _rows(source: Source, *columns: str) -> list[dict[str, Any]]:
                 f"{_shown(source)} is no JSON list, JSONL or CSV file. {page}Take the address of the file "
                 f"itself ({error})."
             ) from error
+    elif isinstance(source, Iterable) and not isinstance(source, Mapping):
+        rows = list(source)
     else:
-        rows = [dict(row) for row in source]
+        raise DataError(f"{type(source).__name__} is no source: give a path, a URL, 'owner/name:file', or rows.")
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{_shown(source)} holds no rows.")
     for number, row in enumerate(rows, 1):

@@ -10,15 +10,15 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 from ftkit import files, tables
 from ftkit.errors import DataError
-from ftkit.evaluation.statistics import Score, interval
+from ftkit.evaluation.statistics import Score, interval, mean_within
 from ftkit.tables import Table
 
 LOWEST, HIGHEST = 1, 5
@@ -49,7 +49,9 @@ class Sample:
         """From rows with `prompt`, `answer` and optionally `id`, or an `EvalReport`, by system; DataError lists all."""
         if not isinstance(systems, Mapping) or not systems:
             raise DataError("Wanted the answers by system: {'base': before.rows, 'tuned': after.rows}.")
-        rows = {name: tuple(getattr(given, "rows", given) or ()) for name, given in systems.items()}
+        rows: dict[str, Any] = {name: getattr(given, "rows", given) for name, given in systems.items()}
+        if odd := [name for name, given in rows.items() if not isinstance(given, Sequence)]:
+            raise DataError(f"{odd[0]!r} is {type(rows[odd[0]]).__name__}: rows with prompt and answer are wanted.")
         found = {name: _by_id(name, listed) for name, listed in rows.items()}
         problems = list(itertools.chain.from_iterable(listed for _, listed in found.values()))
         first, *others = rows
@@ -59,7 +61,7 @@ class Sample:
                 unlike = sorted(found[name][0].keys() ^ expected.keys())
                 problems.append(f"{first!r} and {name!r} did not answer the same prompts: {_listed(unlike)}")
                 continue
-            other = [key for key, row in found[name][0].items() if row["prompt"] != expected[key]["prompt"]]
+            other = [key for key, row in found[name][0].items() if row.get("prompt") != expected[key].get("prompt")]
             if other:
                 problems.append(f"{first!r} and {name!r} have other prompts under the same id: {_listed(other)}")
         if not any(rows.values()):
@@ -162,7 +164,9 @@ class Ratings:
         """`{system: mean rating}` from 1 to 5, with its interval over items (raters of one item are averaged first)."""
         found = {}
         for system in dict.fromkeys(row.system for row in self.rows if row.system):
-            found[system] = _mean(list(self._means_of(system).values()))
+            found[system] = mean_within(
+                [(value, item) for item, value in self._means_of(system).items()], LOWEST, HIGHEST
+            )
         return found
 
     def _means_of(self, system: str) -> dict[str, float]:
@@ -205,13 +209,6 @@ class Ratings:
         return [Table(("system", "mean of 1 to 5 [95 %]", "ratings"), rows)]
 
 
-def _mean(values: list[float]) -> Score:
-    """Mean of ratings with an interval that stays on the scale."""
-    span = HIGHEST - LOWEST
-    found = interval([(value - LOWEST) / span for value in values])
-    return Score(*(LOWEST + span * edge for edge in (found.value, found.low, found.high)))
-
-
 def read_ratings(path: str | Path | Sequence[str | Path], systems: Systems | None = None) -> Ratings:
     """Read files of ratings, one JSON object a line; of a folder all `*.jsonl`. No front end is needed.
 
@@ -227,7 +224,7 @@ def read_ratings(path: str | Path | Sequence[str | Path], systems: Systems | Non
         DataError: lists all that is wrong: another sample, unknown ids, values out of range or not a number.
     """
     sample = None if systems is None else Sample.of(systems)
-    given = [path] if isinstance(path, str | Path) else list(path)
+    given = [path] if isinstance(path, str | Path) else list(path or ())
     found: list[Path] = []
     for place in map(Path, given):
         found += sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
@@ -343,6 +340,10 @@ def save_preferences(
     problems = []
     if len(sample.systems) != 2:
         problems.append(f"preferences are between two systems, and here are {len(sample.systems)}")
+    if not isinstance(preferences, Sized):
+        raise DataError(
+            f"Preferences are {type(preferences).__name__}: one number an item is wanted, in order or by id."
+        )
     ids = [item.id for item in sample.items]
     by_id = dict(preferences) if isinstance(preferences, Mapping) else dict(zip(ids, preferences, strict=False))
     if not isinstance(preferences, Mapping) and len(preferences) != len(ids):
@@ -350,7 +351,7 @@ def save_preferences(
     if unknown := sorted(map(str, by_id.keys() - set(ids))):
         problems.append(f"the sample has no item {_listed(unknown)}")
     for key, value in by_id.items():
-        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+        if value is not None and not (isinstance(value, SupportsFloat) and 0 <= value <= 1):
             problems.append(f"item {key!r}: {value!r} is no number from 0 to 1")
     _refuse("These preferences cannot be saved", problems)
     rows, ties, unscored = [], 0, 0
@@ -366,7 +367,7 @@ def save_preferences(
         chosen, rejected = (model, baseline) if value > 0.5 else (baseline, model)
         prompt = [{"role": "user", "content": item.prompt}] if isinstance(item.prompt, str) else item.prompt
         answers = {"chosen": _said(chosen), "rejected": _said(rejected)}
-        rows.append({"prompt": prompt, **answers, "id": item.id, "preference": value})
+        rows.append({"prompt": prompt, **answers, "id": item.id, "preference": float(value)})
     return SavedPreferences(files.write_jsonl(path, rows), len(rows), ties, unscored)
 
 

@@ -6,15 +6,15 @@ interval lies above what is allowed; in between nobody can tell, and that is sai
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from ftkit import files, tables
 from ftkit.errors import DataError, GateFailed
 from ftkit.evaluation import statistics
+from ftkit.evaluation.comparing import both_scored, spelt_p, unlike
 from ftkit.evaluation.scoring import EvalReport
 from ftkit.evaluation.statistics import Score
 from ftkit.runs import Run
@@ -77,7 +77,7 @@ class Change:
         """What happened, in one sentence."""
         d, called = self.difference, f"{self.suite} ({self.metric})"
         moved = f"{100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-        tested = f"{len(self.lost)} of {self.items} items lost, {len(self.gained)} gained, p {_p(self.p_holm)}"
+        tested = f"{len(self.lost)} of {self.items} items lost, {len(self.gained)} gained, p {spelt_p(self.p_holm)}"
         if self.state == "lost":
             return f"{called} lost: {moved}; {tested}; {100 * self.allowed:.1f} points were allowed."
         if self.state == "kept":
@@ -92,7 +92,7 @@ class Change:
     def _row(self) -> tuple[Any, ...]:
         d = self.difference
         moved = f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-        counts = (len(self.lost), len(self.gained), _p(self.p_holm), f"{100 * self.allowed:.1f}")
+        counts = (len(self.lost), len(self.gained), spelt_p(self.p_holm), f"{100 * self.allowed:.1f}")
         scores = (f"{self.before.value:.1%}", f"{self.after.value:.1%}")
         return self.suite, self.metric, self.items, *scores, moved, *counts, _STATES[self.state]
 
@@ -227,13 +227,11 @@ def gate(
     Raises:
         DataError: nothing to compare, or sides that do not belong together: all reasons at once.
     """
-    _refuse_odd_settings(threshold, alpha)
     olds, news = _named(before), _named(after)
+    floors = floor if isinstance(floor, Mapping) else dict.fromkeys(olds, 0.0 if floor is None else floor)
+    _refuse_odd_settings(threshold, alpha, floors, olds)
     _refuse_unlike(olds, news)
     tests = [(suite, metric) for suite, report in olds.items() for metric in report.scores]
-    floors = floor if isinstance(floor, Mapping) else dict.fromkeys(olds, floor or 0.0)
-    if unknown := set(floors) - set(olds):
-        raise DataError(f"floor names {', '.join(sorted(unknown))}, and the suites are {', '.join(olds)}.")
     pairs = [_Pairs.of(suite, metric, olds[suite], news[suite]) for suite, metric in tests]
     raised = statistics.holm([pair.p for pair in pairs])
     changes = tuple(
@@ -324,11 +322,10 @@ class _Pairs:
 
     @classmethod
     def of(cls, suite: str, metric: str, before: EvalReport, after: EvalReport) -> "_Pairs":
-        pairs = list(zip(before.rows, after.rows, strict=True))
-        both = tuple((b, a) for b, a in pairs if b.get(metric) is not None and a.get(metric) is not None)
+        both = both_scored(before, after, metric)
         if not both:
             raise DataError(f"{suite}: no item has a score by {metric} on both sides, so nothing can be compared.")
-        return cls(suite, metric, both, len(pairs) - len(both))
+        return cls(suite, metric, tuple(both), len(before.rows) - len(both))
 
     @property
     def differences(self) -> list[float]:
@@ -363,7 +360,9 @@ class _Pairs:
         state = "kept" if difference.low >= -allowed else "unsure"
         if p_holm <= alpha and -difference.value > allowed:
             state = "lost"
-        seen = statistics.detectable(self.differences, self.clusters)
+        seen: float | None = max(statistics.detectable(self.differences, self.clusters), allowed)
+        if self.passes:
+            seen = statistics.detectable_loss(len(self.rows), allowed, alpha / tests)
         before, after = ([float(pair[side][self.metric]) for pair in self.rows] for side in (0, 1))
         return Change(
             suite=self.suite,
@@ -378,7 +377,7 @@ class _Pairs:
             p=self.p,
             p_holm=p_holm,
             allowed=allowed,
-            detectable=detectable_loss(len(self.rows), allowed, alpha / tests) if self.passes else max(seen, allowed),
+            detectable=None if seen is None or seen > 1 else seen,
             state=state,
         )
 
@@ -398,28 +397,11 @@ class _Pairs:
         )
 
 
-def detectable_loss(
-    items: int, allowed: float = 0.05, alpha: float = 0.05, power: float = statistics.POWER
-) -> float | None:
-    """The smallest true loss that a gate on so many passed items finds with this power; None where it finds none.
-
-    At best: where nothing is gained in return. `alpha` is one test's share: divide it by the number of suites.
-    """
-    from scipy.stats import beta
-
-    by_chance = math.ceil(math.log(alpha) / math.log(0.5) - 1e-9)
-    needed = max(by_chance, math.floor(allowed * items + 1e-9) + 1)
-    if needed > items:
-        return None
-    return float(beta.ppf(power, needed, items - needed + 1))  # P(Binomial(items, loss) >= needed) = power
-
-
 def _sign_flips(differences: Sequence[float], clusters: Sequence[str]) -> float:
     """One-sided p-value of a loss: the share of random signs of the clusters' sums that lose at least as much."""
     import numpy as np
 
-    _, groups = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = np.bincount(groups, np.asarray(differences, dtype=float))
+    sums = np.bincount(statistics.numbered(clusters), np.asarray(differences, dtype=float))
     signs = np.random.default_rng(0).integers(0, 2, size=(_FLIPS, len(sums)), dtype=np.int8) * 2 - 1
     return float((1 + np.sum(signs @ sums <= sums.sum() + 1e-12)) / (1 + _FLIPS))
 
@@ -432,14 +414,25 @@ def _named(reports: Reports) -> dict[str, EvalReport]:
     raise DataError(f"{type(reports).__name__} is no evaluation: give an EvalReport, or a dict of them by suite.")
 
 
-def _refuse_odd_settings(threshold: float, alpha: float) -> None:
+def _refuse_odd_settings(threshold: Any, alpha: Any, floors: Mapping[str, Any], suites: Mapping[str, Any]) -> None:
     problems = []
-    if not 0 <= threshold < 1:
-        problems.append(f"threshold={threshold} is outside 0 to 1 (the loss that is allowed; 0.05 is five points).")
-    if not 0 < alpha < 1:
-        problems.append(f"alpha={alpha} is outside 0 to 1 (the share of false alarms; 0.05 is usual).")
+    if not _is_share(threshold) or threshold == 1:
+        problems.append(f"threshold={threshold!r} is outside 0 to 1 (the loss that is allowed; 0.05 is five points).")
+    if not _is_share(alpha) or alpha in (0, 1):
+        problems.append(f"alpha={alpha!r} is outside 0 to 1 (the share of false alarms; 0.05 is usual).")
+    if unknown := set(floors) - set(suites):
+        problems.append(f"floor names {', '.join(sorted(unknown))}, and the suites are {', '.join(suites)}.")
+    problems += [
+        f"floor {value!r} of {name} is outside 0 to 1 (what the base loses against itself)."
+        for name, value in floors.items()
+        if not _is_share(value)
+    ]
     if problems:
         raise DataError("\n".join(problems))
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, SupportsFloat) and 0 <= float(value) <= 1
 
 
 def _refuse_unlike(olds: Mapping[str, EvalReport], news: Mapping[str, EvalReport]) -> None:
@@ -461,31 +454,15 @@ def _refuse_unlike(olds: Mapping[str, EvalReport], news: Mapping[str, EvalReport
 
 
 def _unlike(old: EvalReport, new: EvalReport) -> list[str]:
-    problems = []
-    if not old.rows or not new.rows:
-        return [f"{(old if not old.rows else new).name} has no rows."]
-    for report in (old, new):
-        ids = [row["id"] for row in report.rows]
-        if doubled := sorted({id for id in ids if ids.count(id) > 1}):
-            problems.append(f"{report.name} has ids more than once: {', '.join(map(str, doubled[:3]))}.")
-        for metric in report.scores:
-            values = [(row["id"], row.get(metric)) for row in report.rows]
-            odd = [id for id, value in values if value is not None and not math.isfinite(value)]
-            if odd:
-                problems.append(f"{report.name} has {metric} scores that are no numbers: {', '.join(odd[:3])}.")
-    if len(old.rows) != len(new.rows):
-        problems.append(f"{old.name} answered {len(old.rows)} items and {new.name} {len(new.rows)}.")
-    elif old.digest != new.digest or [r["id"] for r in old.rows] != [r["id"] for r in new.rows]:
-        problems.append(
-            f"{old.name} and {new.name} answered other prompts, or the same with other references (digests "
-            f"{old.digest or 'unknown'} and {new.digest or 'unknown'})."
-        )
+    problems = unlike(old, new)
     if old.number_format != new.number_format:
         problems.append(f"the number formats differ: {old.number_format} before, {new.number_format} after.")
     if old.settings != new.settings:
         problems.append(f"the settings differ: {old.settings} before, {new.settings} after.")
     if set(old.scores) != set(new.scores):
         problems.append(f"the metrics differ: {', '.join(old.scores)} before, {', '.join(new.scores)} after.")
+    if not old.scores:
+        problems.append(f"{old.name} was scored by no metric, so nothing could be lost.")
     return problems
 
 
@@ -495,7 +472,3 @@ def _change(known: dict[str, Any]) -> Change:
     scores = {key: Score(**known[key]) for key in ("before", "after", "difference")}
     items = {key: tuple(Item(**item) for item in known[key]) for key in ("lost", "gained")}
     return Change(**{**known, **scores, **items})
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

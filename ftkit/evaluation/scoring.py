@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,14 @@ METRICS = (
     "chrf",
     "stopped",
 )
+ENOUGH = 40  # prompts from which on intervals hold what they promise (benchmarks/intervals.py)
 ENDING = ("stopped by itself", "prompts", "weights")
+_ROW = ("id", "cluster", "prompt", "expected", "answer")  # what each line of a report says
 _OWN = ("id", "cluster", "prompt", "expected", "answer", "stopped", "tokens", "label", "report")
+_FAILURES = (  # what a metric of the user's may raise without taking the other answers with it
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, StopIteration, TypeError),
+    ValueError,
+)
 _UNSCORED = Score(math.nan, math.nan, math.nan)
 
 
@@ -97,7 +103,7 @@ class EvalReport:
     def save(self, path: str | Path) -> Path:
         """Write the rows as JSONL, whole or not at all; each line also says which evaluation it belongs to."""
         facts = {key: getattr(self, key) for key in ("name", "number_format", "digest", "settings")}
-        mark = {"report": facts | {"metrics": list(self.scores)}}
+        mark = {"report": facts | {"metrics": list(self.scores), "rows": len(self.rows)}}
         return files.write_jsonl(path, [row | mark for row in self.rows])
 
     @classmethod
@@ -106,13 +112,13 @@ class EvalReport:
 
         Raises:
             MissingArtifact: no such file.
-            DataError: a file that `save` did not write, or lines of several evaluations.
+            DataError: a file that `save` did not write, lines of several evaluations, or not all of one.
         """
         path = Path(path)
         if not path.is_file():
             raise MissingArtifact(f"{path} is no file. EvalReport.save and evaluation.save_reports write one.")
         try:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
             marks = [row.pop("report") for row in rows]
             facts = {key: marks[0][key] for key in ("name", "number_format", "digest", "settings")}
             scores = {metric: _mean(metric, rows) for metric in marks[0]["metrics"]}
@@ -123,6 +129,14 @@ class EvalReport:
             ) from error
         if any(mark != marks[0] for mark in marks):
             raise DataError(f"{path} holds lines of several evaluations. Keep one evaluation a file.")
+        lacking = [key for row in rows for key in _ROW if key not in row]
+        if lacking or not isinstance(facts["name"], str) or not isinstance(facts["settings"], dict):
+            raise DataError(f"{path} is damaged: {lacking[0] if lacking else 'a name'} is missing. Evaluate again.")
+        if not len({str(row["id"]) for row in rows}) == len(rows) == marks[0].get("rows", len(rows)):
+            raise DataError(
+                f"{path} holds {len(rows)} lines of {marks[0].get('rows', 'unknown')}: it was cut, or lines stand "
+                "twice. Evaluate again, or fetch the whole file."
+            )
         return cls(scores=scores, rows=tuple(rows), **facts)
 
     def summary(self) -> dict[str, Any]:
@@ -163,7 +177,7 @@ def perplexity(
         DataError: no example has an answer token.
     """
     rows = [chat.tokenize(row, tokenizer, max_length=max_length) for row in examples]
-    sums = answer_nll(model, rows, batch_size=batch_size)
+    sums = answer_nll(model, rows, batch_size=batch_size) if rows else []
     total, count = sum(nll for nll, _ in sums), sum(tokens for _, tokens in sums)
     if count == 0:
         raise DataError("No example has an answer token to measure: is max_length too small?")
@@ -208,9 +222,10 @@ def evaluate(
         DataError: no examples, a row without an answer, an id twice, an unknown metric, or one that fails on the first
             reference. All of it is found before the first answer is generated.
     """
-    prompts = [prompt(row) for row in examples]
-    how = _How(metrics, normalise, labels, schema, tokenizer)
+    examples = _rows(examples)
+    how = _How(_listed(metrics), normalise, labels, schema, tokenizer)
     asked = how.asked(examples)
+    prompts = [prompt(row) for row in examples]
     answers = generate(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
     )
@@ -232,21 +247,16 @@ def score_answers(
 ) -> EvalReport:
     """Score answers that are there already: from a server, a file, a person. As `evaluate` does it otherwise.
 
-    Args:
-        answers: one an example, in order; None where there is none, which is counted as unscored. An empty text is an
-            answer.
-        examples: as in `evaluate`.
-        name: how reports and figures call this system.
-        metrics: as in `evaluate`.
-        normalise: as in `evaluate`.
-        labels: as in `evaluate`.
-        schema: as in `evaluate`.
-        number_format: of the weights that answered, such as "bfloat16"; "api" for a model that others serve.
-        tokenizer: where rows call tools, to accept the calls as this model's template writes them too.
+    `answers` are one an example, in order: None where there is none, which is counted as unscored; an empty text is an
+    answer. `number_format` is that of the weights that answered, such as "bfloat16", or "api" for a model that others
+    serve. With a `tokenizer`, calls of tools count as its template writes them too. All else is as in `evaluate`.
 
     Raises:
         DataError: as `evaluate`; or not one answer an example.
     """
+    examples = _rows(examples)
+    if isinstance(answers, str) or not isinstance(answers, Sequence):
+        raise DataError(f"answers is {type(answers).__name__}: a list is wanted, one text an example.")
     if len(answers) != len(examples):
         raise DataError(
             f"There are {len(answers)} answers to {len(examples)} examples; each example wants one, in order, and None "
@@ -257,7 +267,7 @@ def score_answers(
             f"Answer {odd[0]} is {str(answers[odd[0] - 1])[:40]!r} and no text ({len(odd)} such). Write it as text, or "
             "None where there is no answer."
         )
-    how = _How(metrics, normalise, labels, schema, tokenizer)
+    how = _How(_listed(metrics), normalise, labels, schema, tokenizer)
     return how.scored(how.asked(examples), list(answers), name, number_format)
 
 
@@ -275,18 +285,8 @@ def evaluate_checkpoints(
 ) -> dict[str, EvalReport]:
     """Evaluate every kept checkpoint of a run, and its adapter, on the same prompts; one is in memory at a time.
 
-    Each is merged into its 16-bit base. `compare(base, *reports.values())` names the best.
-
-    Args:
-        place: a run, or a folder that holds folders of adapters.
-        examples: this and all that follow as in `evaluate`.
-        metrics: names or functions.
-        normalise: `squad_normalise`, or `exact_words`.
-        labels: what may be answered.
-        schema: a JSON schema.
-        max_new_tokens: most tokens of one answer.
-        batch_size: prompts answered at once.
-        progress: show a bar.
+    `place` is a run, or a folder that holds folders of adapters; all else is as in `evaluate`. Each is merged into its
+    16-bit base. `compare(base, *reports.values())` names the best.
 
     Returns:
         Reports by the name of the folder, the earliest checkpoint first and `adapter` last.
@@ -322,6 +322,8 @@ def evaluate_checkpoints(
 
 def save_reports(run: Run, **reports: EvalReport) -> Path:
     """Write each report to `eval/<name>.jsonl` and their numbers to `eval/summary.json`, then mark the step as done."""
+    if not reports:
+        raise DataError("There are no reports to save: save_reports(run, before=..., after=...).")
     for name, report in reports.items():
         report.save(run / f"eval/{name}.jsonl")
     path = files.write_json(run / "eval/summary.json", {name: report.summary() for name, report in reports.items()})
@@ -357,8 +359,6 @@ class _How:
 
     def asked(self, examples: Any) -> list[dict[str, Any]]:
         """What is asked and wanted, row by row, with all that can be wrong before an answer is there."""
-        if len(examples) == 0:
-            raise DataError("There are no examples to evaluate on.")
         rows: list[dict[str, Any]] = []
         firsts: dict[str, str] = {}
         for number, row in enumerate(examples, 1):
@@ -376,7 +376,9 @@ class _How:
             )
             told = rows[-1]["expected"][: None if row.get("accept") else 1]  # what follows is this template's spelling
             rows[-1]["wanted"] = json.dumps(told)
-            rows[-1]["cluster"] = str(row.get("cluster") or firsts.setdefault(written, rows[-1]["id"]))
+            shared = row.get("cluster")
+            first = firsts.setdefault(written, rows[-1]["id"])
+            rows[-1]["cluster"] = str(first if shared in (None, "") else shared)
         counted: dict[str, int] = {}
         for row in rows:
             counted[row["id"]] = counted.get(row["id"], 0) + 1
@@ -429,7 +431,8 @@ class _How:
                 FtkitWarning,
                 stacklevel=3,
             )
-        digest = hashlib.sha256("\n".join(row["id"] + row["asked"] + row["wanted"] for row in asked).encode())
+        told = "\n".join(row["id"] + row["asked"] + row["wanted"] for row in asked)
+        digest = hashlib.sha256(told.encode("utf-8", "replace"))
         scores = {called: _mean(called, rows) for called in self.names()}
         settings = {"normalise": getattr(self.normalise, "__name__", "own")}
         return EvalReport(name, scores, tuple(rows), stored, digest.hexdigest()[:12], settings)
@@ -452,7 +455,9 @@ class _How:
             raise DataError("metrics is empty: name at least one, such as 'exact_match'.")
         if "schema" in names and not any(row["schema"] for row in asked):
             raise DataError("The metric schema needs a JSON schema: hand in schema=, or give rows a column `schema`.")
-        if {"accuracy", "macro_f1"} & set(names) and len(labels := self._labels(asked)) > max(20, len(asked) // 2):
+        if self.labels is not None and {"accuracy", "macro_f1"} & set(names):
+            self._refuse_labels(asked, self.labels)
+        elif {"accuracy", "macro_f1"} & set(names) and len(labels := self._labels(asked)) > max(20, len(asked) // 2):
             raise DataError(
                 f"accuracy and macro_f1 want answers out of a few labels, and there are {len(labels)} different ones "
                 f"in {len(asked)} rows, such as {labels[0][:40]!r}. Take exact_match, or name them: labels=[...]."
@@ -464,6 +469,17 @@ class _How:
             _, why = self._value(metric, {"answer": row["expected"][0]}, row)
             if why:
                 raise DataError(f"{called} fails on the reference of row {row['id']} itself: {why}.")
+
+    def _refuse_labels(self, asked: list[dict[str, Any]], labels: Sequence[str]) -> None:
+        """Stop for labels that no right answer could name."""
+        if isinstance(labels, str) or not labels or not all(isinstance(label, str) for label in labels):
+            raise DataError(f"labels={labels!r}: a list of texts is wanted, such as ['spam', 'ham'].")
+        known = set(map(self.normalise, labels))
+        if odd := [row for row in asked if not known & set(map(self.normalise, row["expected"]))]:
+            raise DataError(
+                f"The right answer of row {odd[0]['id']}, {odd[0]['expected'][0][:40]!r}, is none of the labels "
+                f"{', '.join(map(repr, labels))} ({len(odd)} such rows). Name every label."
+            )
 
     def _value(self, metric: str | Metric, scored: dict[str, Any], row: dict[str, Any]) -> tuple[float | None, str]:
         """What a metric says of an answer, and why it could say nothing."""
@@ -488,11 +504,33 @@ class _How:
                     return texts.chrf(answer, wanted), ""
             value = metric(answered(answer), list(wanted))  # type: ignore[operator]
             value = None if value is None else float(value)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except _FAILURES as error:
             return None, f"{type(error).__name__}: {error}"
         if value is not None and not math.isfinite(value):
             return None, f"it gave {value}, which is no number; None says that an answer cannot be scored"
         return value, ""
+
+
+def _rows(examples: Any) -> list[Mapping[str, Any]]:
+    """Examples as rows, all of which hold messages."""
+    if isinstance(examples, str | Mapping) or not isinstance(examples, Iterable):
+        raise DataError(
+            f"examples is {type(examples).__name__}: rows with messages are wanted, as load_examples gives."
+        )
+    rows = list(examples)
+    if not rows:
+        raise DataError("There are no examples to evaluate on.")
+    for number, row in enumerate(rows, 1):
+        turns = row.get("messages") if isinstance(row, Mapping) else None
+        if not isinstance(turns, Sequence) or not all(isinstance(turn, Mapping) and "role" in turn for turn in turns):
+            raise DataError(
+                f"Row {number} has no messages. Read the examples with data.load_examples, which makes them."
+            )
+    return rows
+
+
+def _listed(metrics: Any) -> Sequence[str | Metric]:
+    return [metrics] if isinstance(metrics, str) or callable(metrics) else list(metrics or ())
 
 
 def _schema(given: Any) -> Any:
@@ -534,12 +572,17 @@ def spelt(metric: str) -> str:
 
 
 def left_unscored(*reports: EvalReport) -> list[str]:
-    """Sentences on the answers that no metric could score."""
+    """What a table does not show: the answers that no metric could score, and how far its intervals can be trusted."""
+    prompts = min((len({str(row.get("cluster")) for row in report.rows}) for report in reports), default=0)
+    rough = [
+        f"{prompts} prompts are few: under {ENOUGH}, intervals called 95 % hold the truth in 90 to 100 % of samples, "
+        "and under 5 in fewer still."
+    ]
     return [
         f"{report.name}: {count} of {len(report.rows)} answers are unscored by {metric}; its mean is over the others."
         for report in reports
         for metric, count in report.unscored.items()
-    ]
+    ] + (rough if prompts < ENOUGH else [])
 
 
 def _by_step(adapter: Path) -> tuple[int, str]:
@@ -554,7 +597,7 @@ def _number(value: float | None) -> float | None:
 def _references(number: int, row: Mapping[str, Any], tokenizer: Any) -> list[str]:
     """What is right for a row: what it accepts, or its answer; a call in the Hermes convention and the template's."""
     if accepted := row.get("accept"):
-        if not isinstance(accepted, str | list):
+        if not isinstance(accepted, str | list) or (isinstance(accepted, list) and None in accepted):
             raise DataError(
                 f"Row {number} has accept={str(accepted)[:40]!r}, and a text or a list of texts is wanted there: write "
                 "it in quotes, or give the column another name."
@@ -562,7 +605,7 @@ def _references(number: int, row: Mapping[str, Any], tokenizer: Any) -> list[str
         return [accepted] if isinstance(accepted, str) else list(map(str, accepted))
     turns = row["messages"]
     last = len(prompt(turns))
-    if last == len(turns):
+    if last == len(turns) or (turns[last].get("content") is None and not turns[last].get("tool_calls")):
         raise DataError(f"Row {number} has no answer to compare with; perplexity can measure a document.")
     said = [answered(chat.fold_tools([turns[last]])[0]["content"])]
     if turns[last].get("tool_calls"):

@@ -4,7 +4,7 @@ Rows of one prompt are no independent evidence: wherever `clusters` are given, w
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from ftkit.errors import DataError
 RESAMPLES = 2_000
 MANY = 200  # clusters from which on the bootstrap's own quantiles are as true as Student's
 _Z = 1.959964
+LARGEST = 1e100  # scores beyond it have no squares
 POWER = 0.8
 
 
@@ -55,9 +56,21 @@ def interval(values: Sequence[float], clusters: Sequence[str] | None = None, *, 
         return _spread(array, groups, 0.0, 1.0, seed)
     else:
         error = _standard_error(array, groups)
-        independent = mean * (1 - mean) / max(error**2, 1e-12)
+        independent = max(1.0, mean * (1 - mean) / max(error**2, 1e-12))
         low, high = _wilson(mean, independent, _student(count))
     return Score(mean, min(low, mean), max(high, mean))
+
+
+def mean_within(scored: Sequence[tuple[float | None, str]], least: float, most: float) -> Score:
+    """Mean of (value, cluster) on a scale, with an interval that stays on it; None is left out."""
+    known = [(value, cluster) for value, cluster in scored if value is not None]
+    if not known:
+        return Score(math.nan, math.nan, math.nan)
+    width = most - least
+    shares = [(value - least) / width for value, _ in known]
+    found = interval(shares, [cluster for _, cluster in known])
+    value = sum(value for value, _ in known) / len(known)
+    return Score(value, min(value, least + width * found.low), max(value, least + width * found.high))
 
 
 def difference_interval(differences: Sequence[float], clusters: Sequence[str] | None = None, *, seed: int = 0) -> Score:
@@ -92,13 +105,13 @@ def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
     """
     from scipy.stats import binomtest
 
-    if len(before) != len(after) or not {*before, *after} <= {0, 1}:
+    olds, news = (_checked(values, None)[0] for values in (before, after))
+    if len(olds) != len(news) or not {*olds.tolist(), *news.tolist()} <= {0.0, 1.0}:
         raise DataError(
-            f"McNemar's test compares passes and failures (1 and 0) of the same prompts; there are {len(before)} "
-            f"values before and {len(after)} after. Compare other scores with difference_interval."
+            f"McNemar's test compares passes and failures (1 and 0) of the same prompts; there are {len(olds)} "
+            f"values before and {len(news)} after. Compare other scores with difference_interval."
         )
-    won = sum(b < a for b, a in zip(before, after, strict=True))
-    lost = sum(b > a for b, a in zip(before, after, strict=True))
+    won, lost = int((news > olds).sum()), int((news < olds).sum())
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
@@ -109,17 +122,26 @@ def paired_test(differences: Sequence[float], clusters: Sequence[str] | None = N
 
     array, groups = _checked(differences, clusters)
     count, mean = len(np.unique(groups)), abs(float(array.mean()))
-    if mean == 0:
+    if mean == 0 or count == 1:
         return 1.0
+    if array.min() == array.max():  # no spread to measure by: how often would signs drawn by lot all agree?
+        return float(2.0 ** (1 - count))
     if count < MANY:
         error = _standard_error(array, groups)
-        return float(2 * t.sf(mean / error, max(count - 1, 1))) if error and count > 1 else 1.0
+        return float(2 * t.sf(mean / error, count - 1)) if error else 1.0
     moved = _resampled(array - array.mean(), groups, seed)
     return float((np.sum(np.abs(moved) >= mean) + 1) / (RESAMPLES + 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values raised so that all of them together give at most 5 % false alarms (Holm 1979), in the order given."""
+    """p-values raised so that all of them together give at most 5 % false alarms (Holm 1979), in the order given.
+
+    Raises:
+        DataError: a p-value that is no number from 0 to 1.
+    """
+    p_values = _checked(p_values, None)[0].tolist() if len(p_values) else []
+    if odd := [value for value in p_values if not 0 <= value <= 1]:
+        raise DataError(f"A p-value lies between 0 and 1, and {odd[0]} does not.")
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     raised, highest = [1.0] * len(p_values), 0.0
     for place, i in enumerate(order):
@@ -131,8 +153,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def detectable(differences: Sequence[float], clusters: Sequence[str] | None = None, *, power: float = POWER) -> float:
     """The smallest true difference that a sample like this one finds in four of five repeats (at `power=0.8`).
 
-    It follows from how much the pairs differ among themselves, whatever their mean.
+    It follows from how much the pairs differ among themselves, whatever their mean. Past 1, for scores between 0 and 1,
+    such a sample finds none.
+
+    Raises:
+        DataError: as `interval`; or a power outside 0 to 1.
     """
+    if not 0 < power < 1:
+        raise DataError(f"power={power} is outside 0 to 1 (how often the difference is to be found; 0.8 is usual).")
     import numpy as np
     from scipy.stats import norm
 
@@ -142,6 +170,20 @@ def detectable(differences: Sequence[float], clusters: Sequence[str] | None = No
     if error == 0:  # all pairs agree: as many may differ as Wilson's interval for none of them allows
         error = math.sqrt(_wilson(0.0, count, _Z)[1] / count)
     return float((_student(count) + norm.ppf(power)) * error)
+
+
+def detectable_loss(items: int, allowed: float = 0.05, alpha: float = 0.05, power: float = POWER) -> float | None:
+    """The smallest true loss that a gate on so many passed items finds with this power; None where it finds none.
+
+    At best: where nothing is gained in return. `alpha` is one test's share: divide it by the number of suites.
+    """
+    from scipy.stats import beta
+
+    by_chance = math.ceil(math.log(alpha) / math.log(0.5) - 1e-9)
+    needed = max(by_chance, math.floor(allowed * items + 1e-9) + 1)
+    if needed > items:
+        return None
+    return float(beta.ppf(power, needed, items - needed + 1))  # P(Binomial(items, loss) >= needed) = power
 
 
 def resampled(statistic: Callable[[Any], Any], count: int, seed: int = 0) -> Any:
@@ -178,12 +220,19 @@ def _spread(array: Any, groups: Any, least: float, most: float, seed: int) -> Sc
 
 
 def _standard_error(array: Any, groups: Any) -> float:
-    """Of the mean of all values, from the spread between clusters (the ratio estimator's, for unequal clusters)."""
+    """Of the mean of all values, from the spread between clusters (the ratio estimator's, for unequal clusters).
+
+    Few clusters may look alike by chance: never less than if all values were independent.
+    """
     import numpy as np
 
-    beyond = np.bincount(groups, array - array.mean())
-    count = len(beyond)
-    return float(math.sqrt(count / (count - 1) * float((beyond**2).sum())) / len(array)) if count > 1 else 0.0
+    beyond = array - array.mean()
+    sums = np.bincount(groups, beyond)
+    count = len(sums)
+    if count == 1:
+        return 0.0
+    between, each = count / (count - 1) * float((sums**2).sum()), float((beyond**2).sum())
+    return math.sqrt(max(between, each)) / len(array)
 
 
 def _student(count: int) -> float:
@@ -203,19 +252,31 @@ def _checked(values: Sequence[float], clusters: Sequence[str] | None) -> tuple[A
     """Values as an array, and the number of each one's cluster."""
     import numpy as np
 
-    array = np.asarray(values, dtype=float)
+    try:
+        array = np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"Scores are wanted, a list of numbers ({error}).") from error
     if array.size == 0:
         raise DataError("There are no scores to average: every answer is unscored, or there is none.")
-    if not np.isfinite(array).all():
-        odd = [i for i, value in enumerate(array.tolist(), 1) if not math.isfinite(value)]
+    if array.ndim != 1:
+        raise DataError(f"Scores are wanted, one number an answer, and these have the shape {array.shape}.")
+    if not (np.abs(array) < LARGEST).all():
+        odd = [i for i, value in enumerate(array.tolist(), 1) if not abs(value) < LARGEST]
         raise DataError(
-            f"{len(odd)} of {array.size} scores are no numbers (the first is score {odd[0]}). Leave unscored answers "
-            "out, and say how many they were."
+            f"{len(odd)} of {array.size} scores are no numbers that can be averaged (the first is score {odd[0]}). "
+            "Leave unscored answers out, and say how many they were."
         )
     if clusters is not None and len(clusters) != array.size:
         raise DataError(f"There are {array.size} scores and {len(clusters)} clusters; each score belongs to one.")
-    named = range(array.size) if clusters is None else clusters
-    return array, np.unique(np.asarray(named), return_inverse=True)[1]
+    return array, numbered(range(array.size) if clusters is None else clusters)
+
+
+def numbered(names: Iterable[Any]) -> Any:
+    """The number of each name, equal ones alike, in the order of their first."""
+    import numpy as np
+
+    places: dict[Any, int] = {}
+    return np.array([places.setdefault(name, len(places)) for name in names])
 
 
 def macro_f1(wanted: Sequence[str], said: Sequence[str], clusters: Sequence[str], *, seed: int = 0) -> Score:
@@ -223,9 +284,10 @@ def macro_f1(wanted: Sequence[str], said: Sequence[str], clusters: Sequence[str]
     from sklearn.metrics import f1_score
 
     value = float(f1_score(wanted, said, labels=sorted(set(wanted)), average="macro", zero_division=0))
-    if list(wanted) == list(said):
-        return interval([1.0] * len(said), clusters)
-    low, high, _, _ = _around(value, _macro_f1s(wanted, said, clusters, seed), len(set(clusters)))
+    drawn = _macro_f1s(wanted, said, clusters, seed)
+    if drawn.min() == drawn.max():  # all right, or all wrong
+        return interval([value] * len(said), clusters)
+    low, high, _, _ = _around(value, drawn, len(set(clusters)))
     return Score(value, max(0.0, low), min(1.0, high))
 
 
@@ -250,7 +312,7 @@ def _macro_f1s(wanted: Sequence[str], said: Sequence[str], clusters: Sequence[st
     """Macro-F1 of 2,000 bootstrap samples of whole clusters, over the labels that each sample wants."""
     import numpy as np
 
-    groups = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    groups = numbered(clusters)
     labels = np.array(sorted(set(wanted)))
     is_wanted, is_said = (np.asarray(texts)[:, None] == labels for texts in (wanted, said))
     tables = []

@@ -16,7 +16,7 @@ from typing import Any
 from ftkit import chat, models, tables
 from ftkit.data import load_examples, prompt
 from ftkit.errors import DataError
-from ftkit.evaluation.metrics import Metric, answered, squad_normalise, unfenced
+from ftkit.evaluation.metrics import Metric, answered, listed, squad_normalise, unfenced
 from ftkit.evaluation.scoring import METRICS, EvalReport, evaluate
 
 _HEAD = 300  # characters: who declines does so at the beginning
@@ -42,7 +42,7 @@ _DECLINED = re.compile(
 def mentions(answer: str, references: Sequence[str]) -> float:
     """1.0 if the answer holds any reference as whole words; letter case, punctuation and articles do not count."""
     said = f" {squad_normalise(answered(answer))} "
-    return float(any(f" {squad_normalise(reference)} " in said for reference in references))
+    return float(any(f" {squad_normalise(answered(wanted))} " in said for wanted in listed(references)))
 
 
 def same_json(answer: str, references: Sequence[str]) -> float:
@@ -51,7 +51,7 @@ def same_json(answer: str, references: Sequence[str]) -> float:
     Keys must be the same; of values neither letter case counts nor whether a number stands in quotes.
     """
     said = _plain(answered(answer))
-    return float(said is not None and any(said == _plain(reference) for reference in references))
+    return float(said is not None and any(said == _plain(answered(wanted)) for wanted in listed(references)))
 
 
 def refused(answer: str, references: Sequence[str] = ()) -> float:

@@ -4,13 +4,14 @@ Judges and people prefer longer answers. AlpacaEval 2 asks instead what the win 
 of one length: a logistic regression of the preference on the length difference, read where that is zero.
 """
 
+import itertools
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence, Sized
+from typing import Any, SupportsFloat
 
 from ftkit.errors import ConfigError, DataError
-from ftkit.evaluation.statistics import Score, interval, resampled
+from ftkit.evaluation.statistics import Score, interval, numbered, resampled
 
 Anchor = tuple[float, float, float]
 _ANCHOR_WEIGHT = 0.1  # of each anchor: AlpacaEval's 0.2, shared by two baselines that were told to be long or short
@@ -51,8 +52,10 @@ def win_rate(
     """
     import numpy as np
 
-    kept = [number for number, preference in enumerate(preferences) if preference is not None]
     _check(preferences, lengths, length_controlled, clusters, difficulty, anchors)
+    preferences = list(preferences)
+    lengths = None if lengths is None else list(lengths)
+    kept = [number for number, preference in enumerate(preferences) if preference is not None]
     wanted = np.array([preferences[number] for number in kept], dtype=float)
     groups = None if clusters is None else [clusters[number] for number in kept]
     raw = interval(wanted.tolist(), groups)
@@ -89,24 +92,39 @@ def _check(
         raise ConfigError("length_controlled=True needs lengths: (model, baseline), one pair an item.")
     if len(anchors) and difficulty is None:
         raise ConfigError("anchors need the difficulty of each item: AlpacaEval publishes both together.")
+    if isinstance(preferences, str | Mapping) or not isinstance(preferences, Sized):
+        raise DataError(f"Preferences are a {type(preferences).__name__}: a list is wanted, one number an item.")
     problems = []
     for name, given in (("lengths", lengths), ("clusters", clusters), ("difficulty", difficulty)):
         if given is not None and len(given) != len(preferences):
             problems.append(f"There are {len(preferences)} preferences and {len(given)} {name}; each item has one.")
     for number, preference in enumerate(preferences, 1):
-        if preference is not None and not 0 <= preference <= 1:
+        if preference is not None and not (isinstance(preference, SupportsFloat) and 0 <= preference <= 1):
             problems.append(f"Preference {number} is {preference}: 0 to 1 is wanted, 0.5 for a tie, None where lost.")
-    for number, pair in enumerate(lengths or (), 1):
-        if len(pair) != 2 or isinstance(pair, str) or not all(0 <= _length(side) < math.inf for side in pair):
+    for number, pair in enumerate(() if lengths is None else lengths, 1):
+        two = isinstance(pair, Sized) and not isinstance(pair, str | Mapping) and len(pair) == 2
+        if not two or not all(0 <= _length(side) < math.inf for side in pair):
             problems.append(f"Lengths {number} are {str(pair)[:60]}: two texts, or two lengths, are wanted.")
+    hard = [*(() if difficulty is None else difficulty), *itertools.chain.from_iterable(anchors)]
+    if any(len(anchor) != 3 for anchor in anchors) or not all(_is_number(value) for value in hard):
+        problems.append(
+            "difficulty is a number an item, and an anchor is three: length difference, difficulty, preference."
+        )
     if not any(preference is not None for preference in preferences):
         problems.append("There is no preference to average: there are no items, or every verdict was lost.")
     if problems:
         raise DataError("\n".join(problems))
 
 
-def _length(side: str | float) -> float:
-    return len(side) if isinstance(side, str) else side
+def _is_number(value: Any) -> bool:
+    return isinstance(value, SupportsFloat) and math.isfinite(value)
+
+
+def _length(side: Any) -> float:
+    """Characters of a text, or the number itself; NaN for anything else."""
+    if isinstance(side, str):
+        return len(side)
+    return float(side) if isinstance(side, SupportsFloat) else math.nan
 
 
 def _fit(features: Any, wanted: Any, weights: Any) -> Any:
@@ -154,8 +172,7 @@ def _spread(
     """95 % interval: the regression fitted anew, by Newton's method, to 2,000 bootstrap samples of whole clusters."""
     import numpy as np
 
-    names = np.arange(len(wanted)) if clusters is None else np.asarray(clusters)
-    groups = np.unique(names, return_inverse=True)[1]
+    groups = numbered(range(len(wanted)) if clusters is None else clusters)
     every, preferred = np.vstack([features, anchored]), np.concatenate([wanted, held])
     width = every.shape[1]
 

@@ -79,7 +79,13 @@ class Endpoint:
             problems.append(f"concurrency={self.concurrency} is outside 1 to 256 (requests at once). The default is 1.")
         if not 0 <= self.max_retries <= 20:
             problems.append(f"max_retries={self.max_retries} is outside 0 to 20. The default is 2.")
-        if not self.base_url.startswith(("http://", "https://")):
+        if not isinstance(self.timeout_s, int | float) or not 0 < self.timeout_s <= 86_400:
+            problems.append(
+                f"timeout_s={self.timeout_s!r} is outside 0 to 86,400 (seconds a request). The default is 60."
+            )
+        if self.api_key and not (self.api_key.isascii() and self.api_key.isprintable()):
+            problems.append("api_key holds characters that no HTTP header can carry. Copy it again, without line ends.")
+        if not str(self.base_url).startswith(("http://", "https://")):
             problems.append(f"base_url={self.base_url!r} is no URL: it starts with http:// or https://. {_ENDING}")
         if self.api_key and self.key_name:
             problems.append("api_key and key_name are both given. Give one: the key, or the name to find it by.")
@@ -215,7 +221,7 @@ class Endpoint:
                 model=self.model, messages=_turns(question), max_tokens=self.max_tokens, **sampling
             )
             choices = getattr(reply, "choices", None)
-        except (openai.OpenAIError, json.JSONDecodeError) as error:
+        except (openai.OpenAIError, ValueError, RecursionError) as error:
             alone = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
             asked_to_wait = getattr(getattr(error, "response", None), "headers", {}).get("retry-after")
             wait = f" It asks to wait {asked_to_wait} s." if asked_to_wait and asked_to_wait.isdigit() else ""
@@ -430,10 +436,10 @@ def _times(count: int) -> str:
 def _problems(temperature: float | None, top_p: float | None, max_tokens: int) -> list[str]:
     """What is wrong with sampling settings."""
     problems = []
-    if temperature is not None and not 0 <= temperature <= 2:
-        problems.append(f"temperature={temperature} is outside 0 to 2. 0 takes the likeliest token.")
-    if top_p is not None and not 0 < top_p <= 1:
-        problems.append(f"top_p={top_p} is outside 0 to 1. Leave it out to take the server's own.")
+    if temperature is not None and not (isinstance(temperature, int | float) and 0 <= temperature <= 2):
+        problems.append(f"temperature={temperature!r} is outside 0 to 2. 0 takes the likeliest token.")
+    if top_p is not None and not (isinstance(top_p, int | float) and 0 < top_p <= 1):
+        problems.append(f"top_p={top_p!r} is outside 0 to 1. Leave it out to take the server's own.")
     if max_tokens < 1:
         problems.append(f"max_tokens={max_tokens} leaves no room for a reply. The default is 300.")
     return problems
@@ -465,11 +471,15 @@ def _cached(path: str | Path | None) -> dict[str, str]:
     """Replies by key; the last line of a key counts, and lines that a kill cut short are passed over."""
     if path is None or not Path(path).exists():
         return {}
+    if Path(path).is_dir():
+        raise ConfigError(
+            f"cache={str(path)!r} is a folder. Name a file in it, such as {str(Path(path, 'judge.jsonl'))!r}."
+        )
     replies: dict[str, str] = {}
     for line in Path(path).read_bytes().split(b"\n"):
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and isinstance(entry.get("reply"), str):
             replies[str(entry.get("key"))] = entry["reply"]

@@ -1,14 +1,22 @@
-"""Answers, batched: sorted by length, padded on the left, stopped at the stop token."""
+"""Answers, batched: sorted by length, padded on the left, stopped at the stop token.
+
+What all prompts of a batch begin with (template, system text, instruction) is read once for all of them.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from ftkit import chat
 from ftkit.chat import Messages
 from ftkit.hardware import release_memory
 from ftkit.models.likelihood import evaluating
+from ftkit.models.loading import backend_of
 from ftkit.tables import visible
+
+_WORTH_SHARING_TOKENS = 64  # reading a beginning apart costs about as much as these do in the batch
+_OWN_CACHE = ("cache_implementation", "prefill_chunk_size", "num_beams")  # with these `generate` wants to make its own
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ def _answer(
         output = model.generate(
             input_ids=tokens,
             attention_mask=mask,
+            past_key_values=_shared_beginning(model, batch, width),
             max_new_tokens=max_new_tokens,
             eos_token_id=stops,
             pad_token_id=pad,
@@ -101,6 +110,35 @@ def _answer(
             **drawing,
         )
     return [_cut(row, stops, tokenizer) for row in output[:, width:].tolist()]
+
+
+def _shared_beginning(model: Any, batch: list[list[int]], width: int) -> Any:
+    """What attention keeps of the first slots of a padded batch, from one reading of the beginning that all rows share.
+
+    Slots, padding and positions are those of a batch without it. None where little would be saved, or where the model
+    keeps more than keys and values of every token (sliding windows, recurrent states).
+    """
+    import torch
+    from transformers.cache_utils import DynamicLayer
+
+    columns = zip(*(row[:-1] for row in batch), strict=False)  # a last token is left to be read
+    shared = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+    if len(shared) * (len(batch) - 1) < _WORTH_SHARING_TOKENS or backend_of(model) == "unsloth":
+        return None
+    if any(getattr(model.generation_config, setting, None) for setting in _OWN_CACHE):
+        return None
+    device = model.device
+    read = model.get_decoder()(input_ids=torch.tensor([shared], device=device), use_cache=True)
+    cache = getattr(read, "past_key_values", None)
+    layers = getattr(cache, "layers", [])
+    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+        return None
+    padding = torch.tensor([[width - len(row)] for row in batch], device=device)
+    source = (torch.arange(len(shared), device=device) - padding).clamp(min=0)  # rows x slots; what pads hold is masked
+    for layer in layers:
+        layer.keys = layer.keys[0][:, source].transpose(0, 1).contiguous()
+        layer.values = layer.values[0][:, source].transpose(0, 1).contiguous()
+    return cache
 
 
 def _cut(row: list[int], stops: list[int], tokenizer: Any) -> Answer:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ftkit import data, figures, files, models
 from ftkit.config import TrainConfig
-from ftkit.data import Splits
+from ftkit.data import Splits, no_datasets_bars
 from ftkit.errors import ConfigError, FtkitWarning, MissingExtra, StorageError, TrainingError, without_secrets
 from ftkit.hardware import detect, peak_memory_gib
 from ftkit.preflight import PreflightReport, check, tokenize_splits
@@ -83,7 +83,7 @@ def train(
         locked(run.path),
         interruptible(stop) as asked,
         files.weight_errors_explained(run.path),
-        trainer.no_datasets_bars(),
+        no_datasets_bars(),
     ):
         copy = _recovered(run, config, mirror, resume)
         model = models.add_lora(model, config)

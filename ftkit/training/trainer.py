@@ -162,20 +162,6 @@ def build(
     return trainer
 
 
-@contextmanager
-def no_datasets_bars() -> Iterator[None]:
-    """Without the bars of datasets: on a GPU Unsloth filters the validation rows again, in the middle of a training."""
-    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    hidden = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not hidden:
-            enable_progress_bars()
-
-
 def forget_embeddings() -> None:
     """Let go of the embeddings that bitsandbytes' optimisers note: each training would keep one on the GPU for good."""
     if "bitsandbytes" in sys.modules:

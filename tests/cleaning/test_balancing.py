@@ -58,6 +58,12 @@ def test_mix_reaches_the_share_and_says_so():
     assert mixed.examples["source"][:].count("general") == 8 and mixed.examples["source"][:10] != ["task"] * 10
 
 
+def test_mix_of_chosen_rows_draws_no_bar(capsys):
+    """Datasets copies chosen rows before it adds a column, under a bar that nobody asked for."""
+    cleaning.mix(labelled({"a": 20}).select([3, 1]), data.load_examples("general").select([7, 2]), share=0.5)
+    assert capsys.readouterr().err == ""
+
+
 def test_mix_with_too_few_general_rows_warns_and_takes_all():
     with pytest.warns(FtkitWarning, match="there are 1, all are taken"):
         mixed = cleaning.mix(labelled({"a": 90}), labelled({"g": 1}), share=0.1)

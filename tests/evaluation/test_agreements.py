@@ -200,3 +200,14 @@ def test_the_figure_shows_what_is_wanted_and_what_is_advised():
     ax = evaluation.plot_ratings_needed(needed)
     assert "385" in ax.get_title(loc="left")
     assert {0.05} <= {line.get_ydata()[0] for line in ax.get_lines()}
+
+
+@pytest.mark.parametrize("given", [None, [1, 2], {"a": [1], "b": [1]}])
+def test_what_is_no_table_of_ratings_is_refused(given):
+    with pytest.raises(DataError, match="answer: value"):
+        evaluation.agreement(given)
+
+
+def test_numbers_of_numpy_are_numbers():
+    given = {"a": {1: np.int64(1), 2: np.float64(0)}, "b": {1: np.int64(1), 2: np.int64(1)}}
+    assert evaluation.agreement(given)["exact agreement"].value == 0.5

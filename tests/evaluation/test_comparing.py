@@ -44,7 +44,7 @@ def test_a_verdict_that_cannot_tell_says_what_it_could_find_and_how_many_prompts
     assert f"differences of {difference.told(difference.detectable)} points of exact match or more" in verdict
     missing = difference.prompts_for(difference.score.value) - 100
     assert f"about {missing:,} more prompts" in verdict
-    assert difference.prompts_for(0.05) == pytest.approx(100 * (difference.detectable / 0.05) ** 2, abs=1)
+    assert difference.prompts_for(0.05) == pytest.approx(100 * (difference.reach / 0.05) ** 2, abs=1)
 
 
 def test_any_number_of_systems_stand_beside_one_baseline_and_the_best_is_named():
@@ -171,3 +171,51 @@ def test_a_report_made_by_hand_can_be_compared():
     a, b = report("a", [0, 1]), report("b", [1, 1])
     bare = [EvalReport(r.name, r.scores, r.rows) for r in (a, b)]
     assert compare(*bare).difference.value == 0.5
+
+
+@pytest.mark.parametrize("given", [None, "base.jsonl", {"base": 1}, [1]])
+def test_what_is_no_report_cannot_be_compared(given):
+    with pytest.raises(DataError, match="is no evaluation"):
+        compare(report("base", [1, 0]), given)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), "x"])
+def test_scores_that_are_no_numbers_are_named(odd):
+    after = report("tuned", [1, 0])
+    after.rows[1]["exact_match"] = odd
+    with pytest.raises(DataError, match="tuned has exact_match scores that are no numbers: 2"):
+        compare(report("base", [1, 0]), after)
+
+
+def test_rows_with_one_id_cannot_be_paired():
+    before, after = report("base", [1, 0]), report("tuned", [1, 0])
+    for row in (*before.rows, *after.rows):
+        row["id"] = "same"
+    with pytest.raises(DataError, match="base has ids more than once: same"):
+        compare(before, after)
+
+
+def test_a_metric_that_scored_nothing_does_not_stop_the_others():
+    before, after = report("base", [1, 0]), report("tuned", [1, 0])
+    for row in after.rows:
+        row["token_f1"] = None
+    assert [d.metric for d in compare(before, after).differences] == ["exact_match"]
+    with pytest.raises(DataError, match="no prompt that token_f1 could score"):
+        compare(before, after, metric="token_f1")
+
+
+def test_so_few_prompts_that_no_difference_can_be_found_are_told():
+    """Of five pairs, all lost, chance makes as many once in sixteen: two-sided that is no proof."""
+    comparison = compare(report("base", [1] * 5), report("tuned", [0] * 5))
+    assert "So few prompts find no difference, however large" in comparison.verdict()
+    assert "none" in str(comparison)
+
+
+def test_a_difference_of_nothing_takes_no_number_of_prompts():
+    with pytest.raises(DataError, match="no sample finds nothing"):
+        compare(report("base", [1, 0]), report("tuned", [0, 1])).differences[0].prompts_for(0)
+
+
+def test_examples_are_the_first_the_lost_or_the_won():
+    with pytest.raises(DataError, match="first, lost or won"):
+        compare(report("base", [1, 0]), report("tuned", [0, 1])).examples(1, "worst")

@@ -87,7 +87,7 @@ def test_one_text_tells_nothing():
 )
 def test_the_verdict_is_plain(on, said):
     texts = tuple(TextLoss("a", 10, 1.0, after) for after in on for _ in range(5))
-    told = evaluation.Forgetting(1.0, sum(t.on for t in texts) / 10, _change(texts), texts)
+    told = evaluation.drift.Forgetting(1.0, sum(t.on for t in texts) / 10, _change(texts), texts)
     assert said in told.verdict()
 
 
@@ -121,3 +121,23 @@ def test_a_damaged_adapter_is_told(adapted, tokenizer):
         next(w for n, w in adapted.named_parameters() if "lora_B" in n).fill_(math.nan)
     with pytest.raises(DataError, match=r"no number.*adapter"):
         evaluation.forgetting(adapted, tokenizer, TEXTS)
+
+
+def forgot(*ons, off=2.0):
+    texts = tuple(TextLoss(f"text {number}", 10, off, on) for number, on in enumerate(ons))
+    return evaluation.Forgetting(off, sum(ons) / len(ons), _change(texts), texts)
+
+
+def test_two_adapters_are_compared_text_by_text():
+    """What the texts share cancels: adapters apart by a constant are told apart, however much the texts scatter."""
+    harsh, gentle = forgot(3.0, 5.0, 9.0), forgot(2.5, 4.5, 8.5)
+    effect = gentle.against(harsh)
+    assert (effect.value, effect.low, effect.high) == pytest.approx((-0.5, -0.5, -0.5))
+    assert harsh.against(gentle).value == pytest.approx(0.5)
+
+
+def test_adapters_that_were_measured_on_other_texts_are_not_compared():
+    with pytest.raises(DataError, match="other texts or another base"):
+        forgot(3.0, 5.0).against(forgot(3.0, 5.0, 9.0))
+    with pytest.raises(DataError, match="other texts or another base"):
+        forgot(3.0, 5.0).against(forgot(3.0, 5.0, off=1.0))

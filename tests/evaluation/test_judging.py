@@ -357,6 +357,29 @@ def test_a_real_server_judges_and_every_verdict_is_accounted_for(served, tmp_pat
     print(f"pairs: {pairs.lost} of 2 lost; ratings: {ratings.lost} of 2 lost; {asked} requests")
 
 
+WRONG = {
+    "no judge": ({"judge": "gpt-4"}, ConfigError),
+    "no answers": ({"rows": None}, DataError),
+    "texts for rows": ({"rows": ["x"]}, DataError),
+    "a number is expected": ({"rows": [{"prompt": "q", "answer": "a", "expected": 3}]}, DataError),
+    "criteria without questions": ({"criteria": ["accuracy"]}, ConfigError),
+    "a scale without steps": ({"scale": 1}, ConfigError),
+    "a scale of letters": ({"scale": "5"}, ConfigError),
+    "one price": ({"price": 3}, ConfigError),
+    "labels without a criterion": ({"human": [1]}, DataError),
+    "labels of words": ({"human": {"accuracy": ["good"]}}, DataError),
+    "itself, named without a list": ({"candidates": "org/judge-x"}, ConfigError),
+}
+
+
+@pytest.mark.parametrize(("wrong", "kind"), WRONG.values(), ids=WRONG)
+def test_what_cannot_be_judged_is_refused_before_anything_is_asked(wrong, kind):
+    nobody = Endpoint("http://127.0.0.1:1/v1", "judge-x", max_retries=0)
+    given = {"judge": nobody, "rows": [{"prompt": "q", "answer": "a"}]} | wrong
+    with pytest.raises(kind):
+        evaluation.rate(given.pop("judge"), given.pop("rows"), **given)
+
+
 def test_a_judge_that_chooses_loses_no_verdict(model, tokenizer):
     """Not even a model that knows nothing: in pairs, and by a single criterion; several it cannot choose at once."""
     judge = LocalModel(model, tokenizer, "tiny", choose=True)

@@ -7,7 +7,8 @@ import torch
 
 from ftkit import evaluation
 from ftkit.errors import DataError, MissingExtra
-from ftkit.evaluation import mmlu_questions, standard_tasks
+from ftkit.evaluation import standard_tasks
+from ftkit.evaluation.lm_eval_tasks import mmlu_questions
 
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is an extra")
 

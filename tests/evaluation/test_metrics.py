@@ -5,18 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftkit.errors import DataError
-from ftkit.evaluation import (
-    chrf,
-    exact_match,
-    exact_words,
-    json_valid,
-    keeps_schema,
-    label_in,
-    rouge_l,
-    squad_normalise,
-    token_f1,
-    tool_calls,
-)
+from ftkit.evaluation import chrf, exact_match, exact_words, mentions, token_f1
+from ftkit.evaluation.metrics import json_valid, keeps_schema, label_in, rouge_l, squad_normalise, tool_calls
 
 words = st.text(alphabet="abc XYZ.,the", max_size=20)
 
@@ -50,7 +40,7 @@ def test_f1_is_symmetric_bounded_and_one_where_exact(a, b):
 
 
 def test_no_reference_is_an_error():
-    with pytest.raises(DataError, match="at least one reference"):
+    with pytest.raises(DataError, match="no reference to compare with"):
         exact_match("x", [])
 
 
@@ -172,3 +162,47 @@ def test_a_schema_that_is_none_or_lies_elsewhere_is_refused(schema):
 )
 def test_a_longer_label_is_looked_for_first(said, label):
     assert label_in(said, ["spam", "not spam"]) == label
+
+
+SCORES = (exact_match, token_f1, rouge_l, chrf, tool_calls, mentions)
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize(
+    ("prediction", "references"), [(None, ["a"]), (3, ["a"]), ("a", [None]), ("a", [3]), ("a", None), ("a", [])]
+)
+def test_what_is_no_text_is_refused(score, prediction, references):
+    with pytest.raises(DataError, match=r"no text|no reference"):
+        score(prediction, references)
+
+
+@pytest.mark.parametrize("schema", [None, {"$schema": 5}, {"$ref": "#"}])
+def test_a_schema_that_cannot_be_used_is_refused(schema):
+    with pytest.raises(DataError, match="no JSON schema that can be used"):
+        keeps_schema("{}", schema)
+
+
+@pytest.mark.parametrize(
+    ("said", "label"),
+    [
+        ("The answer is A.", "a"),
+        ("I think A", "a"),
+        ("A is right", "a"),
+        ("A or B", None),
+        ("A good choice is B", "b"),
+        ("(A)", "a"),
+        ("It is a B", "b"),
+    ],
+)
+def test_the_letter_a_is_a_label_and_an_article(said, label):
+    assert label_in(said, ["A", "B", "C"]) == label
+
+
+@pytest.mark.parametrize("said", ["I don't think it is spam", "It cannot be spam", "hardly spam", "not really spam"])
+def test_a_label_that_is_denied_in_other_words_is_not_named(said):
+    assert label_in(said, ["spam", "ham"]) is None
+
+
+@pytest.mark.parametrize("said", ["1.5", "-1", "1/2"])
+def test_a_part_of_a_number_is_no_label(said):
+    assert label_in(said, ["1", "2"]) is None

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import http.server
 import json
+import math
 import os
 import re
 import subprocess
@@ -147,14 +148,14 @@ def test_the_leaderboards_table_gives_difficulty_and_anchors(tmp_path):
     table.write_text(
         "\n".join(["model,index,instruction_difficulty,std_delta_len,preference,not_gamed_baseline", *rows])
     )
-    assert evaluation.alpaca_difficulty(table, 2) == ([1.5, -2.0], [(-0.3, 1.5, 0.6), (0.4, -2.0, 0.2)])
+    assert evaluation.public_sets.alpaca_difficulty(table, 2) == ([1.5, -2.0], [(-0.3, 1.5, 0.6), (0.4, -2.0, 0.2)])
     with pytest.raises(DataError, match=r"no df_gamed.csv of AlpacaEval for 3"):
-        evaluation.alpaca_difficulty(table, 3)
+        evaluation.public_sets.alpaca_difficulty(table, 3)
 
 
 def test_published_annotations_become_preferences():
     rows = [{"output_1": "base", "output_2": "mine", "preference": p} for p in (2, 1, 1.5, 0, None, 1.25)]
-    preferences, lengths = evaluation.alpaca_annotations(rows)
+    preferences, lengths = evaluation.public_sets.alpaca_annotations(rows)
     assert preferences == [1, 0, 0.5, 0.5, None, 0.25]
     assert lengths[0] == ("mine", "base")
 
@@ -202,3 +203,23 @@ def test_files_that_do_not_fit_are_named(asked, server, questions, said, message
     with pytest.raises(DataError, match=message):
         evaluation.mt_bench(asked, said, questions)
     assert server.asked == []
+
+
+@pytest.mark.parametrize("given", [math.nan, 7, "2", 0.5])
+def test_a_published_preference_lies_between_the_two(given):
+    with pytest.raises(DataError, match="Annotation 1"):
+        evaluation.public_sets.alpaca_annotations([{"output_1": "a", "output_2": "b", "preference": given}])
+
+
+@pytest.mark.parametrize("source", [None, {"a": 1}, 3])
+def test_what_is_no_source_is_refused(source):
+    with pytest.raises(DataError, match="is no source"):
+        evaluation.public_sets.alpaca_annotations(source)
+
+
+@pytest.mark.parametrize("odd", [{"choices": [{}]}, {"choices": "x"}, {"turns": "xy"}, {"turns": 3}])
+def test_turns_that_are_no_list_are_no_answers(odd):
+    """The letters of a text are not its turns."""
+    questions = [{"question_id": 1, "category": "math", "turns": ["a", "b"]}]
+    with pytest.raises(DataError, match="has no answer to 1 of 1"):
+        evaluation.mt_bench(Endpoint("http://127.0.0.1:1/v1", "judge"), [{"question_id": 1, **odd}], questions)

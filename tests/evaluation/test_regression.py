@@ -153,8 +153,8 @@ def test_unscored_items_are_left_out_and_counted():
 @pytest.mark.parametrize(
     ("after", "said"),
     [
-        (report("tuned", [1] * 99), "answered 100 items and tuned 99"),
-        (report("tuned", [1] * 100, digest="e"), "other prompts"),
+        (report("tuned", [1] * 99), "different prompts: 100 and 99"),
+        (report("tuned", [1] * 100, digest="e"), "different prompts"),
         (report("tuned", [1] * 100, number_format="4-bit nf4"), "bfloat16 before, 4-bit nf4 after"),
         (report("tuned", [1] * 100, settings={"max_new_tokens": 8}), "settings differ"),
         (report("tuned", [1] * 100, metric="chrf"), "metrics differ"),
@@ -162,7 +162,7 @@ def test_unscored_items_are_left_out_and_counted():
         (report("tuned", []), "tuned has no rows"),
         (report("tuned", [None] * 100), "no item has a score"),
         (dataclasses.replace(BASE, rows=BASE.rows[:99] + BASE.rows[:1]), "ids more than once: q0"),
-        (dataclasses.replace(BASE, rows=BASE.rows[::-1]), "other prompts"),
+        (dataclasses.replace(BASE, rows=BASE.rows[::-1]), "different prompts"),
         ({"other": BASE}, "suites differ"),
         ({}, "suites differ"),
         ([1, 0, 1], "list is no evaluation"),
@@ -179,7 +179,7 @@ def test_all_problems_are_told_at_once():
     odd = report("tuned", [math.nan] + [1] * 99, digest="e", number_format="float32")
     with pytest.raises(DataError) as told:
         gate({"a": BASE, "b": BASE}, {"a": odd})
-    for said in ("suites differ", "other prompts", "number formats differ", "no numbers"):
+    for said in ("suites differ", "different prompts", "number formats differ", "no numbers"):
         assert said in str(told.value)
 
 
@@ -196,7 +196,7 @@ def test_a_noise_floor_is_the_largest_change_against_itself():
     assert noise_floor(BASE, *again) == {"all": pytest.approx(0.05)}
     with pytest.raises(DataError, match="at least two"):
         noise_floor(BASE)
-    with pytest.raises(DataError, match="other prompts"):
+    with pytest.raises(DataError, match="different prompts"):
         noise_floor(BASE, report("base", [1] * 100, digest="e"))
 
 
@@ -270,7 +270,7 @@ def test_records_of_another_sample_are_refused(tmp_path):
     BASE.save(tmp_path / "before.jsonl")
     report("tuned", [1] * 100, digest="other").save(tmp_path / "after.jsonl")
     sides = (EvalReport.load(tmp_path / f"{name}.jsonl") for name in ("before", "after"))
-    with pytest.raises(FtkitError, match="other prompts"):
+    with pytest.raises(FtkitError, match="different prompts"):
         gate(*sides)
 
 
@@ -293,3 +293,27 @@ def test_under_papermill_a_failed_gate_ends_the_notebook(tmp_path, lost):
             headless.execute(tmp_path / "gate.ipynb", tmp_path / "out", {})
     else:
         assert headless.execute(tmp_path / "gate.ipynb", tmp_path / "out", {}).html.is_file()
+
+
+@pytest.mark.parametrize("floor", [math.nan, -0.1, 2, "0.1", {"all": math.nan}])
+def test_a_floor_is_a_share(floor):
+    """A NaN among numbers is the largest or none of them, as Python happens to look: it is refused instead."""
+    with pytest.raises(DataError, match="floor"):
+        gate(BASE, report("tuned", [1] * 100), floor=floor)
+
+
+@pytest.mark.parametrize(("setting", "odd"), [("threshold", "5%"), ("alpha", None), ("alpha", 1)])
+def test_settings_are_shares(setting, odd):
+    with pytest.raises(DataError, match=setting):
+        gate(BASE, report("tuned", [1] * 100), **{setting: odd})
+
+
+def test_a_gate_without_a_metric_does_not_pass():
+    sides = (dataclasses.replace(BASE, scores={}), dataclasses.replace(report("tuned", [0] * 100), scores={}))
+    with pytest.raises(DataError, match="scored by no metric"):
+        gate(*sides)
+
+
+def test_a_loss_beyond_all_is_not_called_detectable():
+    verdict = gate(report("base", [0.75]), report("tuned", [0.25]))
+    assert verdict.changes[0].detectable is None

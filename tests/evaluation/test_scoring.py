@@ -378,3 +378,88 @@ def test_every_kept_checkpoint_and_the_adapter_are_evaluated_in_their_order(tmp_
     assert list(reports) == ["checkpoint-9", "checkpoint-10", "adapter"]
     assert len(evaluation.compare(*reports.values()).differences) == 4
     assert {report.digest for report in reports.values()} == {reports["adapter"].digest}
+
+
+def test_a_file_that_was_cut_between_two_lines_is_refused(tmp_path):
+    """Each line says how many there are."""
+    path = report("base", [1, 0, 1, 1]).save(tmp_path / "base.jsonl")
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:2]), encoding="utf-8")
+    with pytest.raises(DataError, match="2 lines of 4"):
+        EvalReport.load(path)
+    path.write_text("".join(lines[:3] + lines[:1]), encoding="utf-8")
+    with pytest.raises(DataError, match="stand twice"):
+        EvalReport.load(path)
+
+
+@pytest.mark.parametrize("answer", ["a\u2028b", "a\x85b\x0cc", "\x00\x1b[31m"])
+def test_answers_with_line_ends_of_any_kind_are_read_back(tmp_path, answer):
+    saved = score_answers([answer], ROW).save(tmp_path / "r.jsonl")
+    assert EvalReport.load(saved).rows[0]["answer"] == answer
+
+
+def test_half_a_character_does_not_lose_a_report(tmp_path):
+    saved = score_answers(
+        ["\ud800"], [{"messages": [{**ROW[0]["messages"][0], "content": "\ud800"}, ROW[0]["messages"][1]]}]
+    )
+    assert EvalReport.load(saved.save(tmp_path / "r.jsonl")).rows[0]["answer"] == "?"
+
+
+ROW = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes"}]}]
+ODD = {
+    "answers are one text": ("y", ROW, {}),
+    "no answers": (None, ROW, {}),
+    "no examples": (["yes"], None, {}),
+    "rows without messages": (["yes"], [{"prompt": "q", "answer": "yes"}], {}),
+    "messages without a role": (["yes"], [{"messages": [{"content": "q"}]}], {}),
+    "an answer of nothing": (["yes"], [{"messages": [{**ROW[0]["messages"][1], "content": None}]}], {}),
+    "a reference of nothing": (["yes"], [ROW[0] | {"accept": [None]}], {}),
+    "labels are one text": (["yes"], ROW, {"metrics": "accuracy", "labels": "yes"}),
+    "labels are numbers": (["yes"], ROW, {"metrics": "accuracy", "labels": [1, 2]}),
+    "no labels": (["yes"], ROW, {"metrics": "accuracy", "labels": []}),
+    "labels without the right one": (["yes"], ROW, {"metrics": "accuracy", "labels": ["no", "maybe"]}),
+    "metrics of nothing": (["yes"], ROW, {"metrics": None}),
+}
+
+
+@pytest.mark.parametrize(("answers", "examples", "how"), ODD.values(), ids=ODD)
+def test_what_cannot_be_scored_is_refused(answers, examples, how):
+    with pytest.raises(DataError):
+        score_answers(answers, examples, **how)
+
+
+def test_one_metric_needs_no_list():
+    assert score_answers(["yes"], ROW, metrics="chrf").scores.keys() == {"chrf"}
+
+
+def test_a_cluster_may_be_called_0():
+    rows = [ROW[0] | {"cluster": 0}, ROW[0] | {"cluster": 0}]
+    assert [row["cluster"] for row in score_answers(["yes", "no"], rows).rows] == ["0", "0"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, AssertionError, StopIteration, OSError])
+def test_a_metric_that_fails_takes_no_other_answer_with_it(failure):
+    def odd(answer, references):
+        if answer == "no":
+            raise failure("not this one")
+        return 1
+
+    with pytest.warns(FtkitWarning, match="1 of 2 answers"):
+        scored = score_answers(["yes", "no"], ROW * 2, metrics=odd)
+    assert [row["odd"] for row in scored.rows] == [1, None]
+
+
+def test_macro_f1_of_nothing_right_has_an_interval():
+    rows = [ROW[0], {"messages": [ROW[0]["messages"][0], {"role": "assistant", "content": "no"}]}]
+    score = score_answers(["no", "yes"], rows, metrics=("macro_f1",)).scores["macro_f1"]
+    assert score.value == 0 < score.high
+
+
+def test_nothing_is_saved_as_nothing(tmp_path):
+    with pytest.raises(DataError, match="no reports"):
+        evaluation.save_reports(Run.create("r", tmp_path))
+
+
+def test_perplexity_of_nothing_is_an_error(model, tokenizer):
+    with pytest.raises(DataError, match="No example"):
+        perplexity(model, tokenizer, [])

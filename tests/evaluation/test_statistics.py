@@ -206,3 +206,61 @@ def test_macro_f1_of_two_systems_is_compared_on_the_same_draws():
     assert (score.low > 0.5, p < 0.01, 0 < reach < 0.3) == (True, True, True)
     same, p, reach = macro_f1_difference(wanted, before, before, clusters)
     assert (same.value, p, reach > 0) == (0.0, 1.0, True)
+
+
+BAD = {
+    "texts": ["a", 1],
+    "a table": [[0, 1], [1, 0]],
+    "a generator": (x for x in [0, 1]),
+    "nothing": None,
+    "huge": [1e300, 0],
+}
+
+
+@pytest.mark.parametrize("count", [interval, difference_interval, detectable])
+@pytest.mark.parametrize("values", BAD.values(), ids=BAD)
+def test_what_is_no_list_of_numbers_is_refused(count, values):
+    with pytest.raises(DataError, match=r"wanted|numbers"):
+        count(values)
+
+
+def test_clusters_may_be_called_anything():
+    """Names of clusters need no order: None, numbers and texts stand beside each other."""
+    named = interval([0, 1, 1, 0], [None, "a", 2, ("b", 1)])
+    assert named == interval([0, 1, 1, 0])
+
+
+def test_clusters_that_look_alike_by_chance_leave_an_interval():
+    """Two prompts with one pass of two each: the spread between them is 0, and nobody knows the share exactly."""
+    score = interval([0, 1, 1, 0], ["a", "a", "b", "b"])
+    change = difference_interval([0, 1, 1, 0], ["a", "a", "b", "b"])
+    assert score.low < 0.2 < 0.8 < score.high
+    assert change.low < 0 < change.high
+
+
+def test_scores_next_to_nothing_are_averaged():
+    assert interval([1e-300, 0]).value == pytest.approx(0)
+    assert paired_test([1e-300, 0]) == 1
+
+
+def test_differences_that_are_all_equal_are_told_by_their_number():
+    """Every pair moved by half a point: a t-test has nothing to divide by, a coin toss a pair has."""
+    assert paired_test([0.5] * 10) == pytest.approx(2 * 0.5**10)
+    assert paired_test([0.5]) == 1
+
+
+@pytest.mark.parametrize("odd", [math.nan, -0.1, 1.5, None, "small"])
+def test_a_p_value_is_a_share(odd):
+    with pytest.raises(DataError):
+        holm([odd, 0.01])
+
+
+def test_mcnemar_without_pairs_is_no_proof():
+    with pytest.raises(DataError, match="no scores"):
+        mcnemar([], [])
+
+
+@pytest.mark.parametrize("power", [0, 1, 2])
+def test_a_power_lies_between_0_and_1(power):
+    with pytest.raises(DataError, match="power"):
+        detectable([0, 1, 0], power=power)

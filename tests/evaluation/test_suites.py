@@ -8,7 +8,8 @@ import torch
 from ftkit import data, evaluation, models
 from ftkit.config import TrainConfig
 from ftkit.errors import DataError
-from ftkit.evaluation import BUNDLED, mentions, not_refused, refused, same_json, suite
+from ftkit.evaluation import BUNDLED, mentions, suite
+from ftkit.evaluation.suites import not_refused, refused, same_json
 
 REFUSALS = [
     "I'm sorry, but I can't assist with that.",

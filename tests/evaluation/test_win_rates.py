@@ -4,6 +4,7 @@ import math
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ftkit.errors import ConfigError, DataError
@@ -148,3 +149,38 @@ def test_with_difficulty_and_anchors_rates_are_the_leaderboards(tmp_path, taste)
     anchors = [(d, difficulty[i % 805], p) for i, (d, p) in enumerate(gamed)]
     ours = win_rate(preferences, lengths, True, difficulty=difficulty, anchors=anchors).value
     assert ours == pytest.approx(oracle(tmp_path, preferences, lengths, difficulty, gamed), abs=0.01)
+
+
+ODD = {
+    "texts for numbers": (["1", "0"], None),
+    "a name": ("win", None),
+    "a dict": ({"a": 1}, None),
+    "nothing": (None, None),
+    "a length is missing": ([1, 0], [(None, 1), (1, 2)]),
+    "no pairs": ([1, 0], [3, 4]),
+}
+
+
+@pytest.mark.parametrize(("preferences", "lengths"), ODD.values(), ids=ODD)
+def test_what_is_no_preference_or_length_is_refused(preferences, lengths):
+    with pytest.raises(DataError, match="wanted"):
+        win_rate(preferences, lengths, lengths is not None)
+
+
+@pytest.mark.parametrize("anchors", [[(1, 2)], [(1, 2, math.nan)]])
+def test_anchors_are_three_numbers(anchors):
+    with pytest.raises(DataError, match="an anchor is three"):
+        win_rate([1, 0], [(1, 2), (3, 4)], True, difficulty=[1, 2], anchors=anchors)
+
+
+@pytest.mark.parametrize("difficulty", [[math.nan, 1], ["hard", 1]])
+def test_difficulty_is_a_number(difficulty):
+    with pytest.raises(DataError, match="difficulty is a number"):
+        win_rate([1, 0], [(1, 2), (3, 4)], True, difficulty=difficulty)
+
+
+def test_arrays_and_columns_of_a_table_are_read_in_their_order():
+    """A pandas column may have any index; a numpy table of lengths has no truth value."""
+    preferences, lengths = [1, 0, 0.5], [(1, 2), (3, 4), (6, 5)]
+    told = win_rate(pd.Series(preferences, index=[7, 8, 9]), np.array(lengths), True)
+    assert told == win_rate(preferences, lengths, True)
