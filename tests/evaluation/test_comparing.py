@@ -84,6 +84,13 @@ def test_pairs_without_a_score_on_one_side_are_left_out_and_told():
         compare(report("a", [0] * 3), report("b", [None] * 3))
 
 
+def test_an_interval_that_holm_overrules_is_told():
+    """Or a reader would see an interval above zero beside "no difference"."""
+    told = compare(report("base", [0] * 32), report("told", [1] * 5 + [0] * 27)).verdict()
+    assert "No difference" in told
+    assert "the interval leaves out 0, but p is" in told
+
+
 def nothing(answer, references):
     return None
 
