@@ -152,7 +152,8 @@ class Comparison:
         if d.worse:
             return f"{d.name} is WORSE than {name}: {change}. Do not ship it."
         if d.score.low > 0 or d.score.high < 0:
-            change += f"; the interval leaves out 0, but p is {spelt_p(d.holm)} among the {len(self.differences)} compared"
+            among = f"among the {len(self.differences)} compared"
+            change += f"; the interval leaves out 0, but p is {spelt_p(d.holm)} {among}"
         reach = f" In four of five repeats such a sample finds differences of {d.told(d.detectable)} {unit} or more"
         if math.isinf(d.detectable):
             reach = " So few prompts find no difference, however large"
