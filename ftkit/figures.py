@@ -4,6 +4,7 @@ Each room draws its own figures, one a question: `ax` in, `ax` out, never `show`
 apart by colour-blind readers; every line also differs in marker or dash.
 """
 
+import base64
 import io
 import os
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit import files
-from ftkit.tables import flat
+from ftkit.tables import escaped, flat
 
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#8c8c8c", "#D55E00"
 
@@ -36,12 +37,13 @@ def save(ax: Any, path: str | Path) -> Path:
 
 def described(ax: Any, path: str | Path, text: str) -> Any:
     """Write the figure of `ax` as PNG, and give the picture with a `text` that says it to those who cannot see it."""
-    from IPython.display import Image
+    from IPython.display import HTML
     from matplotlib import pyplot
 
-    written = save(ax, path)
+    data = base64.b64encode(save(ax, path).read_bytes()).decode()
     pyplot.close(ax.figure)  # a notebook would show it once more, and without the text
-    return Image(data=written.read_bytes(), alt=text, width=round(100 * ax.figure.get_figwidth()))
+    width = round(100 * ax.figure.get_figwidth())
+    return HTML(f'<img alt="{escaped(text)}" width="{width}" src="data:image/png;base64,{data}">')
 
 
 def smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:

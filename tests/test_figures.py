@@ -1,5 +1,7 @@
 """Figures are written whole, and curves are smoothed without a false start."""
 
+import base64
+
 import pytest
 
 from ftkit import figures
@@ -15,9 +17,10 @@ def test_smoothing_starts_at_the_first_value_and_keeps_a_constant():
 
 def test_a_described_figure_is_saved_and_says_what_it_shows(tmp_path):
     ax = figures.axes(None)
-    picture = figures.described(ax, tmp_path / "x.png", "The loss falls from two to one.")
-    assert (tmp_path / "x.png").read_bytes() == picture.data
-    assert picture._repr_mimebundle_()[1]["image/png"]["alt"] == "The loss falls from two to one."
+    picture = figures.described(ax, tmp_path / "x.png", 'It falls below "two".')
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert 'alt="It falls below &quot;two&quot;."' in picture.data
+    assert base64.b64encode((tmp_path / "x.png").read_bytes()).decode() in picture.data
 
 
 def test_a_described_figure_is_not_shown_a_second_time(tmp_path):
