@@ -9,12 +9,11 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftkit import files
-from ftkit.tables import escaped, flat, visible
+from ftkit.tables import escaped, flat
 
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#8c8c8c", "#D55E00"
 
@@ -36,30 +35,18 @@ def save(ax: Any, path: str | Path) -> Path:
     return files.write_bytes(path, buffer.getvalue())
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure on file, shown with words for those who cannot see it; `png` is the file in base 64."""
-
-    path: Path
-    alt: str
-    png: str
-
-    def __str__(self) -> str:
-        return visible(f"{self.alt} ({self.path})")
-
-    def _repr_html_(self) -> str:
-        return f'<img alt="{escaped(self.alt)}" src="data:image/png;base64,{escaped(self.png)}">'
-
-
-def picture(ax: Any, path: str | Path, alt: str) -> Picture:
+def picture(ax: Any, path: str | Path, alt: str) -> Any:
     """Save the figure of `ax`, and give it back to be shown with `alt`, which says what it shows.
 
     A notebook that shows the figure by itself has nowhere to put such words, so it will not.
     """
-    saved = save(ax, path)
+    from IPython.display import HTML
+
+    data = base64.b64encode(save(ax, path).read_bytes()).decode()
     if pyplot := sys.modules.get("matplotlib.pyplot"):
         pyplot.close(ax.figure)
-    return Picture(saved, alt, base64.b64encode(saved.read_bytes()).decode())
+    width = round(100 * ax.figure.get_figwidth())
+    return HTML(f'<img alt="{escaped(alt)}" width="{width}" src="data:image/png;base64,{data}">')
 
 
 def smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:

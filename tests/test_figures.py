@@ -16,5 +16,15 @@ def test_smoothing_starts_at_the_first_value_and_keeps_a_constant():
 def test_a_picture_is_shown_with_words_that_are_escaped(tmp_path):
     """Somebody's model name may stand in them."""
     found = figures.picture(figures.blank_axes(), tmp_path / "figures/x.png", 'bars of "<b>"')
-    assert found._repr_html_().startswith('<img alt="bars of &quot;&lt;b&gt;&quot;" src="data:image/png;base64,iVBOR')
+    assert found.data.startswith(
+        '<img alt="bars of &quot;&lt;b&gt;&quot;" width="700" src="data:image/png;base64,iVBOR'
+    )
     assert (tmp_path / "figures/x.png").is_file()
+
+
+def test_a_picture_is_not_shown_a_second_time(tmp_path):
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
+    figures.picture(figures.axes(None), tmp_path / "x.png", "An empty figure.")
+    assert pyplot.get_fignums() == before

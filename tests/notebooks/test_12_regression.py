@@ -60,7 +60,7 @@ def test_figures_are_left_and_described(book):
     page = book.page.read_text()
     for name in ("loss", "suite", "remedies"):
         book.run.require(f"figures/{name}.png")
-    assert page.count("data:image/png;base64") == 3
+    assert page.count("data:image/png;base64") >= 3
     assert "No description has been provided" not in page
 
 
