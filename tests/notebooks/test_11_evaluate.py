@@ -75,7 +75,7 @@ def test_no_warning_reaches_the_reader(book):
 
 def test_ones_own_file_goes_through_the_same_cells(execute, tmp_path):
     """Answers without any price: the metric that looks for prices is left out, and told."""
-    rows = [{"prompt": f"What is {n} plus {n + 1}?", "answer": f"It is {2 * n + 1}."} for n in range(80)]
+    rows = [{"prompt": f"What is {n} plus {n + 1}?", "completion": f"It is {2 * n + 1}."} for n in range(80)]
     path = tmp_path / "sums.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     own = execute("11_evaluate", my_file=path, max_steps=1, max_examples=8)
