@@ -1,6 +1,6 @@
 """Answers, batched: sorted by length, padded on the left, stopped at the stop token."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ def generate(
     batch_size: int = 32,
     temperature: float = 0.0,
     seed: int = 42,
+    constraint: Callable[[], Any] | None = None,
     progress: bool = False,
 ) -> list[Answer]:
     """Answer every prompt, in the order given.
@@ -47,6 +48,7 @@ def generate(
         batch_size: prompts answered at once.
         temperature: 0 takes the likeliest token; above it tokens are drawn with `seed`.
         seed: of the draws.
+        constraint: makes a logits processor for each batch, which says what may be written.
         progress: show a bar.
     """
     import torch
@@ -64,7 +66,7 @@ def generate(
         with evaluating(model), tqdm(total=len(ids), unit="answer", disable=not progress, leave=False) as bar:
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                said = _answer(model, tokenizer, [ids[i] for i in rows], max_new_tokens, temperature)
+                said = _answer(model, tokenizer, [ids[i] for i in rows], max_new_tokens, temperature, constraint)
                 for row, answer in zip(rows, said, strict=True):
                     answers[row] = answer
                 bar.update(len(rows))
@@ -80,7 +82,12 @@ def _contiguous(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _answer(
-    model: Any, tokenizer: Any, batch: list[list[int]], max_new_tokens: int, temperature: float
+    model: Any,
+    tokenizer: Any,
+    batch: list[list[int]],
+    max_new_tokens: int,
+    temperature: float,
+    constraint: Callable[[], Any] | None,
 ) -> list[Answer]:
     """Answer one batch; `batch` holds token ids, shortest first."""
     import torch
@@ -98,6 +105,7 @@ def _answer(
             eos_token_id=stops,
             pad_token_id=pad,
             use_cache=True,
+            logits_processor=[constraint()] if constraint else None,
             **drawing,
         )
     return [_cut(row, stops, tokenizer) for row in output[:, width:].tolist()]
