@@ -191,7 +191,7 @@ class Decision:
     def prompts(self) -> int:
         """Independent test prompts."""
         rows = self.approaches[0].report.rows if self.approaches else ()
-        return len({row["cluster"] for row in rows})
+        return len({row.get("cluster") for row in rows})
 
     def verdict(self) -> str:
         """Plain sentences that follow from the table."""
@@ -308,7 +308,10 @@ class Decision:
             )
         parts += [f"{one.name}: {one.note}" for one in self.approaches if one.note]
         parts += [f"Not measured: {name}, as {why}" for name, why in self.left_out.items()]
-        told = f"Approaches count as different where p is below {ALPHA}, of all pairs together."
+        told = (
+            f"Approaches count as different where p is below {ALPHA}, of all pairs together. Cheap is what takes few "
+            f"minutes of this machine for {self.terms.answers:,} answers, with what is spent once."
+        )
         return [*parts, *self.notes, *([told] if len(self.scored) > 1 else []), self.verdict()]
 
     def _beside(self, one: Approach, other: Approach) -> list[str]:
