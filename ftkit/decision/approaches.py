@@ -97,7 +97,7 @@ def compare_approaches(
         StorageError: the folder holds what ftkit did not write.
     """
     numbers = {"shots": shots, "passages": passages, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    _refuse_settings(approaches, curve, numbers, splits.test, groups)
+    _refuse_settings(approaches, curve, {**numbers, "search_minutes": search_minutes}, splits.test, groups)
     run.refuse_foreign()
     scoring = {"metrics": (metric,), "normalise": normalise, "labels": labels}
     evaluation.score_answers([None] * len(splits.test), splits.test, **scoring)  # type: ignore[arg-type]
@@ -193,7 +193,11 @@ def _curve(jobs: Sequence[Job], found: Mapping[str, Approach]) -> tuple[tuple[in
 
 
 def _refuse_settings(
-    approaches: Sequence[str], curve: Sequence[float], numbers: Mapping[str, int], test: Any, groups: str | None
+    approaches: Sequence[str],
+    curve: Sequence[float],
+    numbers: Mapping[str, float | None],
+    test: Any,
+    groups: str | None,
 ) -> None:
     """Stop for what cannot be meant, all of it at once."""
     faults = [f"{name!r} is no approach; there are: {', '.join(WAYS)}." for name in approaches if name not in WAYS]
@@ -202,7 +206,12 @@ def _refuse_settings(
     faults += [
         f"curve has {share}, and a share of the rows lies above 0 and up to 1." for share in curve if not 0 < share <= 1
     ]
-    faults += [f"{name}={value} is less than 1." for name, value in numbers.items() if value < 1]
+    least = {"search_minutes": 0.001}
+    faults += [
+        f"{name}={value} is less than {least.get(name, 1)}."
+        for name, value in numbers.items()
+        if value is not None and not value >= least.get(name, 1)
+    ]
     if groups and groups not in test.column_names:
         faults.append(f"groups={groups!r} is no column; there are: {', '.join(test.column_names)}.")
     if faults:

@@ -123,9 +123,10 @@ class Task:
             return part
         from datasets import Dataset
 
-        rows = [
-            {**self.asked(way, row), "messages": [*self.asked(way, row)["messages"], answer_turn(row)]} for row in part
-        ]
+        rows = []
+        for row in part:
+            asked = self.asked(way, row)
+            rows.append({**asked, "messages": [*asked["messages"], answer_turn(row)]})
         return Dataset.from_list(rows)
 
 

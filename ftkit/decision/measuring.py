@@ -104,8 +104,8 @@ class Bench:
             told += [job.config.digest(), data.digest(job.train, job.val)]
         if job.way.searched:
             asked = [self.task.asked(job.way, row) for row in self.task.splits.test]
-            told += [asked, list(self.candidates), self.search_minutes, str(self.task.scoring["metrics"])]
-            told.append(data.digest(self.task.splits.val))
+            metrics = [getattr(metric, "__name__", metric) for metric in self.task.scoring["metrics"]]
+            told += [asked, list(self.candidates), self.search_minutes, metrics, data.digest(self.task.splits.val)]
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
     def _kept(self, job: Job, folder: Path, key: str) -> Approach | None:
