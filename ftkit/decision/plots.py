@@ -24,7 +24,7 @@ def plot_approaches(decision: Decision, ax: Any = None) -> Any:
         fill = colour if one is decision.chosen else "white"
         ax.plot([score.value], [height], marker, color=colour, markerfacecolor=fill, markersize=7)
     ax.set_yticks(range(len(shown)), [plain(one.name) for one in shown])
-    ax.set_ylim(len(shown) - 0.5, -0.5)
+    ax.set_ylim(max(len(shown), 1) - 0.5, -0.5)
     said = f"{plain(decision.metric.replace('_', ' '))} (line: 95 % interval; filled: take this one)"
     label(ax, said, "", "Which approach is right most often?")
     return ax

@@ -15,7 +15,6 @@ from ftkit import Run, data, decision, models
 from ftkit.data import Splits
 from ftkit.decision.approaches import compare_approaches
 from ftkit.decision.asking import WAYS, made_prompts
-from ftkit.decision.constraints import Constraint
 from ftkit.errors import ConfigError, DataError, StorageError
 from ftkit.models import Answer
 
@@ -201,50 +200,6 @@ class TestSearch:
         assert any(parts.train[0]["messages"][1]["content"] in text for text in made)
         assert len(made) == len(set(made)) > 40
         assert "" not in made_prompts("", parts.train.select([]), seed=0)
-
-
-class TestConstraint:
-    """Only what the format allows is written."""
-
-    @pytest.fixture
-    def toy(self, tokenizer, model):
-        pytest.importorskip("llguidance")
-        return tokenizer, model
-
-    @pytest.mark.parametrize(
-        ("given", "yes", "no"),
-        [
-            (r"[0-9]{3}", "123", "1234"),
-            ({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}, '{"a": 5}', '{"b": 5}'),
-            ('start: "yes" | "no"', "yes", "perhaps"),
-        ],
-    )
-    def test_a_pattern_a_schema_and_a_grammar_hold_an_untrained_model(self, toy, given, yes, no):
-        tokenizer, model = toy
-        constraint = Constraint.of(given, tokenizer, model)
-        assert constraint.allows(yes)
-        assert not constraint.allows(no)
-        prompts = ["What is it?", "A longer question, so that the batch is padded: what is it?"]
-        free = models.generate(model, tokenizer, prompts, max_new_tokens=60)
-        assert not any(constraint.allows(answer.text) for answer in free)
-        held = models.generate(model, tokenizer, prompts, max_new_tokens=60, constraint=constraint.processor)
-        assert all(constraint.allows(answer.text) for answer in held if answer.stopped)
-        assert any(answer.stopped for answer in held)
-
-    @pytest.mark.parametrize(
-        "given",
-        [
-            {"type": "integer", "minimum": 3, "maximum": 2},
-            {"type": "string", "minLength": 3, "maxLength": 2},
-            "(ab",
-            "start: nothing",
-        ],
-    )
-    def test_a_format_that_nothing_can_satisfy_is_refused(self, toy, given):
-        with pytest.raises(DataError, match="cannot be kept by any answer"):
-            Constraint.of(given, *toy)
-        with pytest.raises(DataError, match="answer_format=False is bool"):
-            Constraint.of(False, *toy)
 
 
 class TestRefused:
