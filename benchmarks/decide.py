@@ -37,6 +37,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "right": ("rag", "rag_fine_tune"),
         "settings": {
             "documents": "handbook",
+            "metric": evaluation.mentions,
             "task": "Answer questions about the Quillmere Seed Library.",
             "groups": "kind",
             "max_new_tokens": 24,

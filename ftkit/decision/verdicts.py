@@ -165,12 +165,18 @@ class Decision:
 
     @cached_property
     def chosen(self) -> Approach | None:
-        """The cheapest of those that the best was not shown to be better than; None where nothing works."""
+        """The cheapest of those whose difference from the best may be 0; None where nothing works.
+
+        Here the interval of the pair alone decides: to call another one better wants more than to leave a cheaper one.
+        """
         if self.best is None or self.score(self.best).value <= 0:
             return None
         working = [one for one in self.allowed if self.score(one).value > 0]
-        tied = [one for one in working if one is self.best or not self.shown(self.best, one)]
+        tied = [one for one in working if one is self.best or self._beside_best(one).score.low <= 0]
         return min(tied, key=self.terms.minutes)
+
+    def _beside_best(self, one: Approach) -> Difference:
+        return self.difference(self.best.name, one.name)  # type: ignore[union-attr]
 
     def shown(self, one: Approach, other: Approach) -> bool:
         """Whether `one` was shown to be better than `other`."""
@@ -230,11 +236,17 @@ class Decision:
             equal = [one for one in self.allowed if one is not best and not self.shown(best, one)]
             if not equal:
                 return f"{take}: {self._told(best)}, better than every other approach."
-            dearer = [one.name for one in equal if self.score(one).value > 0]
-            cheaper = (
-                f", and it is cheaper than {_listed(dearer)}, from which this sample cannot tell it" if dearer else ""
-            )
-            return f"{take}: with {self._told(best)} it has the highest score{cheaper}."
+            even = [one.name for one in equal if self.score(one).value > 0 and self._beside_best(one).score.low <= 0]
+            likely = [one.name for one in equal if self._beside_best(one).score.low > 0]
+            said = f"{take}: with {self._told(best)} it has the highest score"
+            if even:
+                said += f", and it is cheaper than {_listed(even)}, from which this sample cannot tell it"
+            if likely:
+                said += (
+                    f". It is probably better than {_listed(likely)}, but among {len(self._differences)} pairs this "
+                    "sample is too small to be sure"
+                )
+            return said + "."
         beside = self.difference(best.name, chosen.name)
         change = f"{beside} points on {beside.prompts} prompts" if beside.scale > 1 else str(beside)
         if self._equal(best, chosen):
@@ -246,8 +258,8 @@ class Decision:
         wanted = f" About {more:,} more test prompts would tell it." if more > 0 else ""
         return (
             f"Too few examples to tell the best: {best.name} scores {self._told(best)} and {chosen.name} "
-            f"{self._told(chosen)} ({change}).{wanted} Until then: {take[0].lower()}{take[1:]}, the cheapest that is "
-            "not shown to be worse."
+            f"{self._told(chosen)} ({change}).{wanted} Until then: {take[0].lower()}{take[1:]}, the cheapest that may "
+            "be as good."
         )
 
     def _on_tuning(self, chosen: Approach) -> str:

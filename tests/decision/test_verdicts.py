@@ -79,6 +79,16 @@ class TestChoice:
         assert "Take rag: 100.0%, better than every other approach." in found.verdict()
         assert not found.settled
 
+    def test_a_cheap_approach_that_is_probably_worse_is_not_taken(self):
+        """Ten against one of 51 prompts: the pair's interval lies above 0, and Holm's p over all pairs does not."""
+        others = [approach(f"prompt {i}", right(1, 51, first=i), 2) for i in range(3)]
+        found = decided(
+            approach("zero_shot", right(1, 51, first=50)), *others, approach("rag", right(10, 51, first=30), 9)
+        )
+        assert not found.shown(found.best, found.approaches[0])
+        assert found.chosen.name == "rag"
+        assert "It is probably better than zero_shot" in found.verdict()
+
     def test_an_approach_that_is_never_right_is_not_taken_for_being_cheap(self):
         found = decided(approach("zero_shot", right(0, 12)), approach("rag", right(3, 12), 2))
         assert found.chosen.name == "rag"
