@@ -53,6 +53,7 @@ COMPLETE = {
     "krippendorff": "0.8.2",
     "papermill": "2.7.0",
     "matplotlib": "3.11.2",
+    "llguidance": "1.9.1",
     "rensa": "0.5.0",
     "optuna": "5.0.0",
 }

@@ -3,7 +3,7 @@
 What all prompts of a batch begin with (template, system text, instruction) is read once for all of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -40,6 +40,7 @@ def generate(
     batch_size: int = 32,
     temperature: float = 0.0,
     seed: int = 42,
+    constraint: Callable[[], Any] | None = None,
     progress: bool = False,
 ) -> list[Answer]:
     """Answer every prompt, in the order given.
@@ -55,6 +56,7 @@ def generate(
         batch_size: prompts answered at once.
         temperature: 0 takes the likeliest token; above it tokens are drawn with `seed`.
         seed: of the draws.
+        constraint: makes a logits processor for each batch, which says what may be written.
         progress: show a bar.
     """
     import torch
@@ -72,7 +74,7 @@ def generate(
         with evaluating(model), tqdm(total=len(ids), unit="answer", disable=not progress, leave=False) as bar:
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                said = _answer(model, tokenizer, [ids[i] for i in rows], max_new_tokens, temperature)
+                said = _answer(model, tokenizer, [ids[i] for i in rows], max_new_tokens, temperature, constraint)
                 for row, answer in zip(rows, said, strict=True):
                     answers[row] = answer
                 bar.update(len(rows))
@@ -88,7 +90,12 @@ def _contiguous(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _answer(
-    model: Any, tokenizer: Any, batch: list[list[int]], max_new_tokens: int, temperature: float
+    model: Any,
+    tokenizer: Any,
+    batch: list[list[int]],
+    max_new_tokens: int,
+    temperature: float,
+    constraint: Callable[[], Any] | None,
 ) -> list[Answer]:
     """Answer one batch; `batch` holds token ids, shortest first."""
     import torch
@@ -107,6 +114,7 @@ def _answer(
             eos_token_id=stops,
             pad_token_id=pad,
             use_cache=True,
+            logits_processor=[constraint()] if constraint else None,
             **drawing,
         )
     return [_cut(row, stops, tokenizer) for row in output[:, width:].tolist()]
