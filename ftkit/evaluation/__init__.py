@@ -1,7 +1,7 @@
 """Is it better, by how much, and what did it forget?"""
 
 from ftkit.evaluation.agreements import agreement, plot_ratings_needed, ratings_needed
-from ftkit.evaluation.comparing import compare
+from ftkit.evaluation.comparing import Difference, compare
 from ftkit.evaluation.drift import forgetting
 from ftkit.evaluation.human import rating_form
 from ftkit.evaluation.judging import compare_pairs, judging_cost, rate
@@ -10,6 +10,7 @@ from ftkit.evaluation.metrics import (
     chrf,
     exact_match,
     exact_words,
+    squad_normalise,
     token_f1,
 )
 from ftkit.evaluation.plots import plot_comparison, plot_forgetting, plot_scores
@@ -43,6 +44,7 @@ __all__ = [
     "BUNDLED",
     "METRICS",
     "SUITE_METRICS",
+    "Difference",
     "EvalReport",
     "Score",
     "agreement",
@@ -82,6 +84,7 @@ __all__ = [
     "save_preferences",
     "save_reports",
     "score_answers",
+    "squad_normalise",
     "standard_tasks",
     "suite",
     "token_f1",
