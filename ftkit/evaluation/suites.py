@@ -125,7 +125,8 @@ class Suite:
     def _parts(self) -> list[str]:
         total = len(self.rows) + len(self.left_out)
         if not self.rows:
-            return [f"{self.name}: the base {self.base} passes none of {total} items; there is nothing to lose."]
+            none = f"{self.name}: the base {self.base} passes none of {total} items"
+            return [f"{none}, so this suite cannot tell what was lost: it says nothing about this base."]
         return [
             f"{self.name}: the base {self.base} passes {len(self.rows)} of {total} items; asked again, its score "
             f"moves by {100 * self.floor:.1f} points."
