@@ -5,6 +5,7 @@ Refuses what would void the comparison before anything is spent. What is asked s
 """
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -175,7 +176,8 @@ def _jobs(task: Task, ways: Mapping[str, Way], curve: Sequence[float]) -> list[J
             mixed = parts.train.shuffle(seed=task.seed)
             sizes = sorted({max(1, round(share * len(mixed))) for share in curve if share < 1})
             jobs += [replace(job, name=f"{name} on {n} rows", train=mixed.select(range(n))) for n in sizes]
-    long = [task.tokens(asked) for job in jobs for asked in job.asked]
+    every_prompt = itertools.chain.from_iterable(job.asked for job in jobs)
+    long = [task.tokens(asked) for asked in every_prompt]
     if over := sum(tokens + task.max_new_tokens > task.limit for tokens in long):
         raise DataError(
             f"{over} prompts leave no room for an answer of {task.max_new_tokens} tokens in {task.limit} (the longest "
@@ -259,7 +261,7 @@ def _refuse_pasted(test: Any, index: Index) -> list[str]:
 
 def _refuse_unkept(constraint: Constraint, splits: Splits) -> list[str]:
     """Stop for a format that no reference keeps; a sentence on test rows whose reference does not."""
-    told = [answer_turn(row)["content"] or "" for part in (splits.test, splits.train) for row in part]
+    told = [answer_turn(row)["content"] or "" for row in itertools.chain(splits.test, splits.train)]
     kept = [constraint.allows(text) for text in told[: len(splits.test) + 100]]
     if not any(kept):
         raise DataError(

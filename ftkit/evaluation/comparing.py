@@ -1,5 +1,6 @@
 """Which system is better, and can this sample know it? Pairs of reports on the same prompts. Knows no model."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -234,7 +235,9 @@ def compare(
     chosen = metric or next(iter(shared), "")
     if problems := _problems(baseline, others, chosen, shared, across_formats):
         raise DataError("\n".join(problems))
-    paired = {(other.name, name): both_scored(baseline, other, name) for other in others for name in shared}
+    paired = {}
+    for other, name in itertools.product(others, shared):
+        paired[other.name, name] = both_scored(baseline, other, name)
     if none := [name for name in {other.name for other in others} if not paired[name, chosen]]:
         raise DataError(f"{baseline.name} and {none[0]} have no prompt that {chosen} could score on both sides.")
     found = [_difference(pairs, *names, len(baseline.rows)) for names, pairs in paired.items() if pairs]

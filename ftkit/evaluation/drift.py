@@ -159,5 +159,8 @@ def _change(texts: Sequence[TextLoss]) -> Score:
         return Score(value, -math.inf, math.inf)
     if min(changes) == max(changes):  # an adapter that does nothing
         return Score(value, value, value)
-    owners = [str(number) for number, text in enumerate(texts) for _ in range(text.tokens)]
-    return difference_interval([texts[int(owner)].change for owner in owners], owners)
+    changed, owners = list[float](), list[str]()
+    for number, text in enumerate(texts):  # each token counts, and those of one text belong together
+        changed += [text.change] * text.tokens
+        owners += [str(number)] * text.tokens
+    return difference_interval(changed, owners)

@@ -7,6 +7,7 @@ code that no answer can know. How a model is asked, and its replies are kept, is
 """
 
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -375,7 +376,8 @@ def _rating_questions(
         shown = _fenced(code, question=item["prompt"], **_references(item), answer=item["answer"])
         questions.append([{"role": "system", "content": system}, {"role": "user", "content": shown}])
         readers.append(_rating_reader(list(criteria), code, scale))
-        options.append([f"{name} {code}: | {score}" for name in criteria for score in range(1, scale + 1)])
+        every_score = itertools.product(criteria, range(1, scale + 1))
+        options.append([f"{name} {code}: | {score}" for name, score in every_score])
     return questions, readers, options if len(criteria) == 1 else None
 
 
@@ -423,6 +425,7 @@ def _rating_reader(names: Sequence[str], code: str, scale: int) -> Callable[[str
     """What reads the last lines, one a criterion: score and reason of each; None where one is not as it should be."""
 
     def read(reply: str) -> list[tuple[int, str]] | None:
+        """Score and reason of each criterion."""
         last, found = _lines(reply)[-len(names) :], []
         for name in names:
             form = re.compile(rf"{re.escape(name)} {code}:(.*)\|\s*([0-9]{{1,3}})(?:\s*/\s*{scale})?", re.IGNORECASE)

@@ -221,6 +221,7 @@ def _summed(
     least, most = (1, 10) if ratings else (0, 1)
 
     def mean(wanted: Mapping[str, Any]) -> Score:
+        """Of the rows that hold what is wanted."""
         scored = zip(rows, values, strict=True)
         chosen = [(value, row["cluster"]) for row, value in scored if wanted.items() <= row.items()]
         return mean_within(chosen, least, most)

@@ -5,6 +5,7 @@ more than is allowed (the threshold, or the noise floor where that is higher). I
 interval lies above what is allowed; in between nobody can tell, and that is said. Knows reports, and no model.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -138,7 +139,7 @@ class GateReport:
     @property
     def lost(self) -> tuple[Item, ...]:
         """The items that the failing suites lost."""
-        return tuple(item for change in self._failing() for item in change.lost)
+        return tuple(itertools.chain.from_iterable(change.lost for change in self._failing()))
 
     def raise_if_failed(self) -> "GateReport":
         """Stop a notebook, a script or a test here unless the gate was passed.
@@ -231,8 +232,9 @@ def gate(
     floors = floor if isinstance(floor, Mapping) else dict.fromkeys(olds, 0.0 if floor is None else floor)
     _refuse_odd_settings(threshold, alpha, floors, olds)
     _refuse_unlike(olds, news)
-    tests = [(suite, metric) for suite, report in olds.items() for metric in report.scores]
-    pairs = [_Pairs.of(suite, metric, olds[suite], news[suite]) for suite, metric in tests]
+    pairs = list[_Pairs]()
+    for suite, report in olds.items():
+        pairs += [_Pairs.of(suite, metric, report, news[suite]) for metric in report.scores]
     raised = statistics.holm([pair.p for pair in pairs])
     changes = tuple(
         pair.change(p_holm, max(threshold, floors.get(pair.suite, 0.0)), alpha, len(pairs))
@@ -322,6 +324,7 @@ class _Pairs:
 
     @classmethod
     def of(cls, suite: str, metric: str, before: EvalReport, after: EvalReport) -> "_Pairs":
+        """The items that have a score on both sides."""
         both = both_scored(before, after, metric)
         if not both:
             raise DataError(f"{suite}: no item has a score by {metric} on both sides, so nothing can be compared.")
@@ -342,7 +345,7 @@ class _Pairs:
     @property
     def passes(self) -> bool:
         """Whether each prompt has one answer, which passes or fails."""
-        values = {float(row[self.metric]) for pair in self.rows for row in pair}
+        values = {float(row[self.metric]) for row in itertools.chain.from_iterable(self.rows)}
         return values <= {0.0, 1.0} and len(set(self.clusters)) == len(self.rows)
 
     @property
@@ -356,6 +359,7 @@ class _Pairs:
         return float(binomtest(lost, lost + gained, alternative="greater").pvalue) if lost + gained else 1.0
 
     def change(self, p_holm: float, allowed: float, alpha: float, tests: int) -> Change:
+        """What is said of the suite, once p is corrected for all suites."""
         difference = statistics.difference_interval(self.differences, self.clusters)
         state = "kept" if difference.low >= -allowed else "unsure"
         if p_holm <= alpha and -difference.value > allowed:

@@ -4,6 +4,7 @@ Knows models and rows. What a text scores is in `metrics`, what a sample can tel
 """
 
 import hashlib
+import itertools
 import json
 import math
 import warnings
@@ -129,7 +130,7 @@ class EvalReport:
             ) from error
         if any(mark != marks[0] for mark in marks):
             raise DataError(f"{path} holds lines of several evaluations. Keep one evaluation a file.")
-        lacking = [key for row in rows for key in _ROW if key not in row]
+        lacking = [key for row, key in itertools.product(rows, _ROW) if key not in row]
         if lacking or not isinstance(facts["name"], str) or not isinstance(facts["settings"], dict):
             raise DataError(f"{path} is damaged: {lacking[0] if lacking else 'a name'} is missing. Evaluate again.")
         if not len({str(row["id"]) for row in rows}) == len(rows) == marks[0].get("rows", len(rows)):
@@ -438,7 +439,7 @@ class _How:
         return EvalReport(name, scores, tuple(rows), stored, digest.hexdigest()[:12], settings)
 
     def _labels(self, asked: list[dict[str, Any]]) -> list[str]:
-        return list(self.labels or dict.fromkeys(text for row in asked for text in row["expected"]))
+        return list(self.labels or dict.fromkeys(itertools.chain.from_iterable(row["expected"] for row in asked)))
 
     def _refuse(self, asked: list[dict[str, Any]]) -> None:
         """Stop for a metric that cannot work, before an hour of answers is generated."""
@@ -578,11 +579,12 @@ def left_unscored(*reports: EvalReport) -> list[str]:
         f"{prompts} prompts are few: under {ENOUGH}, intervals called 95 % hold the truth in 90 to 100 % of samples, "
         "and under 5 in fewer still."
     ]
-    return [
-        f"{report.name}: {count} of {len(report.rows)} answers are unscored by {metric}; its mean is over the others."
-        for report in reports
-        for metric, count in report.unscored.items()
-    ] + (rough if prompts < ENOUGH else [])
+    said = []
+    for report in reports:
+        for metric, count in report.unscored.items():
+            of = f"{count} of {len(report.rows)}"
+            said.append(f"{report.name}: {of} answers are unscored by {metric}; its mean is over the others.")
+    return said + (rough if prompts < ENOUGH else [])
 
 
 def _by_step(adapter: Path) -> tuple[int, str]:

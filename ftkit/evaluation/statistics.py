@@ -322,6 +322,7 @@ def _macro_f1s(wanted: Sequence[str], said: Sequence[str], clusters: Sequence[st
         tables.append(table)
 
     def statistic(drawn: Any) -> Any:
+        """Macro-F1 of each draw."""
         hits, there, named = (drawn @ table for table in tables)
         f1 = 2 * hits / np.maximum(there + named, 1)
         return (f1 * (there > 0)).sum(axis=1) / (there > 0).sum(axis=1)

@@ -138,12 +138,14 @@ def _fit(features: Any, wanted: Any, weights: Any) -> Any:
     shares = np.maximum(np.concatenate([wanted, 1 - wanted]), 1e-9) * np.tile(weights, 2)  # liblinear complains of 0
 
     def fitted(strength: float, rows: Any) -> Any:
+        """Coefficients from these rows; a small strength holds them near 0."""
         model = LogisticRegression(
             C=strength, penalty="l1", solver="liblinear", fit_intercept=False, random_state=123
         ).fit(both[rows], won[rows], sample_weight=shares[rows])
         return model.coef_[0]
 
     def loss(coefficients: Any, rows: Any) -> float:
+        """Mean surprise at these rows, nats."""
         logits = both[rows] @ coefficients
         surprise = np.logaddexp(0, logits) - np.concatenate([wanted, wanted])[rows] * logits
         return float((surprise * np.tile(weights, 2)[rows]).mean())
@@ -179,6 +181,7 @@ def _spread(
     outer = (every[:, :, None] * every[:, None, :]).reshape(len(every), -1)
 
     def climbed(drawn: Any, coefficients: Any, steps: int) -> Any:
+        """Coefficients of each draw, so many steps on."""
         times = np.hstack([drawn[:, groups], np.full((len(drawn), len(held)), _ANCHOR_WEIGHT)])
         for _ in range(steps):
             shares = 1 / (1 + np.exp(-(coefficients @ every.T)))
@@ -191,6 +194,7 @@ def _spread(
     start = climbed(np.ones((1, int(groups.max()) + 1)), np.zeros((1, width)), 15)
 
     def rates(drawn: Any) -> Any:
+        """The rate at no difference in length, of each draw."""
         coefficients = climbed(drawn, start, 5)
         shares = 1 / (1 + np.exp(-(coefficients[:, 1:] @ features[:, 1:].T)))
         counts = drawn[:, groups]

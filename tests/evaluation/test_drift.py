@@ -8,7 +8,7 @@ import torch
 from ftkit import chat, data, evaluation, models
 from ftkit.config import TrainConfig
 from ftkit.errors import DataError, ModelError
-from ftkit.evaluation.drift import TextLoss, _change
+from ftkit.evaluation.drift import Forgetting, TextLoss, _change
 
 TEXTS = ["Bread rises.", "A river is young in the mountains, where it falls quickly.", "Tea was dear."]
 
@@ -125,7 +125,7 @@ def test_a_damaged_adapter_is_told(adapted, tokenizer):
 
 def forgot(*ons, off=2.0):
     texts = tuple(TextLoss(f"text {number}", 10, off, on) for number, on in enumerate(ons))
-    return evaluation.Forgetting(off, sum(ons) / len(ons), _change(texts), texts)
+    return Forgetting(off, sum(ons) / len(ons), _change(texts), texts)
 
 
 def test_two_adapters_are_compared_text_by_text():
