@@ -5,6 +5,7 @@ import json
 import pytest
 
 from ftkit import evaluation, models
+from ftkit.config import TrainConfig
 from ftkit.lessons import check
 from ftkit.runs import Run
 
@@ -71,16 +72,16 @@ def test_no_warning_reaches_the_reader(book):
 SOLUTIONS = {
     "smallest = ...": "smallest = 5",
     "questions = ...": "questions = 100",
-    "mine = ...": 'mine = "What is the capital of Italy?"',
+    "mine = ...": 'mine = "What is the capital of France?"',
 }
 
 
 def test_exercises_are_solved_by_the_hidden_solutions(book, capsys):
     """Each `...` of the notebook is replaced by its solution; every check must then say ✓."""
-    base, tokenizer = models.load()
+    base, tokenizer = models.load(config=TrainConfig(load_in_4bit=False, backend="transformers"))
     names = {"check": check, "evaluation": evaluation, "models": models, "base": base, "tokenizer": tokenizer}
     sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
     for blank, solution in SOLUTIONS.items():
         exercise = next(source for source in sources if blank in source)
-        exec(exercise.replace(blank, solution).replace('["..."]', '["Rome"]'), names)
+        exec(exercise.replace(blank, solution).replace('["..."]', '["Paris"]'), names)
     assert capsys.readouterr().out.count("✓") == len(SOLUTIONS)
