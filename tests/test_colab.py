@@ -330,9 +330,10 @@ def test_plan_resolves_on_the_august_2026_image(tmp_path):
     """Pip itself resolves the plan for Python 3.13 into the wanted ranges and moves no held package.
 
     The image's packages are there as metadata, so pip sees them as installed and fetches none of them.
-    Environment markers are those of the Python that runs the test.
+    Environment markers are those of the Python that runs the test. rouge-score is taken as installed: it comes as
+    source alone, which pip does not read for another Python.
     """
-    image = Image(tmp_path / "image", IMAGE)
+    image = Image(tmp_path / "image", IMAGE | {"rouge-score": "0.1.2"})
     held = tmp_path / "constraints.txt"
     held.write_text(colab.constraints(IMAGE), encoding="utf-8")
     for number, step in enumerate(colab.plan(IMAGE, IMAGE_PYTHON)):
