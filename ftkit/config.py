@@ -169,16 +169,7 @@ class TrainConfig:
         import yaml
 
         path = Path(path)
-        try:
-            with path.open("rb") as file:
-                text = file.read(_MOST_BYTES + 1)
-        except FileNotFoundError as error:
-            raise MissingArtifact(
-                f"{path} does not exist. TrainConfig().save({str(path)!r}) writes one to edit."
-            ) from error
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            why = getattr(error, "strerror", None) or error
-            raise ConfigError(f"{path} cannot be read ({why}). Give the path of a YAML file.") from error
+        text = config_bytes(path, f"TrainConfig().save({str(path)!r}) writes one to edit.")
         try:
             settings = _settings_with_lines(path, text)
         except (yaml.YAMLError, UnicodeError, RecursionError) as error:
@@ -208,6 +199,23 @@ def typed_value(text: str) -> Any:
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         way = """Text wants quotes of its own, such as '"a: b"'."""
         raise ConfigError(f"{_short(text)} cannot be read as a value: {error}. {way}") from error
+
+
+def config_bytes(path: Path, otherwise: str) -> bytes:
+    """What a config file holds, up to a byte more than is read; `otherwise` says what to do where there is none.
+
+    Raises:
+        MissingArtifact: no such file.
+        ConfigError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(_MOST_BYTES + 1)
+    except FileNotFoundError as error:
+        raise MissingArtifact(f"{path} does not exist. {otherwise}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path} cannot be read ({why}). Give the path of a YAML file.") from error
 
 
 def _composed(name: Any, text: bytes) -> Any:
@@ -261,7 +269,9 @@ def _nested(name: Any, node: Any, problems: list[str]) -> Any:
                 problems.append(f"{where}a list or mapping stands where a name is wanted.")
                 continue
             if key.value in values:
-                problems.append(f"{name} line {key.start_mark.line + 1}: {_short(key.value, quoted=False)} is set twice.")
+                problems.append(
+                    f"{name} line {key.start_mark.line + 1}: {_short(key.value, quoted=False)} is set twice."
+                )
             values[key.value] = _nested(name, item, problems)
         return values
     else:

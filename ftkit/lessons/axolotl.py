@@ -42,8 +42,9 @@ def axolotl_recipe() -> str:
 
 def axolotl_python() -> Path | None:
     """The Python of Axolotl's environment, in `$FTKIT_AXOLOTL` or where `make axolotl` built it, or None."""
-    places = [Path(named)] if (named := os.environ.get("FTKIT_AXOLOTL")) else []
-    places += [folder / ENVIRONMENT for folder in (Path.cwd(), Path.cwd().parent, Path(__file__).parents[2])]
+    beside = (Path.cwd(), Path.cwd().parent, Path(__file__).parents[2])
+    named = os.environ.get("FTKIT_AXOLOTL")
+    places = [Path(named)] if named else [folder / ENVIRONMENT for folder in beside]
     return next((place / "bin/python" for place in places if (place / ".installed").is_file()), None)
 
 

@@ -56,5 +56,6 @@ def stored(path: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    action = {"check": check, "rows": rows, "stored": stored}[sys.argv[1]]
-    print("\n" + json.dumps(action(*sys.argv[2:])))
+    name, *files = sys.argv[1:]
+    made = check(*files) if name == "check" else {"rows": rows, "stored": stored}[name](files[0])
+    print("\n" + json.dumps(made))
