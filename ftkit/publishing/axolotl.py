@@ -73,6 +73,14 @@ def said() -> dict[str, Any]:
     return texts
 
 
+def shown(value: Any) -> str:
+    """A value for a table: names of a list beside each other, and no text without end."""
+    text = (
+        ", ".join(value) if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value) else str(value)
+    )
+    return text if len(text) <= 200 else f"{text[:180]}… ({len(text):,} characters)"
+
+
 @tables.shown
 @dataclass(frozen=True)
 class AxolotlFile:
@@ -91,7 +99,7 @@ class AxolotlFile:
 
     def _parts(self) -> list[Table | str]:
         return [
-            Table(("setting", "value", "Axolotl's field", "its value"), self.pairs),
+            Table(("setting", "value", "Axolotl's field", "its value"), [tuple(map(shown, row)) for row in self.pairs]),
             Table(("setting", "value", "has no counterpart"), self.lacking, prose=True),
         ]
 

@@ -12,7 +12,7 @@ from typing import Any
 from ftkit import files, tables
 from ftkit.config import TrainConfig, config_bytes, is_misspelt, nested_values
 from ftkit.errors import ConfigError, FtkitWarning
-from ftkit.publishing.axolotl import DEPENDS, GIVES_WAY, PAIRS, REPORTERS, fields_of, said
+from ftkit.publishing.axolotl import DEPENDS, GIVES_WAY, PAIRS, REPORTERS, fields_of, said, shown
 from ftkit.tables import Table
 
 
@@ -47,7 +47,7 @@ class AxolotlReading:
 
     def _parts(self) -> list[Table | str]:
         return [
-            Table(("Axolotl's field", "value", "setting", "its value"), self.pairs),
+            Table(("Axolotl's field", "value", "setting", "its value"), [tuple(map(shown, row)) for row in self.pairs]),
             Table(("Axolotl's field", "value", "ftkit has no such setting"), self.left, prose=True),
             Table(("setting", "value", "the file does not say"), self.assumed, prose=True),
         ]
@@ -90,7 +90,7 @@ def from_axolotl(source: str | Path) -> AxolotlReading:
         listed = "\n".join(refused.values())
         warnings.warn(f"ftkit cannot train so, and its defaults stand instead:\n{listed}", FtkitWarning, stacklevel=2)
     left = [
-        (name, _shown(value), refused.get(name) or _instead(name, value))
+        (name, shown(value), refused.get(name) or _instead(name, value))
         for name, value in given.items()
         if name in kept
     ]
@@ -105,7 +105,7 @@ def _read(source: str | Path) -> dict[str, Any]:
         text = config_bytes(Path(source), "Give the path of an Axolotl YAML file, or its text.")
     values = nested_values(name, text)
     if not isinstance(values, dict):
-        raise ConfigError(f"{name} is no Axolotl file: wanted `name: value` lines, found {_shown(values)}.")
+        raise ConfigError(f"{name} is no Axolotl file: wanted `name: value` lines, found {shown(values)}.")
     return values
 
 
@@ -122,9 +122,7 @@ def _odd_datasets(given: Mapping[str, Any]) -> list[str]:
     for name in ("datasets", "test_datasets"):
         parts = given.get(name, [])
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-            odd.append(
-                f"{name}={_shown(parts)} is no list of mappings. Write `- path: FILE` and `type: chat_template`."
-            )
+            odd.append(f"{name}={shown(parts)} is no list of mappings. Write `- path: FILE` and `type: chat_template`.")
     return odd
 
 
@@ -178,8 +176,3 @@ def _instead(name: str, value: Any) -> str:
 def _elsewhere(name: str) -> str:
     sentences = files.sample("setting_names")["instead"]
     return next((sentence for sentence, names in sentences.items() if name in names), "")
-
-
-def _shown(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 200 else f"{text[:180]}… ({len(text):,} characters)"

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from ftkit import chat, data, lessons, models, training
+from ftkit import chat, data, headless, lessons, models, training
 from ftkit.config import TrainConfig
 from ftkit.files import sample
 from ftkit.hardware import detect
@@ -75,10 +75,11 @@ def config():
 def trained(config, tmp_path_factory):
     """A run of ours on the bundled model, all of whose rows are in each batch; and its history."""
     examples = data.load_examples([{"messages": turns} for turns in CHATS])
-    splits = data.Splits(examples, examples.select([0]), examples.select([2]))
+    others = data.load_examples("invoices", split="test")
+    splits = data.Splits(examples, others.select([0]), others.select([1]))
     run = Run.create("ours", tmp_path_factory.mktemp("runs"))
     model, tokenizer = models.load(models.BUNDLED, config)
-    history = training.train(model, tokenizer, splits, config, run, preflight=False)
+    history = training.train(model, tokenizer, splits, config, run)
     return run, history
 
 
@@ -165,3 +166,12 @@ def test_axolotl_quantises_with_qlora_alone(trained, config):
     as_repeated = to_axolotl(quantised, **named, kept={"adapter": "lora"}).save(run / "lora.yml")
     assert "uint8" in lessons.axolotl_stored(as_we_write)
     assert "uint8" not in lessons.axolotl_stored(as_repeated)
+
+
+def test_the_notebook_finds_the_same_rows_and_the_same_loss(tmp_path):
+    """Run as where Axolotl is installed; tests/notebooks runs it as where it is not."""
+    executed = headless.execute(headless.find("10_axolotl"), tmp_path, {"run_root": str(tmp_path / "runs")})
+    run = Run.open(tmp_path / "runs/axolotl")
+    assert run.facts["axolotl"] == {"fields": 20, "lost": [], "alike": 4, "installed": True}
+    assert "✓ relative difference" in executed.html.read_text()
+    models.load_adapter(run / "axolotl")
