@@ -4,6 +4,7 @@ Nothing in it is typed by hand and no row of the data stands in it; the prose is
 this machine and secrets never reach it. A card that somebody has edited is not written over.
 """
 
+import itertools
 import json
 import warnings
 from collections.abc import Mapping
@@ -262,7 +263,7 @@ def _evaluated(run: Run, reports: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     if not reports:
         return None
     scored = {key: _scores(report) for key, report in reports.items()}
-    metrics = list(dict.fromkeys(metric for scores in scored.values() for metric in scores))
+    metrics = list(dict.fromkeys(itertools.chain.from_iterable(scored.values())))
     head = ["model", "answers to", *(metric.replace("_", " ") for metric in metrics), "prompts", "ended by itself"]
     rows = [
         (

@@ -276,11 +276,11 @@ def _page(endpoint: str | None = None) -> str:
 def _explained(repo_id: str, endpoint: str | None) -> Iterator[None]:
     """Turn what `huggingface_hub` raises into a HubError that says what to do."""
     import httpx
-    from huggingface_hub.errors import OfflineModeIsEnabled, OIDCError
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
         yield
-    except (httpx.HTTPError, OIDCError, OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
+    except (httpx.HTTPError, OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
         reason = "" if isinstance(error, OfflineModeIsEnabled) else _reason(error, repo_id, endpoint)
         offline = "HF_HUB_OFFLINE is set, so the Hub is not asked. Unset it and restart the kernel."
         # their own errors hold the request with its token

@@ -5,6 +5,7 @@ A base is asked twice: its own card, on the Hub or in its folder, and a dated ta
 unknown, and said to be. Knows names and cards, and nothing of uploads; a lawyer knows more.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -121,7 +122,7 @@ class Licence:
 
     def _parts(self) -> list[Table | str]:
         rows = [
-            (called, terms.of, terms.title, _MEANT[terms.use], terms.source)
+            (called, terms.of, terms.title, _MEANT.get(terms.use, terms.use), terms.source)
             for called, terms in (("base model", self.base), ("training data", self.data))
         ]
         parts: list[Table | str] = [Table(("", "which", "licence", "use", "how it is known"), rows, prose=True)]
@@ -267,7 +268,7 @@ def _together(all_: Iterable[Terms]) -> Terms:
     first, ids = each[0], list(dict.fromkeys(terms.id for terms in each))
     if len(ids) == 1 or first.use == "unknown":
         return first
-    duties = dict.fromkeys(duty for terms in each for duty in terms.duties)
+    duties = dict.fromkeys(itertools.chain.from_iterable(terms.duties for terms in each))
     titles = " and ".join(dict.fromkeys(terms.title for terms in each))
     return replace(first, id=" and ".join(ids), title=titles, duties=tuple(duties))
 

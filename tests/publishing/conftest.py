@@ -150,6 +150,7 @@ class Hub:
 
     def download(self, handler, parts):
         """Files of a repository, or of a folder that stands for one."""
+        parts = parts[parts[0] == "datasets" :]
         repo_id, name = "/".join(parts[:2]), "/".join(parts[4:])
         content = self.repos[repo_id].files.get(name) if repo_id in self.repos else None
         path = Path(self.served.get(repo_id, "/nowhere")) / name

@@ -45,7 +45,13 @@ def test_every_evaluation_stands_in_the_table(run):
 
 def test_settings_and_measurements_stand_in_the_card(run):
     text, _ = written(run)
-    for row in ("| lora_r | 16 |", "| load_in_4bit | yes |", "| weight updates | 36 |", "| digest | 593f946478ca |"):
+    for row in (
+        "| lora_r | 16 |",
+        "| load_in_4bit | yes |",
+        "| weight updates | 36 |",
+        "| digest | 593f946478ca |",
+        "| source | invoices (bundled with ftkit) |",
+    ):
         assert row in text
 
 

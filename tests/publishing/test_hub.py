@@ -18,8 +18,8 @@ WRITTEN = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 
 @pytest.fixture
 def known(run):
-    """The terms of the run, its data's licence among them."""
-    return publishing.licence(run, data_licence="apache-2.0")
+    """The terms of the run, as it knows them."""
+    return publishing.licence(run)
 
 
 def as_it_is(folder):
@@ -196,8 +196,9 @@ def test_names_that_cannot_be(run, known, name):
         publishing.push(run, name, known)
 
 
-def test_an_unknown_licence_blocks_a_public_upload_until_it_is_confirmed(hub, run):
-    with pytest.raises(ConfigError, match="licence of the training data is unknown") as told:
+def test_an_unknown_licence_blocks_a_public_upload_until_it_is_confirmed(hub, set_facts):
+    run = set_facts(data_licence="unknown")
+    with pytest.raises(ConfigError, match=r"licence of invoices \(bundled with ftkit\) is unknown") as told:
         publishing.push(run, "ada/invoices", private=False, dry_run=False)
     assert "confirm_licence=True" in str(told.value)
     assert hub.seen == []
@@ -314,7 +315,7 @@ def test_a_merged_model_and_a_gguf_bring_cards_of_their_own(hub, run, known, tmp
 @pytest.mark.slow
 def test_the_cards_snippet_runs_as_it_stands(hub, sample, tmp_path):
     """Somebody else copies it, with nothing but the Hub: it downloads adapter and base, and answers."""
-    publishing.push(sample, "ada/invoices", publishing.licence(sample, data_licence="apache-2.0"), dry_run=False)
+    publishing.push(sample, "ada/invoices", dry_run=False)
     hub.served[models.HUB_ID] = Path(models.resolve(models.BUNDLED))
     code = hub.repos["ada/invoices"].files["README.md"].decode().split("```python\n")[1].split("```")[0]
     prompt = "Extract all product names and prices from the following invoice text.\n\nRed Lamp 2 x 4.50 EUR"

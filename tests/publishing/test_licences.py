@@ -6,6 +6,7 @@ import re
 import pytest
 
 from ftkit import files, models, publishing
+from ftkit.data.loading import _origin
 from ftkit.errors import MissingArtifact
 from ftkit.publishing.licences import without_paths
 from ftkit.runs import Run
@@ -143,6 +144,12 @@ def test_a_model_without_a_card_on_the_hub(hub):
     """It is unknown, and said why."""
     terms = publishing.licence("somebody/her-own-model").base
     assert (terms.use, terms.source) == ("unknown", "it has no card on the Hub")
+
+
+@pytest.mark.parametrize(("said", "known"), [("mit", "mit"), ("[mit, cc-by-4.0]", "mit\n\ncc-by-4.0"), ("", "unknown")])
+def test_the_card_of_a_hub_dataset_is_read_when_its_rows_are(hub, tmp_path, said, known):
+    hub.served["ada/notes"] = card(tmp_path / "notes", license=said)
+    assert _origin("ada/notes") == ("https://huggingface.co/datasets/ada/notes", known)
 
 
 def test_what_is_stated_goes_before_what_is_read(set_facts):
