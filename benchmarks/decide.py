@@ -4,7 +4,8 @@
     python benchmarks/decide.py --against-itself [--repeats 200]
 
 `invoices` asks for a form that training rows show: a fine-tune is right. `handbook` asks for facts that only documents
-hold: search is right, with or without a fine-tune. Each seed draws its own test rows, training order and examples.
+hold: search is right, with or without a fine-tune. Of approaches that are alike, the stronger one is measured: nearest
+examples and not fixed ones, a constraint with examples and not alone. Each seed draws its own test rows, training order and examples.
 Answers are kept in the run folders, so a killed benchmark goes on where it was.
 
 Against itself: every answer of every approach is right by the same chance of its prompt. Called different is a repeat
@@ -30,7 +31,7 @@ TASKS: dict[str, dict[str, Any]] = {
             "task": "Extract all product names, prices and quantities.",
             "normalise": evaluation.exact_words,
             "max_new_tokens": 80,
-            "approaches": [name for name in decision.APPROACHES if "rag" not in name],
+            "approaches": ["zero_shot", "prompt", "few_shot_nearest", "constrained_few_shot", "fine_tune"],
         },
     },
     "handbook": {
@@ -41,7 +42,8 @@ TASKS: dict[str, dict[str, Any]] = {
             "task": "Answer questions about the Quillmere Seed Library.",
             "groups": "kind",
             "max_new_tokens": 24,
-            "approaches": [name for name in decision.APPROACHES if "constrained" not in name],
+            "passages": 1,  # on training and val rows 52 % against 40 % with three: a small model mixes them up
+            "approaches": ["zero_shot", "prompt", "few_shot_nearest", "rag", "fine_tune", "rag_fine_tune"],
         },
     },
 }
