@@ -1,12 +1,12 @@
 """Whether the decision is right: on both bundled tasks with ten seeds, and on approaches that do not differ.
 
-    python benchmarks/decide.py [--seeds 10] [--tasks invoices handbook] [--root runs/decide]
+    python benchmarks/decide.py [--seeds 0 1 2] [--tasks invoices handbook] [--root runs/decide]
     python benchmarks/decide.py --against-itself [--repeats 200]
 
 `invoices` asks for a form that training rows show: a fine-tune is right. `handbook` asks for facts that only documents
 hold: search is right, with or without a fine-tune. Of approaches that are alike, the stronger one is measured: nearest
-examples and not fixed ones, a constraint with examples and not alone. Each seed draws its own test rows, training order and examples.
-Answers are kept in the run folders, so a killed benchmark goes on where it was.
+examples and not fixed ones, a constraint with examples and not alone. Each seed draws its own test rows, training
+order and examples. Answers are kept in the run folders, so a killed benchmark goes on where it was.
 
 Against itself: every answer of every approach is right by the same chance of its prompt. Called different is a repeat
 in which the table shows any approach to be better or worse than any other.
