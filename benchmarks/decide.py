@@ -22,7 +22,7 @@ from ftkit import Run, TrainConfig, data, decision, evaluation, hardware
 from ftkit.decision import Approach, Decision
 from ftkit.evaluation import EvalReport
 
-LINES = r"Products:(\n- [^\n]+: [^\n]+ \(×[0-9]+\))+"
+LINES = r"Products:(\n- [^\n:]{2,40}: [^\n:(]{3,16} \(×[0-9]{1,3}\)){1,8}"
 TASKS: dict[str, dict[str, Any]] = {
     "invoices": {
         "right": ("fine_tune",),
