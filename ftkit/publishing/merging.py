@@ -1,0 +1,129 @@
+"""An adapter merged into its 16-bit base: a folder that every Hugging Face loader reads, made once.
+
+The adapter is only read. Whether the merged model answers as the adapter did is for `proof` to say.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ftkit import files, models
+from ftkit.config import TrainConfig
+from ftkit.errors import MissingArtifact, ModelError, StorageError
+from ftkit.hardware import detect
+from ftkit.publishing import places
+from ftkit.runs import Run, versions
+
+ORIGIN = "merged_from.json"
+_FORMATS = {"torch.float16": "fp16", "float16": "fp16"}  # all else is merged in bf16: it has the range of 32 bits
+
+
+def merge(source: Run | str | Path, out: str | Path | None = None) -> Path:
+    """Merge an adapter into its 16-bit base and save it with tokenizer and chat template in a folder `merged`.
+
+    A whole one of the same adapter is taken as it is. The adapter is checked against its seal first, and never
+    written to.
+
+    Args:
+        source: a run, or the folder of an adapter.
+        out: where `merged` goes; by default `export` in the run, or the user's cache where only that has room.
+
+    Returns:
+        The folder; `export.json` beside it holds the digest.
+
+    Raises:
+        MissingArtifact: no adapter there.
+        ModelError: the adapter was changed since it was saved, or does not belong to its base.
+        StorageError: no room, or something else stands there. Nothing was harmed, and a second call goes on.
+    """
+    adapter = adapter_of(source)
+    places.refuse_tampered(adapter, "Take it from a checkpoint or a copy, or train again.")
+    origin = {"adapter": weights_digest(adapter), "base_model": models.base_of(adapter)}
+    folders = places.candidates(source if isinstance(source, Run) else adapter, out)
+    for folder in folders:
+        made = folder / places.MERGED
+        if origin_of(made).items() >= origin.items() and files.problem(made) is None:
+            return made
+    stored = _stored_format(origin["base_model"])
+    config = TrainConfig.for_hardware(
+        detect(), load_in_4bit=False, backend="transformers", dtype=_FORMATS.get(stored, "bf16")
+    )
+    model, tokenizer = models.load_adapter(adapter, config, merge=True)
+    needed = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    folder = places.with_room(folders, needed, "the merged model")
+    target = folder / places.MERGED
+    facts = origin | {"number_format": config.dtype, "versions": versions()}
+    with files.weight_errors_explained(target), files.folder(target) as working, models.quietly():
+        model.save_pretrained(working)
+        tokenizer.save_pretrained(working)
+        files.write_json(working / ORIGIN, facts)
+    size = sum(path.stat().st_size for path in files.inside(target).values())
+    places.forget(folder, places.MERGED)  # what was proved of an earlier one
+    places.note(folder, places.MERGED, sha256=merged_digest(target), bytes=size, **facts)
+    if isinstance(source, Run) and source.path != Run.sample().path:
+        source.finish("merge", place=str(target.absolute()), sha256=merged_digest(target), **origin)
+    return target
+
+
+def _stored_format(base: str) -> str:
+    """The number format that a base model's config names, such as "torch.bfloat16"."""
+    models.import_unsloth_first()
+    from transformers import AutoConfig
+
+    return str(getattr(models.pretrained(AutoConfig, models.resolve(base)), "dtype", None))
+
+
+def adapter_of(source: Run | str | Path) -> Path:
+    """The folder of a run's adapter, or the one that was given.
+
+    Raises:
+        MissingArtifact: it holds no adapter.
+    """
+    adapter = source.require("adapter") if isinstance(source, Run) else Path(source)
+    if not (adapter / "adapter_config.json").is_file():
+        raise MissingArtifact(f"{adapter} holds no adapter. training.train writes one; Run.sample() has one.")
+    return adapter
+
+
+def weights_digest(adapter: Path) -> str:
+    """SHA-256 of an adapter's weights."""
+    weights = adapter / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise MissingArtifact(f"{adapter} has no {weights.name}. Train or fetch the adapter again.")
+    return files.digest(weights)
+
+
+def origin_of(folder: Path) -> dict[str, Any]:
+    """What a merged folder was made of; empty where it was not merged here."""
+    try:
+        origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return origin if isinstance(origin, dict) else {}
+
+
+def merged_digest(folder: Path) -> str:
+    """SHA-256 of the weights of a merged model; of several files, that of their digests in order."""
+    sealed = (files.noted(folder) or {}).get("files", {})
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    digests = [sealed.get(name, {}).get("sha256") or files.digest(folder / name) for name in found]
+    if not digests:
+        raise ModelError(f"{folder} has no *.safetensors, so it is no merged model. publishing.merge makes one.")
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def check_merged(folder: str | Path) -> Path:
+    """A folder with a model, after a look at its seal.
+
+    Raises:
+        MissingArtifact: no model is there.
+        ModelError: it was changed since it was merged.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise MissingArtifact(f"{folder} holds no merged model: it has no config.json. publishing.merge makes one.")
+    places.refuse_tampered(folder, "Remove the folder and call publishing.merge again: the adapter is untouched.")
+    if not any(folder.glob("*.safetensors")):
+        raise StorageError(f"{folder} has no *.safetensors. Call publishing.merge again.")
+    return folder
