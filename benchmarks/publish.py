@@ -1,4 +1,4 @@
-"""What an export of the bundled model takes, and whether it answers as its adapter: merged, f16 and q8_0, on 50 prompts.
+"""What an export of the bundled model takes, and whether it answers as its adapter did, on 50 prompts.
 
     python benchmarks/publish.py [--run runs/quickstart] [--out exports/benchmark]
 
@@ -32,7 +32,9 @@ def main() -> None:
             gguf, seconds[quant] = timed(publishing.to_gguf, merged, quant, out)
             served, asking_s = timed(publishing.parity, merged, gguf, test)
             size = gguf.stat().st_size / 2**20
-            print(f"{served}\n{gguf.name}: {size:.0f} MiB, converted in {seconds[quant]:.1f} s, asked in {asking_s:.1f} s\n")
+            print(
+                f"{served}\n{gguf.name}: {size:.0f} MiB, converted in {seconds[quant]:.1f} s, asked in {asking_s:.1f} s\n"
+            )
             for report in served.scores.values():
                 print(f"{report}\n")
         print(f"merge {merging_s:.1f} s, parity {parity_s:.1f} s, merge + f16 {merging_s + seconds['f16']:.1f} s")

@@ -361,7 +361,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser(
         "export",
         help="leave a run as something usable, and prove that it answers as the run does",
-        description="merged: the adapter in its 16-bit base. gguf: one file for llama.cpp and Ollama, served and asked.",
+        description="merged: the adapter in its 16-bit base. gguf: one file for llama.cpp and Ollama, also asked.",
     )
     export.set_defaults(run=_export)
     option = export.add_argument

@@ -216,7 +216,7 @@ def _base_values(model: Any) -> dict[str, Any]:
     """Evenly spaced values of the embedding, which no number format of training changes: 4-bit leaves it alone."""
     weight = model.get_input_embeddings().weight.detach()
     flat = weight.reshape(-1)
-    picked = flat[:: max(1, flat.numel() // _BASE_VALUES)]
+    picked = flat[:: max(1, flat.numel() // _BASE_VALUES)][:_BASE_VALUES]
     return {"shape": list(weight.shape), "values": picked.float().tolist()}
 
 

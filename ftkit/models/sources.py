@@ -106,18 +106,19 @@ def _corrected(tokenizer: Any) -> Any:
 
 
 def as_byte_level(tokenizer: Any) -> Any:
-    """The tokenizer; one of bytes that was read from a GGUF without what makes other programs take it for SentencePiece.
+    """A tokenizer of bytes that came from a GGUF, without what makes other programs take it for SentencePiece.
 
     Transformers' reader of GGUF gives it byte fallback and a decoder in four parts, as SentencePiece has them. Token
     ids and decoded text are the same without.
     """
     from tokenizers import decoders, pre_tokenizers
 
-    inner = getattr(tokenizer, "backend_tokenizer", None)
-    if getattr(getattr(inner, "model", None), "byte_fallback", False):
-        if isinstance(inner.pre_tokenizer, pre_tokenizers.ByteLevel):
-            inner.model.byte_fallback = False
-            inner.decoder = decoders.ByteLevel()
+    inner: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is None or not getattr(inner.model, "byte_fallback", False):
+        return tokenizer
+    if isinstance(inner.pre_tokenizer, pre_tokenizers.ByteLevel):
+        inner.model.byte_fallback = False
+        inner.decoder = decoders.ByteLevel()
     return tokenizer
 
 

@@ -1,4 +1,4 @@
-"""Leave with something usable: the adapter merged into its base, a GGUF that llama.cpp and Ollama serve, and the proof."""
+"""Leave with something usable: an adapter merged into its base, a GGUF for llama.cpp and Ollama, and the proof."""
 
 from ftkit.publishing.gguf import K_QUANTS, QUANTS, to_gguf
 from ftkit.publishing.merging import merge

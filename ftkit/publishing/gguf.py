@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ftkit import files, models
 from ftkit.errors import ConfigError, MissingExtra, ModelError
@@ -78,15 +79,15 @@ def to_gguf(source: Run | str | Path, quant: str = "f16", out: str | Path | None
             if tool:
                 sixteen, made = made, working / "quantized.gguf"
                 _run([tool, str(sixteen), str(made), quant.upper()], f"{_TOOL} to {quant}", made)
-            facts |= {"sha256": files.digest(made), "bytes": made.stat().st_size}
+            made_facts: dict[str, Any] = {**facts, "sha256": files.digest(made), "bytes": made.stat().st_size}
             places.forget(target.parent, target.name)  # what was proved of an earlier one
             made.replace(target)
-            places.note(target.parent, target.name, **facts, converter=CONVERTER)
+            places.note(target.parent, target.name, **made_facts, converter=CONVERTER)
         finally:
             shutil.rmtree(working, ignore_errors=True)
     if isinstance(source, Run) and source.path != Run.sample().path:
         known = source.facts.get("gguf", {})
-        source.finish("gguf", **known | {target.name: {**facts, "place": str(target.absolute())}})
+        source.finish("gguf", **known | {target.name: {**made_facts, "place": str(target.absolute())}})
     return target
 
 

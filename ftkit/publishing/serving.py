@@ -1,4 +1,4 @@
-"""A GGUF served by llama.cpp in a process of its own: as an endpoint that judges and evaluations ask, or question by question.
+"""A GGUF served by llama.cpp in a process of its own, as an endpoint that judges and evaluations ask.
 
 A damaged file, or a crash of llama.cpp, ends that process and not this one.
 """
