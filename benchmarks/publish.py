@@ -31,7 +31,7 @@ def main() -> None:
         for quant in ("f16", "q8_0"):
             gguf, seconds[quant] = timed(publishing.to_gguf, merged, quant, out)
             served, asking_s = timed(publishing.parity, merged, gguf, test)
-            size = gguf.stat().st_size / 2**20
+            made = f"{gguf.stat().st_size / 2**20:.0f} MiB in {seconds[quant]:.1f} s"
             print(
                 f"{served}\n{gguf.name}: {size:.0f} MiB, converted in {seconds[quant]:.1f} s, asked in {asking_s:.1f} s\n"
             )

@@ -195,7 +195,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _export_merged(run: Run, options: argparse.Namespace) -> int:
     merged = publishing.merge(run, options.out)
-    report = publishing.parity(run, merged, _rows(run, "test"))
+    report = publishing.parity(run, merged, _rows(run, "test"), prompts=options.prompts)
     _say(f"{report}\n\nMerged model  {merged}")
     report.require()
     return 0
@@ -203,11 +203,11 @@ def _export_merged(run: Run, options: argparse.Namespace) -> int:
 
 def _export_gguf(run: Run, options: argparse.Namespace) -> int:
     merged, test = publishing.merge(run, options.out), _rows(run, "test")
-    before = publishing.parity(run, merged, test)
+    before = publishing.parity(run, merged, test, prompts=options.prompts)
     _say(f"{before}\n")
     before.require()
     gguf = publishing.to_gguf(run, options.quant, options.out)
-    served = publishing.parity(merged, gguf, test)
+    served = publishing.parity(merged, gguf, test, prompts=options.prompts)
     _say(f"{served}\n\nGGUF       {gguf} ({gguf.stat().st_size / 2**20:.0f} MiB)")
     served.require()
     _say(f"Serve      llama-server -m {shlex.quote(str(gguf))}, or in Python publishing.serve_gguf")
@@ -376,6 +376,7 @@ def _parser() -> argparse.ArgumentParser:
         f"{', '.join(publishing.K_QUANTS)} (default: f16)",
     )
     option("--out", type=Path, help="folder for what is written (default: export in the run folder)")
+    option("--prompts", type=_count, default=50, help="how many both sides are asked (default: 50); fewer are faster")
 
     doctor = commands.add_parser("doctor", help="what this machine is and what is missing")
     doctor.set_defaults(run=_doctor)

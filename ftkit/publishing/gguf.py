@@ -94,7 +94,7 @@ def to_gguf(source: Run | str | Path, quant: str = "f16", out: str | Path | None
 def _require_parity(run: Run, merged: Path) -> None:
     """Let no model be exported whose merge changed its answers; what was proved once is not asked again."""
     known = places.record(merged.parent).get(merged.name, {}).get("parity", {})
-    if not known.get("passed"):
+    if not (known.get("passed") and known.get("of") == merging.merged_digest(merged)):
         proof.parity(run, merged).require()
 
 

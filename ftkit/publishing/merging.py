@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ftkit import files, models
+from ftkit import chat, files, models
 from ftkit.config import TrainConfig
 from ftkit.errors import MissingArtifact, ModelError, StorageError
 from ftkit.hardware import detect
@@ -50,6 +50,9 @@ def merge(source: Run | str | Path, out: str | Path | None = None) -> Path:
         detect(), load_in_4bit=False, backend="transformers", dtype=_FORMATS.get(stored, "bf16")
     )
     model, tokenizer = models.load_adapter(adapter, config, merge=True)
+    # the base may name another stop token than the adapter was trained to end on: then generation would not end
+    stops = chat.stop_ids(tokenizer, model)
+    model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
     needed = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     folder = places.with_room(folders, needed, "the merged model")
     target = folder / places.MERGED

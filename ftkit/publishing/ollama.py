@@ -44,10 +44,8 @@ def modelfile(gguf: str | Path, merged: str | Path, trained_on: Any = None) -> P
         named = models.pretrained(GenerationConfig, merged).eos_token_id
         stops += named if isinstance(named, list) else [named]
     texts = [tokenizer.convert_ids_to_tokens(stop) for stop in stops if stop is not None]
-    ending = next(
-        (token for token in _specials(tokenizer) if pieces.around["assistant"][1].strip().startswith(token)), None
-    )
-    texts += [ending] * (ending is not None)
+    behind = pieces.around["assistant"][1].strip()
+    texts += [token for token in _specials(tokenizer) if behind.startswith(token)][:1]
     lines = [f"FROM ./{gguf.name}", f'TEMPLATE """{pieces.template()}"""', "PARAMETER temperature 0"]
     lines += [f'PARAMETER stop "{stop}"' for stop in dict.fromkeys(texts)]
     if system := _system(trained_on):
@@ -73,7 +71,7 @@ def _system(rows: Any) -> str:
 
 @dataclass(frozen=True)
 class _Pieces:
-    """What a template writes around the text of each role, in a chat without a system turn, and to ask for an answer."""
+    """What a template writes around each role's text, before a chat without a system turn, and to ask for an answer."""
 
     around: Mapping[str, tuple[str, str]]
     default: str

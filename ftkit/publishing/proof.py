@@ -30,6 +30,7 @@ _LIKE = 0.75  # least mean F1 of words with the merged model's answers, for weig
 _POINTS = 0.10  # most that a score may fall
 _LIKELIEST = 10  # tokens of each place whose log-probabilities are compared
 _ANSWERS = "answers.json"
+_ADAPTER = "adapter on its base"
 _SHOWN = 3
 
 
@@ -110,7 +111,7 @@ def parity(
     """Compare an adapter with the folder that it was merged into, or that folder with a GGUF of it.
 
     The prompts are fixed: the first of `examples`, general questions, and some with tools. The verdict is written into
-    `export.json` beside `after`.
+    `export.json` beside `after`; where a merge has passed with the same prompts, it is read from there.
 
     Args:
         before: a run or an adapter's folder; for a GGUF, the merged folder.
@@ -128,13 +129,18 @@ def parity(
     after, asked = Path(after), fixed_prompts(examples, prompts)
     if after.suffix == ".gguf":
         merged = merging.check_merged(before.path if isinstance(before, Run) else before)
-        report = _served(merged, after, asked, max_new_tokens, threads)
+        report, facts = _served(merged, after, asked, max_new_tokens, threads), {"of": merging.merged_digest(merged)}
     else:
-        adapter = merging.adapter_of(before)
+        adapter, merged = merging.adapter_of(before), merging.check_merged(after)
         places.refuse_tampered(adapter, "Take it from a checkpoint or a copy, or train again.")
-        report = _merged(adapter, merging.check_merged(after), asked, max_new_tokens)
+        facts = {"adapter": merging.weights_digest(adapter), "key": _key(merged, asked, max_new_tokens)}
+        known = places.record(after.parent).get(after.name, {}).get("parity", {})
+        if known.get("passed") and all(known.get(name) == value for name, value in facts.items()):
+            return Parity(_ADAPTER, after.name, tuple(Check(**check) for check in known["checks"]))
+        report = _merged(adapter, merged, asked, max_new_tokens)
+        facts |= {"of": merging.merged_digest(merged)}
     verdict = {"passed": report.passed, "prompts": len(asked), "checks": [asdict(check) for check in report.checks]}
-    places.note(after.parent, after.name, parity=verdict)
+    places.note(after.parent, after.name, parity=facts | verdict)
     return report
 
 
@@ -182,7 +188,8 @@ class _Side:
         texts = [chat.render(_as_asked(row, tokenizer), tokenizer, add_generation_prompt=True) for row in rows]
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         own = {key: value for key, value in model.generation_config.to_dict().items() if not key.startswith("_")}
-        own.pop("transformers_version", None)
+        for told_elsewhere in ("transformers_version", "eos_token_id"):  # stop tokens are a check of their own
+            own.pop(told_elsewhere, None)
         return cls(texts, ids, chat.stop_ids(tokenizer, model), own)
 
 
@@ -216,7 +223,7 @@ def _merged(adapter: Path, merged: Path, rows: list[dict[str, Any]], max_new_tok
         _same("stop tokens", old.stops, new.stops),
         _same("generation config", old.generation, new.generation),
     )
-    return Parity(f"{adapter.name} on its base", merged.name, checks)
+    return Parity(_ADAPTER, merged.name, checks)
 
 
 def _read_alike(

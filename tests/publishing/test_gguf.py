@@ -19,7 +19,7 @@ def _untouched(untouched):
 @pytest.fixture
 def merged(run):
     folder = publishing.merge(run)
-    places.note(folder.parent, folder.name, parity={"passed": True})
+    places.note(folder.parent, folder.name, parity={"passed": True, "of": merging.merged_digest(folder)})
     return folder
 
 
@@ -155,11 +155,11 @@ class TestWrongUse:
         assert not (run / "export/toy-f16.gguf").exists()
 
     def test_a_folder_without_a_model(self, tmp_path):
-        with pytest.raises(MissingArtifact, match="no config.json"):
+        with pytest.raises(MissingArtifact, match=r"no config\.json"):
             publishing.to_gguf(tmp_path)
 
     def test_no_such_file_to_serve(self, tmp_path):
-        with pytest.raises(MissingArtifact, match="is no file"), serving.server(tmp_path / "none.gguf"):
+        with pytest.raises(MissingArtifact, match=r"is no file"), serving.server(tmp_path / "none.gguf"):
             pass
 
     def test_a_file_that_is_no_gguf_is_named_with_llama_cpps_words(self, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +39,18 @@ def test_the_merged_weights_are_the_base_and_the_scaled_product(run):
 def test_tokenizer_and_template_go_along(run, tokenizer):
     _, loaded = models.load(publishing.merge(run), CONFIG)
     assert (loaded.chat_template, loaded.eos_token) == (tokenizer.chat_template, tokenizer.eos_token)
+
+
+def test_it_stops_where_the_training_stopped(run):
+    """The base may name another stop token than the tokenizer that the adapter was trained with."""
+    base = Path(models.base_of(run / "adapter"), "generation_config.json")
+    written = base.read_text()
+    base.write_text(json.dumps(json.loads(written) | {"eos_token_id": 0}))
+    try:
+        made = publishing.merge(run)
+    finally:
+        base.write_text(written)
+    assert json.loads((made / "generation_config.json").read_text())["eos_token_id"] == [2, 0]
 
 
 def test_the_digest_is_noted_beside_it_and_in_the_run(run):
@@ -116,7 +129,7 @@ class TestPlace:
     def test_a_named_place_is_the_only_one(self, run, free, tmp_path):
         free |= {"small": 1000}
         (tmp_path / "small").mkdir()
-        with pytest.raises(StorageError, match="small has 0.00 GiB free"):
+        with pytest.raises(StorageError, match=r"small has 0\.00 GiB free"):
             publishing.merge(run, tmp_path / "small")
 
     def test_a_write_that_fails_leaves_nothing_and_a_second_call_goes_on(self, run, monkeypatch):
@@ -170,7 +183,7 @@ class TestAdapter:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         base = models.base_of(run / "adapter")
-        shape = json.loads(open(f"{base}/config.json").read()) | {"hidden_size": 16, "num_attention_heads": 2}
+        shape = json.loads(Path(base, "config.json").read_text()) | {"hidden_size": 16, "num_attention_heads": 2}
         shutil.copytree(base, tmp_path / "other")
         LlamaForCausalLM(LlamaConfig(**shape | {"head_dim": 8})).save_pretrained(tmp_path / "other")
         shutil.copytree(run / "adapter", tmp_path / "adapter")
