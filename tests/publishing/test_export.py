@@ -4,8 +4,6 @@ import json
 import shutil
 
 import pytest
-from conftest import make_run
-from toys import make_model, make_tokenizer
 
 from ftkit import Run, data, evaluation, files, models, publishing
 from ftkit.__main__ import main
@@ -80,9 +78,8 @@ def test_the_modelfile_stops_and_has_no_system_text_of_its_own(exported):
     assert "You are a helpful AI assistant named SmolLM" in text  # the template's own, where a chat has none
 
 
-def test_a_tokenizer_that_the_converter_does_not_know_is_its_last_word(tmp_path):
-    """The real converter dies on it; the merged model stays."""
-    run = make_run(tmp_path, make_model(), make_tokenizer())
+def test_a_tokenizer_that_the_converter_does_not_know_is_its_last_word(run):
+    """The real converter dies on the toy's; the merged model stays."""
     merged = publishing.merge(run)
     with pytest.raises(ModelError, match=r"BPE pre-tokenizer was not recognized.*are as they were"):
         publishing.to_gguf(merged)
