@@ -2,7 +2,8 @@
 
     python benchmarks/publish.py [--run runs/quickstart] [--out exports/benchmark]
 
-Without a run the sample is exported. The first call also fetches the converter, which takes seconds. The task is the invoices that no training saw.
+Without a run the sample is exported; the first call also fetches the converter, which takes seconds.
+The task is the invoices that no training saw.
 """
 
 import argparse

@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ftkit import files, models
 from ftkit.errors import ConfigError, MissingExtra, ModelError
@@ -29,7 +28,7 @@ K_QUANTS = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", 
 _TOOL = "llama-quantize"
 _SIZES = {"f16": 1.0, "bf16": 1.0, "f32": 2.0}  # beside 16-bit weights; all else is at most 0.6
 _AT_MOST = 0.6
-_AS_IT_IS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
+_DATA = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
 def to_gguf(source: Run | str | Path, quant: str = "f16", out: str | Path | None = None) -> Path:
@@ -79,15 +78,12 @@ def to_gguf(source: Run | str | Path, quant: str = "f16", out: str | Path | None
             if tool:
                 sixteen, made = made, working / "quantized.gguf"
                 _run([tool, str(sixteen), str(made), quant.upper()], f"{_TOOL} to {quant}", made)
-            made_facts: dict[str, Any] = {**facts, "sha256": files.digest(made), "bytes": made.stat().st_size}
-            places.forget(target.parent, target.name)  # what was proved of an earlier one
-            made.replace(target)
-            places.note(target.parent, target.name, **made_facts, converter=CONVERTER)
+            places.put(made, target, **facts, converter=CONVERTER)
         finally:
             shutil.rmtree(working, ignore_errors=True)
     if isinstance(source, Run) and source.path != Run.sample().path:
-        known = source.facts.get("gguf", {})
-        source.finish("gguf", **known | {target.name: {**made_facts, "place": str(target.absolute())}})
+        made_of = places.record(target.parent)[target.name] | {"place": str(target.absolute())}
+        source.finish("gguf", **source.facts.get("gguf", {}) | {target.name: made_of})
     return target
 
 
@@ -144,7 +140,7 @@ def _view(merged: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="ftkit-gguf-") as folder:
         seen = Path(folder) / "model"
         seen.mkdir()
-        for path in {path for pattern in _AS_IT_IS for path in merged.glob(pattern)}:
+        for path in (path for path in merged.iterdir() if path.name.endswith(_DATA)):
             if path.name in ("config.json", "tokenizer_config.json"):
                 known = json.loads(path.read_text(encoding="utf-8"))
                 known.pop("auto_map", None)

@@ -5,6 +5,7 @@ The adapter is only read. Whether the merged model answers as the adapter did is
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,22 @@ def merge(source: Run | str | Path, out: str | Path | None = None) -> Path:
     places.refuse_tampered(adapter, "Take it from a checkpoint or a copy, or train again.")
     origin = {"adapter": weights_digest(adapter), "base_model": models.base_of(adapter)}
     folders = places.candidates(source if isinstance(source, Run) else adapter, out)
-    for folder in folders:
-        made = folder / places.MERGED
-        if origin_of(made).items() >= origin.items() and files.problem(made) is None:
-            return made
+    there = [folder / places.MERGED for folder in folders if _is_whole(folder / places.MERGED, origin)]
+    target = there[0] if there else _merge(adapter, origin, folders)
+    digest = merged_digest(target)
+    if places.record(target.parent).get(target.name, {}).get("sha256") != digest:
+        places.note(target.parent, target.name, sha256=digest, **origin_of(target))
+    if isinstance(source, Run) and source.path.resolve() != Run.sample().path.resolve():
+        source.finish("merge", place=str(target.absolute()), sha256=digest, **origin)
+    return target
+
+
+def _is_whole(folder: Path, origin: Mapping[str, Any]) -> bool:
+    return origin_of(folder).items() >= origin.items() and files.problem(folder) is None
+
+
+def _merge(adapter: Path, origin: Mapping[str, Any], folders: list[Path]) -> Path:
+    """Write the merged folder to the first place with room."""
     stored = _stored_format(origin["base_model"])
     config = TrainConfig.for_hardware(
         detect(), load_in_4bit=False, backend="transformers", dtype=_FORMATS.get(stored, "bf16")
@@ -54,18 +67,11 @@ def merge(source: Run | str | Path, out: str | Path | None = None) -> Path:
     stops = chat.stop_ids(tokenizer, model)
     model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
     needed = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    folder = places.with_room(folders, needed, "the merged model")
-    target = folder / places.MERGED
-    facts = origin | {"number_format": config.dtype, "versions": versions()}
+    target = places.with_room(folders, needed, "the merged model") / places.MERGED
     with files.weight_errors_explained(target), files.folder(target) as working, models.quietly():
         model.save_pretrained(working)
         tokenizer.save_pretrained(working)
-        files.write_json(working / ORIGIN, facts)
-    size = sum(path.stat().st_size for path in files.inside(target).values())
-    places.forget(folder, places.MERGED)  # what was proved of an earlier one
-    places.note(folder, places.MERGED, sha256=merged_digest(target), bytes=size, **facts)
-    if isinstance(source, Run) and source.path != Run.sample().path:
-        source.finish("merge", place=str(target.absolute()), sha256=merged_digest(target), **origin)
+        files.write_json(working / ORIGIN, {**origin, "number_format": config.dtype, "versions": versions()})
     return target
 
 

@@ -51,9 +51,11 @@ def modelfile(gguf: str | Path, merged: str | Path, trained_on: Any = None) -> P
     if system := _system(trained_on):
         lines.append(f'SYSTEM """{system}"""')
     path = gguf.parent / NAME
-    places.refuse_foreign(path)
-    files.write_text(path, "\n".join(lines) + "\n")
-    places.note(path.parent, NAME, sha256=files.digest(path), bytes=path.stat().st_size, of=gguf.name)
+    written = files.write_text(path.with_name(f".{NAME}{files.TEMPORARY}"), "\n".join(lines) + "\n")
+    try:
+        places.put(written, path, of=gguf.name)
+    finally:
+        written.unlink(missing_ok=True)
     return path
 
 

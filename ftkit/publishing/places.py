@@ -17,7 +17,6 @@ from ftkit.runs import Run
 RECORD = "export.json"
 MERGED = "merged"
 _MARGIN = 1.05  # what a file has beside its weights, and what others write meanwhile
-_STAMP = 2**20  # files whose digest is recorded are larger than what a stamp of size and time is wrong about
 
 
 def candidates(source: Run | Path, out: str | Path | None) -> list[Path]:
@@ -75,10 +74,17 @@ def note(folder: Path, name: str, **facts: Any) -> None:
     files.write_json(folder / RECORD, known | {name: known.get(name, {}) | facts})
 
 
-def forget(folder: Path, name: str) -> None:
-    """Take a file, which is about to be made anew, out of the record."""
-    if name in (known := record(folder)):
-        files.write_json(folder / RECORD, {other: facts for other, facts in known.items() if other != name})
+def put(made: Path, target: Path, **facts: Any) -> None:
+    """Move a file to its place and into the record, of which a kill at any moment leaves the one that fits.
+
+    Raises:
+        StorageError: another file stands there, which ftkit did not write or somebody has changed since.
+    """
+    refuse_foreign(target)
+    known = {"sha256": files.digest(made), "bytes": made.stat().st_size, **facts}
+    target.unlink(missing_ok=True)
+    files.write_json(target.parent / RECORD, record(target.parent) | {target.name: known})
+    made.replace(target)
 
 
 def is_as_recorded(path: Path, **facts: Any) -> bool:

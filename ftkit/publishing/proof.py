@@ -14,7 +14,7 @@ from typing import Any
 
 from ftkit import chat, data, evaluation, files, models, tables
 from ftkit.config import TrainConfig
-from ftkit.errors import DataError, GateFailed
+from ftkit.errors import DataError, GateFailed, ModelError
 from ftkit.hardware import detect, release_memory
 from ftkit.models import Answer
 from ftkit.publishing import merging, places, serving
@@ -31,7 +31,7 @@ _POINTS = 0.10  # most that a score may fall
 _LIKELIEST = 10  # tokens of each place whose log-probabilities are compared
 _ANSWERS = "answers.json"
 _ADAPTER = "adapter on its base"
-_SHOWN = 3
+_SHOWN, _LONG = 3, 120
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Parity:
         parts: list[Table | str] = [Table(("compared", "found", "wanted", ""), rows)]
         if self.unlike:
             head, shown = ("prompt", self.before, self.after), self.unlike[:_SHOWN]
-            parts.append(Table(head, [[text[-300:] for text in row] for row in shown], prose=True))
+            parts.append(Table(head, [[text[-_LONG:] for text in row] for row in shown], prose=True))
             parts += [f"and {len(self.unlike) - len(shown)} more."] * (len(self.unlike) > len(shown))
         word = "the same" if self.passed else "NOT the same"
         return [*parts, f"{self.after} is {word} as {self.before}, by these checks."]
@@ -128,7 +128,7 @@ def parity(
     """
     after, asked = Path(after), fixed_prompts(examples, prompts)
     if after.suffix == ".gguf":
-        merged = merging.check_merged(before.path if isinstance(before, Run) else before)
+        merged = merging.check_merged(after.parent / places.MERGED if isinstance(before, Run) else before)
         report, facts = _served(merged, after, asked, max_new_tokens, threads), {"of": merging.merged_digest(merged)}
     else:
         adapter, merged = merging.adapter_of(before), merging.check_merged(after)
@@ -310,6 +310,9 @@ def _key(merged: Path, rows: Sequence[Mapping[str, Any]], max_new_tokens: int) -
 
 def _served(merged: Path, gguf: Path, rows: list[dict[str, Any]], max_new_tokens: int, threads: int) -> Parity:
     """A merged model beside its GGUF as llama.cpp serves it."""
+    known = places.record(gguf.parent).get(gguf.name, {})
+    if gguf.is_file() and known and known.get("sha256") != files.digest(gguf):
+        raise ModelError(f"{gguf} does not have the digest that was recorded for it. Remove it and export it again.")
     from transformers import AutoTokenizer
 
     tokenizer = models.pretrained(AutoTokenizer, merged)

@@ -1,6 +1,7 @@
 """To a GGUF: formats, the converter's ends, and that nothing which is there is harmed. The real one: `test_export`."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -99,6 +100,22 @@ def test_a_file_of_somebody_else_stays(run, merged, converter):
     assert (run / "export/toy-f16.gguf").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("moment", ["unlink", "write_json", "replace"])
+def test_a_kill_while_it_is_put_in_its_place_is_mended_by_a_second_call(run, merged, converter, monkeypatch, moment):
+    """Also where an earlier file of other weights stood: no half state is taken for somebody else's file."""
+    converter(WRITES)
+    publishing.to_gguf(run)
+    places.note(merged.parent, "toy-f16.gguf", of="other weights")
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(files if moment == "write_json" else Path, moment, killed)
+        publishing.to_gguf(run)
+    assert places.is_as_recorded(publishing.to_gguf(run), of=merging.merged_digest(merged))
+
+
 def test_no_gguf_of_a_merge_that_failed(run, merged, converter):
     """Parity is asked where it has not passed, and it gates."""
     import json
@@ -157,6 +174,13 @@ class TestWrongUse:
     def test_a_folder_without_a_model(self, tmp_path):
         with pytest.raises(MissingArtifact, match=r"no config\.json"):
             publishing.to_gguf(tmp_path)
+
+    def test_a_gguf_that_was_changed_is_not_asked(self, run, merged, converter):
+        converter(WRITES)
+        made = publishing.to_gguf(run)
+        made.write_bytes(b"GGUFother")
+        with pytest.raises(ModelError, match=r"toy-f16.gguf does not have the digest"):
+            publishing.parity(merged, made)
 
     def test_no_such_file_to_serve(self, tmp_path):
         with pytest.raises(MissingArtifact, match=r"is no file"), serving.server(tmp_path / "none.gguf"):
