@@ -190,6 +190,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    if options.quant and options.target != "gguf":
+        raise ConfigError(f"--quant {options.quant} belongs to the target gguf, and not to {options.target}.")
     return _EXPORTS[options.target](Run.open(options.folder), options)
 
 
@@ -206,7 +208,7 @@ def _export_gguf(run: Run, options: argparse.Namespace) -> int:
     before = publishing.parity(run, merged, test, prompts=options.prompts)
     _say(f"{before}\n")
     before.require()
-    gguf = publishing.to_gguf(run, options.quant, options.out)
+    gguf = publishing.to_gguf(run, options.quant or "f16", options.out)
     served = publishing.parity(merged, gguf, test, prompts=options.prompts)
     _say(f"{served}\n\nGGUF       {gguf} ({gguf.stat().st_size / 2**20:.0f} MiB)")
     served.require()
@@ -369,7 +371,6 @@ def _parser() -> argparse.ArgumentParser:
     option("target", choices=tuple(_EXPORTS), help="what to write")
     option(
         "--quant",
-        default="f16",
         choices=publishing.QUANTS + publishing.K_QUANTS,
         metavar="FORMAT",
         help=f"of a GGUF: {', '.join(publishing.QUANTS)}; with llama.cpp's llama-quantize on the PATH "

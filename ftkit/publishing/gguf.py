@@ -28,6 +28,7 @@ K_QUANTS = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", 
 _TOOL = "llama-quantize"
 _SIZES = {"f16": 1.0, "bf16": 1.0, "f32": 2.0}  # beside 16-bit weights; all else is at most 0.6
 _AT_MOST = 0.6
+_PLACES = (places.MERGED, places.EXPORT)  # folders that are called after what they are, and not after a model
 _DATA = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
@@ -56,35 +57,50 @@ def to_gguf(source: Run | str | Path, quant: str = "f16", out: str | Path | None
         raise ConfigError(f"quant={quant!r} is none of {', '.join(QUANTS + K_QUANTS)}. The default is 'f16'.")
     tool = _tool() if quant in K_QUANTS else ""
     if isinstance(source, Run):
-        merged, name = merging.merge(source, out), source.path.resolve().name
+        merged = merging.merge(source, out)
         _require_parity(source, merged)
     else:
-        merged, name = merging.check_merged(source), Path(source).resolve().name
-    target = (Path(out) if out is not None else merged.parent) / f"{name}-{quant}.gguf"
+        merged = merging.check_merged(source)
+    named = source.path if isinstance(source, Run) else merged
+    name = next((part for part in reversed(named.resolve().parts) if part not in _PLACES), places.MERGED)
+    folders = [Path(out) if out is not None else merged.parent]
+    if isinstance(source, Run) and out is None:
+        folders += [folder for folder in places.candidates(source, out) if folder not in folders]
     facts = {"quant": quant, "of": merging.merged_digest(merged)}
-    if places.is_as_recorded(target, **facts):
-        return target
-    places.refuse_foreign(target)
+    there = [folder / f"{name}-{quant}.gguf" for folder in folders]
+    target = next((path for path in there if places.is_as_recorded(path, **facts)), None)
+    if target is None:
+        target = places.with_room(folders, _needed(merged, quant), there[0].name) / there[0].name
+        _make(merged, target, facts, name, tool)
+    if isinstance(source, Run) and source.path.resolve() != Run.sample().path.resolve():
+        made_of = places.record(target.parent)[target.name] | {"place": str(target.absolute())}
+        source.finish("gguf", **source.facts.get("gguf", {}) | {target.name: made_of})
+    return target
+
+
+def _needed(merged: Path, quant: str) -> float:
+    """Bytes of a GGUF, and of the one in 16 bits that a K-quant is made of."""
     weights = sum(path.stat().st_size for path in merged.glob("*.safetensors"))
-    needed = weights * _SIZES.get(quant, _AT_MOST) + weights * (quant in K_QUANTS)
-    places.with_room([target.parent], needed, target.name)
+    return weights * (_SIZES.get(quant, _AT_MOST) + (quant in K_QUANTS))
+
+
+def _make(merged: Path, target: Path, facts: dict[str, str], name: str, tool: str) -> None:
+    """Convert beside the place where the file shall stand, and put it there once it is whole."""
+    places.refuse_foreign(target)
+    quant = facts["quant"]
     with files.disk_errors_explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         files.remove_leftovers(target.parent)
         working = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=files.TEMPORARY))
         try:
             made = working / "model.gguf"
-            _convert(merged, made, quant if quant in QUANTS else "f16", name)
+            _convert(merged, made, "f16" if tool else quant, name)
             if tool:
                 sixteen, made = made, working / "quantized.gguf"
                 _run([tool, str(sixteen), str(made), quant.upper()], f"{_TOOL} to {quant}", made)
             places.put(made, target, **facts, converter=CONVERTER)
         finally:
             shutil.rmtree(working, ignore_errors=True)
-    if isinstance(source, Run) and source.path != Run.sample().path:
-        made_of = places.record(target.parent)[target.name] | {"place": str(target.absolute())}
-        source.finish("gguf", **source.facts.get("gguf", {}) | {target.name: made_of})
-    return target
 
 
 def _require_parity(run: Run, merged: Path) -> None:

@@ -16,6 +16,7 @@ from ftkit.runs import Run
 
 RECORD = "export.json"
 MERGED = "merged"
+EXPORT = "export"
 _MARGIN = 1.05  # what a file has beside its weights, and what others write meanwhile
 
 
@@ -29,7 +30,7 @@ def candidates(source: Run | Path, out: str | Path | None) -> list[Path]:
             "The sample run belongs to the installed package, and nothing is written there. Name a folder of your "
             "own: out='exports/sample', or --out exports/sample."
         )
-    beside = path / "export" if isinstance(source, Run) else path.parent / "export"
+    beside = path / EXPORT if isinstance(source, Run) else path.parent / EXPORT
     return [beside, models.cache_root() / "exports" / path.resolve().name]
 
 

@@ -1,5 +1,6 @@
 """To a GGUF: formats, the converter's ends, and that nothing which is there is harmed. The real one: `test_export`."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from ftkit import files, publishing
 from ftkit.errors import ConfigError, GateFailed, MissingArtifact, MissingExtra, ModelError, StorageError
-from ftkit.publishing import gguf, merging, places, serving
+from ftkit.publishing import gguf, merging, places, proof, serving
 
 WRITES = "open(sys.argv[sys.argv.index('--outfile') + 1], 'wb').write(b'GGUF' + sys.argv[-3].encode())"
 
@@ -44,6 +45,11 @@ def test_a_file_appears_with_its_digest_in_the_record(run, merged, converter):
     assert places.record(run / "export")[made.name]["sha256"] == files.digest(made)
     assert run.facts["gguf"][made.name]["of"] == merging.merged_digest(merged)
     assert sorted(path.name for path in made.parent.glob("*")) == ["export.json", "merged", "toy-f16.gguf"]
+
+
+def test_it_is_called_after_the_run_also_when_made_of_the_merged_folder(run, merged, converter):
+    converter(WRITES)
+    assert publishing.to_gguf(merged) == run / "export/toy-f16.gguf"
 
 
 def test_a_second_call_takes_what_is_there(run, merged, converter):
@@ -116,10 +122,10 @@ def test_a_kill_while_it_is_put_in_its_place_is_mended_by_a_second_call(run, mer
     assert places.is_as_recorded(publishing.to_gguf(run), of=merging.merged_digest(merged))
 
 
-def test_no_gguf_of_a_merge_that_failed(run, merged, converter):
+def test_no_gguf_of_a_merge_that_failed(run, merged, converter, monkeypatch):
     """Parity is asked where it has not passed, and it gates."""
-    import json
-
+    few = proof.fixed_prompts(None, 4)
+    monkeypatch.setattr(proof, "fixed_prompts", lambda *_: few)
     converter(WRITES)
     known = json.loads((merged / "generation_config.json").read_text())
     (merged / "generation_config.json").write_text(json.dumps(known | {"eos_token_id": 5}))
