@@ -99,17 +99,26 @@ def _convert(gguf: Path, target: Path) -> None:
 
 
 def _corrected(tokenizer: Any) -> Any:
-    """The GGUF's tokenizer with the stop and pad tokens of the chat model, and as the byte-level one that it is.
-
-    Transformers' reader of GGUF gives it byte fallback and a decoder in four parts, as SentencePiece has them: other
-    programs would take it for one. Token ids and decoded text are the same without.
-    """
-    from tokenizers import decoders
-
+    """The GGUF's tokenizer with the stop and pad tokens of the chat model, and as the byte-level one that it is."""
     tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side = EOS, PAD, "right"
     tokenizer.clean_up_tokenization_spaces = False  # true would eat the space before punctuation
-    tokenizer.backend_tokenizer.model.byte_fallback = False
-    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+    return as_byte_level(tokenizer)
+
+
+def as_byte_level(tokenizer: Any) -> Any:
+    """A tokenizer of bytes that came from a GGUF, without what makes other programs take it for SentencePiece.
+
+    Transformers' reader of GGUF gives it byte fallback and a decoder in four parts, as SentencePiece has them. Token
+    ids and decoded text are the same without.
+    """
+    from tokenizers import decoders, pre_tokenizers
+
+    inner: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is None or not getattr(inner.model, "byte_fallback", False):
+        return tokenizer
+    if isinstance(inner.pre_tokenizer, pre_tokenizers.ByteLevel):
+        inner.model.byte_fallback = False
+        inner.decoder = decoders.ByteLevel()
     return tokenizer
 
 

@@ -13,6 +13,12 @@ from ftkit.evaluation import score_answers
 from ftkit.runs import Run
 
 
+@pytest.fixture
+def run(small_sample):
+    """The sample run, in a folder of its own."""
+    return small_sample
+
+
 def summary(run):
     return json.loads((run / "eval/summary.json").read_text())
 

@@ -17,6 +17,12 @@ WRITTEN = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 
 
 @pytest.fixture
+def run(small_sample):
+    """The sample run, in a folder of its own."""
+    return small_sample
+
+
+@pytest.fixture
 def known(run):
     """The terms of the run, as it knows them."""
     return publishing.licence(run)
