@@ -13,15 +13,16 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ftkit import tables
+from ftkit import files, tables
 from ftkit.errors import ConfigError, HubError, MissingArtifact, without_secrets
+from ftkit.publishing import merging, places
 from ftkit.publishing.card import CARD, is_edited, placeholder, render
 from ftkit.publishing.licences import Licence, licence, without_paths
 from ftkit.runs import Run
 from ftkit.tables import Table
 
 _NAMES = {  # what is uploaded of a folder, by what it holds; nothing else is
-    "adapter": ("adapter_config.json", "adapter_model*.safetensors"),
+    "adapter": ("adapter_config.json", "adapter_model*.safetensors", "base.json"),
     "merged": ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
     "gguf": ("*.gguf", "Modelfile"),
 }
@@ -94,7 +95,8 @@ def push(
 
     Raises:
         ConfigError: a public upload that a licence forbids or leaves open, a name that it does not allow, a base model
-            that nobody else could find, or a card with a secret in it. All reasons at once.
+            that nobody else could find, a merged model or a GGUF whose `parity` did not pass, or a card with a secret
+            in it. All reasons at once.
         MissingArtifact: nothing to upload.
         HubError: the Hub refuses or cannot be reached; says which page or permission is missing.
     """
@@ -104,7 +106,7 @@ def push(
     terms = terms or licence(run)
     chosen, kind = _chosen(run, what)
     contents = _contents(run, terms, repo_id, chosen, kind)
-    problems = _problems(run, terms, kind, contents)
+    problems = [*_problems(run, terms, kind, contents), *_unproved(chosen, kind)]
     if not private:
         problems += _public_problems(run, terms, name, contents)
         problems += [] if confirm_licence or not terms.open_questions else [*terms.open_questions, _CONFIRM]
@@ -239,6 +241,24 @@ def _problems(run: Run, terms: Licence, kind: str, contents: dict[str, Path | by
         if name == "README.md" and without_paths(text) != text:
             found.append(f"{run / CARD} names a folder of this machine. Take it out.")
     return found
+
+
+def _unproved(chosen: list[Path], kind: str) -> list[str]:
+    """Why nobody knows that a merged model or a GGUF answers as what it was made of."""
+    if kind == "adapter":
+        return []
+    made = chosen[0] if kind == "gguf" else chosen[0].parent
+    known = places.record(made.parent).get(made.name, {})
+    proved = known.get("parity", {})
+    now = files.digest(made) if kind == "gguf" else merging.merged_digest(made)
+    if now != (known.get("sha256") if kind == "gguf" else proved.get("of")):
+        proved = {}
+    if proved.get("passed"):
+        return []
+    way = f"publishing.parity({'merged' if kind == 'gguf' else 'run'}, {str(made)!r})"
+    if proved:
+        return [f"{made.name} did not answer as what it was made of: see {way}."]
+    return [f"Nobody has proved that {made.name} answers as what it was made of. Compare them: {way}."]
 
 
 def _public_problems(run: Run, terms: Licence, name: str, contents: dict[str, Path | bytes]) -> list[str]:

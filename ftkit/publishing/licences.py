@@ -6,7 +6,6 @@ unknown, and said to be. Knows names and cards, and nothing of uploads; a lawyer
 """
 
 import itertools
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ftkit import files, models, tables
-from ftkit.errors import MissingArtifact
 from ftkit.runs import Run
 from ftkit.tables import Table
 
@@ -152,9 +150,10 @@ def licence(
 
     Raises:
         MissingArtifact: the run has no adapter, so nothing says what its base is.
+        ModelError: its adapter_config.json is damaged.
     """
     run = of if isinstance(of, Run) else None
-    name = base_model or (_base_of(run) if run else str(of))
+    name = base_model or (models.base_of(run.require("adapter")) if run else str(of))
     trained = run.facts.get("train") if run else None
     facts = trained if isinstance(trained, dict) else {}
     source = str(facts.get("data_source") or "the training data").removeprefix(_DATASETS)
@@ -173,18 +172,6 @@ def without_paths(text: str) -> str:
     for folder in sorted(here, key=len, reverse=True):
         text = text.replace(f"{folder}/", "")
     return _FOLDERS.sub("", _HOME.sub("", text))
-
-
-def _base_of(run: Run) -> str:
-    """What the run was trained on, as its adapter names it."""
-    config = run.require("adapter") / "adapter_config.json"
-    if not config.is_file():
-        raise MissingArtifact(f"{config} is missing, so nothing says which model the adapter belongs to. Train again.")
-    try:
-        name = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise MissingArtifact(f"{config} is damaged and names no base model. Train again.") from error
-    return str(name)
 
 
 def _base(name: str, stated: str | None) -> Terms:

@@ -11,6 +11,8 @@ import pytest
 
 from ftkit import files, models, publishing
 from ftkit.errors import ConfigError, HubError, MissingArtifact
+from ftkit.publishing import places
+from ftkit.publishing.merging import merged_digest
 from ftkit.runs import Run
 
 WRITTEN = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
@@ -300,22 +302,46 @@ def test_nothing_to_upload(run, known, tmp_path):
         publishing.push(Run.create("new", tmp_path), "ada/x")
 
 
-def test_a_merged_model_and_a_gguf_bring_cards_of_their_own(hub, run, known, tmp_path):
-    """The card says how that kind is loaded, and what lies beside in the folder stays."""
-    merged = tmp_path / "merged"
-    merged.mkdir()
+@pytest.fixture
+def exported(tmp_path):
+    """Toys of a merged model and of a GGUF that passed their parity, as `export.json` records it."""
+    merged, gguf = tmp_path / "export/merged", tmp_path / "export/x-f16.gguf"
+    merged.mkdir(parents=True)
     for name in ("config.json", "merged_from.json"):
         (merged / name).write_text("{}")
     (merged / "model.safetensors").write_bytes(b"weights")
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    (tmp_path / "Modelfile").write_text("FROM ./model.gguf")
+    gguf.write_bytes(b"GGUF")
+    (gguf.parent / "Modelfile").write_text("FROM ./x-f16.gguf")
+    of = merged_digest(merged)
+    places.note(merged.parent, "merged", parity={"passed": True, "of": of})
+    places.note(gguf.parent, gguf.name, sha256=files.digest(gguf), parity={"passed": True, "of": of})
+    return merged, gguf
+
+
+def test_a_merged_model_and_a_gguf_bring_cards_of_their_own(hub, run, known, exported):
+    """The card says how that kind is loaded, and what lies beside in the folder stays."""
+    merged, gguf = exported
     publishing.push(run, "ada/merged", known, what=merged, dry_run=False)
-    publishing.push(run, "ada/gguf", known, what=tmp_path / "model.gguf", dry_run=False)
+    publishing.push(run, "ada/gguf", known, what=gguf, dry_run=False)
     whole, quantized = hub.repos["ada/merged"].files, hub.repos["ada/gguf"].files
     assert set(whole) == {"README.md", "config.json", "model.safetensors"}
     assert b"library_name: transformers" in whole["README.md"]
-    assert set(quantized) == {"README.md", "model.gguf", "Modelfile"}
+    assert set(quantized) == {"README.md", "x-f16.gguf", "Modelfile"}
     assert b"llama-server -hf ada/gguf" in quantized["README.md"]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_what_was_not_proved_is_not_uploaded(run, known, exported, kind):
+    """Never compared, compared and failed, or changed since: a merge can spoil every answer."""
+    place = exported[kind]
+    weights = place if kind else place / "model.safetensors"
+    weights.write_bytes(b"others")
+    with pytest.raises(ConfigError, match=r"Nobody has proved .* publishing\.parity"):
+        publishing.push(run, "ada/x", known, what=place)
+    digest = files.digest(weights)
+    places.note(place.parent, place.name, sha256=digest, parity={"passed": False, "of": digest})
+    with pytest.raises(ConfigError, match="did not answer as what it was made of"):
+        publishing.push(run, "ada/x", known, what=place)
 
 
 @pytest.mark.slow
