@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import yaml
+
 OWNER = "ada"
 
 
@@ -78,6 +80,8 @@ class Hub:
         parts = path.strip("/").split("/")
         if "resolve" in parts or handler.command == "HEAD":
             return self.download(handler, parts)
+        if parts[0] == "api" and (told := self.info("/".join(parts[2:4]))):
+            return handler.answer(200, told)
         if path.startswith("/lfs/"):
             if hashlib.sha256(body).hexdigest() != parts[1]:
                 return handler.answer(400, {"error": "another digest"})
@@ -102,6 +106,14 @@ class Hub:
         if path.endswith("/commit/main"):
             return self.commit(handler, repo_id, repo, body)
         return handler.answer(200, {"id": repo_id, "private": repo.private, "sha": repo.commits[-1], "siblings": []})
+
+    def info(self, repo_id):
+        """What the Hub says of a repository of others, which anybody may ask."""
+        card = Path(self.served.get(repo_id, "/nowhere")) / "README.md"
+        if repo_id not in self.served:
+            return None
+        front = card.read_text().split("---")[1] if card.is_file() else ""
+        return {"id": repo_id, "private": False, "sha": "1" * 40, "siblings": [], "cardData": yaml.safe_load(front)}
 
     def create(self, handler, asked):
         owner, name = asked.get("organization") or OWNER, asked["name"]

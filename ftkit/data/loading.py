@@ -229,14 +229,15 @@ def _origin(source: Any) -> tuple[str, str]:
         return f"{text} (bundled with ftkit)", "apache-2.0"
     if not _is_hub_id(text):
         return "", "unknown"
-    from huggingface_hub import DatasetCard
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+    import httpx
+    from huggingface_hub import HfApi
 
     page = f"https://huggingface.co/datasets/{text}"
     try:
-        named = DatasetCard.load(text, ignore_metadata_errors=True).data.get("license")
-    except (EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError):
+        card = HfApi().dataset_info(text, timeout=10).card_data
+    except (httpx.HTTPError, OSError, ValueError):
         return page, "unknown"
+    named = card.get("license") if card else None
     return page, "\n\n".join(map(str, named if isinstance(named, list) else [named or "unknown"]))
 
 

@@ -28,6 +28,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ENDS = r"\s`'\"|<>/\\"  # what ends the name of a folder in running text
 _HOME = re.compile(rf"(?<!\w)(?:[A-Za-z]:)?[\\/](?:home|Users)[\\/][^{_ENDS}]+?(?=[.,;:)]*(?:[\s`'\"|<>]|$))")
 _FOLDERS = re.compile(rf"(?<![\w/:.\\~])(?:~[\\/]|(?:[A-Za-z]:|\\)?[\\/](?:[^{_ENDS}]+[\\/]))(?:[^{_ENDS}]+[\\/])*")
+_PATIENCE_S = 10  # with the Hub
 _DATASETS = "https://huggingface.co/datasets/"
 
 
@@ -199,19 +200,22 @@ def _base(name: str, stated: str | None) -> Terms:
 
 def _card(name: str) -> tuple[dict[str, list[str]], str]:
     """License and bases as a model's own card tells them, and why it tells none."""
-    from huggingface_hub import ModelCard
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, OfflineModeIsEnabled
+    import httpx
+    from huggingface_hub import HfApi, ModelCard
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     readme = Path(name) / "README.md"
-    if Path(name).is_dir() and not readme.is_file():
-        return {}, "its folder has no README.md"
-    if not Path(name).is_dir() and not _HUB_ID.fullmatch(name):
-        return {}, "it is no model on the Hub, and no folder here"
     try:
-        found = ModelCard.load(str(readme) if readme.is_file() else name, ignore_metadata_errors=True).data
-    except (EntryNotFoundError, HFValidationError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        missing = isinstance(error, EntryNotFoundError) and not isinstance(error, FileNotFoundError)
-        return {}, "it has no card on the Hub" if missing else "the Hub could not be asked for its card"
+        if readme.is_file():
+            found = ModelCard.load(str(readme), ignore_metadata_errors=True).data
+        elif Path(name).is_dir() or not _HUB_ID.fullmatch(name):
+            return {}, "its folder has no README.md" if Path(name).is_dir() else "it is no name of a model on the Hub"
+        else:  # says it of gated models too, whose files nobody gets
+            found = HfApi().model_info(name, timeout=_PATIENCE_S).card_data or ModelCard("").data
+    except RepositoryNotFoundError:
+        return {}, "the Hub has no such model, or a private one"
+    except (httpx.HTTPError, OSError, ValueError):
+        return {}, "the Hub could not be asked for its card"
     ids = _listed(found.get("license"))
     if ids == ["other"]:
         ids = _listed(found.get("license_name")) or ids

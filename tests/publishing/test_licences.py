@@ -143,7 +143,7 @@ def test_the_card_of_the_maker_goes_before_the_table(hub, tmp_path):
 def test_a_model_without_a_card_on_the_hub(hub):
     """It is unknown, and said why."""
     terms = publishing.licence("somebody/her-own-model").base
-    assert (terms.use, terms.source) == ("unknown", "it has no card on the Hub")
+    assert (terms.use, terms.source) == ("unknown", "the Hub has no such model, or a private one")
 
 
 @pytest.mark.parametrize(("said", "known"), [("mit", "mit"), ("[mit, cc-by-4.0]", "mit\n\ncc-by-4.0"), ("", "unknown")])
