@@ -113,7 +113,8 @@ class Hub:
         if repo_id not in self.served:
             return None
         front = card.read_text().split("---")[1] if card.is_file() else ""
-        return {"id": repo_id, "private": False, "sha": "1" * 40, "siblings": [], "cardData": yaml.safe_load(front)}
+        there = [{"rfilename": path.name} for path in Path(self.served[repo_id]).iterdir()]
+        return {"id": repo_id, "private": False, "sha": "1" * 40, "siblings": there, "cardData": yaml.safe_load(front)}
 
     def create(self, handler, asked):
         owner, name = asked.get("organization") or OWNER, asked["name"]

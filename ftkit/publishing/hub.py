@@ -31,6 +31,7 @@ _TOKENIZER = (
     "chat_template*",
 )
 _LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
+_PATIENCE_S = 10  # with the Hub, where an answer can do without
 _SMALL = 2**20  # bytes up to which a text file is looked through for folders of this machine
 _LOGIN = "Run `hf auth login`, set HF_TOKEN, or on Colab add a secret HF_TOKEN and let the notebook read it"
 _CONFIRM = "Where you have read them and may publish, say confirm_licence=True; private=True needs no confirmation."
@@ -98,6 +99,7 @@ def push(
             that nobody else could find, a merged model or a GGUF whose `parity` did not pass, or a card with a secret
             in it. All reasons at once.
         MissingArtifact: nothing to upload.
+        ModelError: what is to be uploaded was changed since it was written.
         HubError: the Hub refuses or cannot be reached; says which page or permission is missing.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
@@ -156,6 +158,7 @@ def _chosen(run: Run, what: str | Path | None) -> tuple[list[Path], str]:
         return [place, *(path for path in [place.parent / "Modelfile"] if path.is_file())], "gguf"
     for kind, marker in (("adapter", "adapter_config.json"), ("merged", "config.json")):
         if (place / marker).is_file():
+            places.refuse_tampered(place, "Take it from a copy, or make it again.")
             wanted = (*_NAMES[kind], *_TOKENIZER)
             there = [path for path in sorted(place.iterdir()) if path.is_file() and path.name[0] != "."]
             chosen = [path for path in there if any(fnmatch(path.name, pattern) for pattern in wanted)]
@@ -209,19 +212,18 @@ def _public(value: Any) -> Any:
 
 def _agreement(run: Run, folder: Path, base: str) -> Path | None:
     """The text of the base's licence: from the run, from beside the weights, or from the base's own repository."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    import httpx
+    from huggingface_hub import HfApi, hf_hub_download
 
-    for place in (run.path, folder):
-        for name in _LICENCE_FILES:
-            if (place / name).is_file():
-                return place / name
-    for name in _LICENCE_FILES[:2]:
-        try:
-            return Path(hf_hub_download(base, name))
-        except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):
-            continue
-    return None
+    here = [run / name for name in _LICENCE_FILES] + [folder / name for name in _LICENCE_FILES]
+    if found := next((path for path in here if path.is_file()), None):
+        return found
+    try:
+        there = {of.rfilename for of in HfApi().model_info(base, timeout=_PATIENCE_S).siblings or ()}
+        name = next((name for name in _LICENCE_FILES if name in there), None)
+        return Path(hf_hub_download(base, name)) if name else None
+    except (httpx.HTTPError, OSError, ValueError):
+        return None
 
 
 def _problems(run: Run, terms: Licence, kind: str, contents: dict[str, Path | bytes]) -> list[str]:
