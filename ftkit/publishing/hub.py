@@ -235,7 +235,7 @@ def _problems(run: Run, terms: Licence, kind: str, contents: dict[str, Path | by
             "where the Hub has it: terms=publishing.licence(run, base_model='owner/name')."
         )
     for name, of in contents.items():
-        if isinstance(of, Path) and (of.suffix not in (".md", ".txt", "") or of.stat().st_size > _SMALL):
+        if isinstance(of, Path) and (of.suffix not in (".json", ".md", ".txt", "") or of.stat().st_size > _SMALL):
             continue
         text = of.decode() if isinstance(of, bytes) else of.read_text(encoding="utf-8", errors="replace")
         if without_secrets(text) != text:

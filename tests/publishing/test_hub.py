@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ftkit import files, models, publishing
-from ftkit.errors import ConfigError, HubError, MissingArtifact
+from ftkit.errors import ConfigError, HubError, MissingArtifact, ModelError
 from ftkit.publishing import places
 from ftkit.publishing.merging import merged_digest
 from ftkit.runs import Run
@@ -285,11 +285,28 @@ def test_a_card_with_a_secret_or_a_path_is_refused(run, known, written, words):
     assert written not in str(told.value)
 
 
+def test_a_key_in_a_config_is_found(run, known):
+    """Old versions of Transformers wrote the token with which a tokenizer was fetched into its config."""
+    config = run / "adapter/tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_auth_token": "hf_" + "abcdefghijKLMN"}))
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json holds what looks like a key"):
+        publishing.push(run, "ada/x", known)
+
+
 def test_a_card_with_another_licence_is_refused_in_public(run, known):
     path = publishing.model_card(run, known)
     path.write_text(path.read_text().replace("license: apache-2.0", "license: mit"))
     with pytest.raises(ConfigError, match="says license: mit, and base and data make it apache-2"):
         publishing.push(run, "ada/x", known, private=False)
+
+
+def test_an_adapter_that_is_not_as_it_was_saved_is_not_uploaded(run, known):
+    """A seal lists what was written; half a file would be nobody's model."""
+    files.seal(run / "adapter", {}, files.HIDDEN)
+    weights = run / "adapter/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ModelError, match="not as it was written"):
+        publishing.push(run, "ada/x", known)
 
 
 def test_nothing_to_upload(run, known, tmp_path):
