@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
+import ftkit
 from ftkit import Run, data, evaluation, files, models, publishing
 from ftkit.__main__ import main
 from ftkit.errors import ModelError
+from ftkit.models import sources
 from ftkit.publishing import places
+from ftkit.publishing.serving import post, server
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +58,21 @@ def test_a_tokenizer_from_a_gguf_is_made_right(exported):
     )
     assert (before["model"]["byte_fallback"], after["model"]["byte_fallback"]) == (True, False)
     assert after["decoder"]["type"] == "ByteLevel"
+
+
+def test_the_bundled_tokenizer_cuts_as_llama_cpp_does():
+    """Spaces before digits, which Transformers' reader of its GGUF gets wrong, and all that the bundled rows hold."""
+    from transformers import AutoTokenizer
+
+    tokenizer = sources.as_published(models.pretrained(AutoTokenizer, Run.sample() / "adapter"))
+    samples = (Path(ftkit.__file__).parent / "samples").glob("*.jsonl")
+    texts = [line for path in samples for line in path.read_text(encoding="utf-8").splitlines()[:40]]
+    texts += ["\n  1 of 2", "a\t\t12", "  3\u00a04", "x2 ²½ ٣", "\r\n 7.50 EUR", "日本 2024年"]
+    with server(sources._gguf()) as url:
+        how = {"add_special": True, "parse_special": True}
+        cut = [post(url, "/tokenize", {"content": text, **how})["tokens"] for text in texts]
+    assert len(texts) > 300
+    assert [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts] == cut
 
 
 def test_digests_stand_in_the_run_folder(exported):
