@@ -15,6 +15,13 @@ from ftkit.publishing import places
 from ftkit.publishing.serving import post, server
 
 pytestmark = pytest.mark.slow
+HERMES = (
+    "{% if tools %}<|im_start|>system\n# Tools\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}"
+    "\n</tools><|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}\n<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +102,27 @@ def test_the_modelfile_stops_and_has_no_system_text_of_its_own(exported):
     assert 'PARAMETER stop "<|im_end|>"' in text
     assert "SYSTEM" not in text
     assert "You are a helpful AI assistant named SmolLM" in text  # the template's own, where a chat has none
+
+
+def test_a_template_that_knows_tools_is_rendered_alike(made_of):
+    """llama.cpp has its own reader of templates; schemas and calls go through it as JSON."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = sources.as_published(models.pretrained(AutoTokenizer, Run.sample() / "adapter"))
+    tokenizer.chat_template = HERMES
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), eos_token_id=2, max_position_embeddings=2048, **shape)
+    )
+    run = made_of(model, tokenizer)
+    called = data.load_examples("tool_skill")[0]
+    later = [*called["messages"], {"role": "tool", "content": "9 °C"}, {"role": "assistant", "content": "It is cold."}]
+    report = publishing.parity(
+        publishing.merge(run), publishing.to_gguf(run / "export/merged"), [{**called, "messages": later}], prompts=6
+    )
+    assert report.value("rendered prompts") == report.value("token ids") == 1.0
 
 
 def test_a_tokenizer_that_the_converter_does_not_know_is_its_last_word(run):
