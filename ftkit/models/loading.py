@@ -275,7 +275,9 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
         if (path / "tokenizer_config.json").exists():
             from transformers import AutoTokenizer
 
-            tokenizer = sources.as_byte_level(pretrained(AutoTokenizer, path))
+            tokenizer = pretrained(AutoTokenizer, path)
+            if name == BUNDLED:  # earlier versions saved it as Transformers reads it from the GGUF
+                sources.as_published(tokenizer)
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
     extra = [key for key in shapes.keys() - wanted.keys() if key.removeprefix("base_model.model.") not in whole]
     if odd := sorted(wanted.keys() - shapes.keys()) + sorted(extra):

@@ -17,7 +17,6 @@ from ftkit.publishing import places
 from ftkit.runs import Run, versions
 
 ORIGIN = "merged_from.json"
-_FORMATS = {"torch.float16": "fp16", "float16": "fp16"}  # all else is merged in bf16: it has the range of 32 bits
 
 
 def merge(source: Run | str | Path, out: str | Path | None = None) -> Path:
@@ -57,12 +56,17 @@ def _is_whole(folder: Path, origin: Mapping[str, Any]) -> bool:
 
 
 def _merge(adapter: Path, origin: Mapping[str, Any], folders: list[Path]) -> Path:
-    """Write the merged folder to the first place with room."""
+    """Write the merged folder to the first place with room.
+
+    Weights are stored in fp16, which rounds what the adapter adds eight times finer than bf16, as long as none is
+    beyond its range; the config names the base's own format, so that it is computed in as the base is.
+    """
     stored = _stored_format(origin["base_model"])
-    config = TrainConfig.for_hardware(
-        detect(), load_in_4bit=False, backend="transformers", dtype=_FORMATS.get(stored, "bf16")
-    )
-    model, tokenizer = models.load_adapter(adapter, config, merge=True)
+    for number_format in ("fp16", "bf16"):
+        config = TrainConfig.for_hardware(detect(), load_in_4bit=False, backend="transformers", dtype=number_format)
+        model, tokenizer = models.load_adapter(adapter, config, merge=True)
+        if all(bool(weight.isfinite().all()) for weight in model.parameters()):
+            break
     # the base may name another stop token than the adapter was trained to end on: then generation would not end
     stops = chat.stop_ids(tokenizer, model)
     model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
@@ -71,16 +75,19 @@ def _merge(adapter: Path, origin: Mapping[str, Any], folders: list[Path]) -> Pat
     with files.weight_errors_explained(target), files.folder(target) as working, models.quietly():
         model.save_pretrained(working)
         tokenizer.save_pretrained(working)
-        files.write_json(working / ORIGIN, {**origin, "number_format": config.dtype, "versions": versions()})
+        told = json.loads((working / "config.json").read_text(encoding="utf-8"))
+        files.write_json(working / "config.json", told | {"dtype": stored})  # what others compute in by default
+        files.write_json(working / ORIGIN, {**origin, "number_format": number_format, "versions": versions()})
     return target
 
 
 def _stored_format(base: str) -> str:
-    """The number format that a base model's config names, such as "torch.bfloat16"."""
+    """The 16-bit number format that a base model's config names: bfloat16, unless it is float16."""
     models.import_unsloth_first()
     from transformers import AutoConfig
 
-    return str(getattr(models.pretrained(AutoConfig, models.resolve(base)), "dtype", None))
+    named = str(getattr(models.pretrained(AutoConfig, models.resolve(base)), "dtype", None))
+    return "float16" if named.endswith("float16") and not named.endswith("bfloat16") else "bfloat16"
 
 
 def adapter_of(source: Run | str | Path) -> Path:

@@ -5,6 +5,7 @@ folder. What fails is not exported further.
 """
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -148,7 +149,8 @@ def fixed_prompts(examples: Any, count: int = PROMPTS) -> list[dict[str, Any]]:
     """The same rows every time: of the task, where there is one, general ones and some with tools."""
     if count < 1:
         raise DataError(f"prompts={count}: at least one is wanted. The default is {PROMPTS}.")
-    own = [dict(examples[i]) for i in range(min(len(examples), round(count * _OWN)))] if examples is not None else []
+    chats = (dict(row) for row in (() if examples is None else examples) if row["messages"])
+    own = list(itertools.islice(chats, round(count * _OWN)))
     with_tools = _first("tool_skill", min(round(count * _TOOLS), count - len(own)))
     return [*own, *_first("general", count - len(own) - len(with_tools)), *with_tools]
 
@@ -321,11 +323,10 @@ def _served(merged: Path, gguf: Path, rows: list[dict[str, Any]], max_new_tokens
     texts = [chat.render(row, tokenizer, add_generation_prompt=True) for row in asked]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     served_texts, served_ids, after = [], [], []
-    with serving.server(gguf, threads=threads) as url:
+    longest = max(map(len, ids)) + max_new_tokens + 1
+    with serving.server(gguf, threads=threads, context_tokens=max(serving.CONTEXT_TOKENS, longest)) as url:
         for row in asked:
-            tools = data.parse_tools(row.get("tools"))
-            body = {"messages": row["messages"]} | ({"tools": tools} if tools else {})
-            text = serving.post(url, "/apply-template", body)["prompt"]
+            text = serving.post(url, "/apply-template", _over_http(row))["prompt"]
             served_texts.append(text)
             how = {"content": text, "add_special": True, "parse_special": True}
             served_ids.append(serving.post(url, "/tokenize", how)["tokens"])
@@ -337,6 +338,18 @@ def _served(merged: Path, gguf: Path, rows: list[dict[str, Any]], max_new_tokens
     start = tokenizer.bos_token or ""
     texts, served_texts = ([text.removeprefix(start) for text in side] for side in (texts, served_texts))
     return _compared(merged, gguf, rows, (texts, ids, before), (served_texts, served_ids, after))
+
+
+def _over_http(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Messages and tools as servers take them: the arguments of a call are JSON text there."""
+    turns = [dict(turn) for turn in row["messages"]]
+    for turn in turns:
+        if calls := data.parse_calls(turn.pop("tool_calls", None)):
+            turn["tool_calls"] = calls
+        for call in calls:
+            call["function"] = {**call["function"], "arguments": data.as_json(call["function"]["arguments"], "a call")}
+    tools = data.parse_tools(row.get("tools"))
+    return {"messages": turns} | ({"tools": tools} if tools else {})
 
 
 def _compared(merged: Path, gguf: Path, rows: list[dict[str, Any]], old: Any, new: Any) -> Parity:

@@ -33,6 +33,12 @@ def make_run(root, model, tokenizer):
     return run
 
 
+@pytest.fixture
+def made_of(tmp_path):
+    """A function that makes such a run of another model and tokenizer."""
+    return lambda model, tokenizer: make_run(tmp_path, model, tokenizer)
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("publishing"), make_model(), make_tokenizer())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ftkit import Run, files, models, publishing
 from ftkit.config import TrainConfig
@@ -32,8 +32,27 @@ def test_the_merged_weights_are_the_base_and_the_scaled_product(run):
     name = "model.layers.0.self_attn.q_proj"
     a, b = (adapter[f"base_model.model.{name}.lora_{side}.weight"].float() for side in "AB")
     wanted = base[f"{name}.weight"].float() + b @ a * (facts["lora_alpha"] / facts["r"])
-    assert merged[f"{name}.weight"].dtype == torch.bfloat16
-    assert torch.equal(wanted.to(torch.bfloat16), merged[f"{name}.weight"])
+    assert torch.equal(wanted.to(torch.float16), merged[f"{name}.weight"])
+
+
+def test_it_is_computed_in_as_the_base_is(run):
+    """fp16 stores finer; to compute in it could overflow where the base's bf16 does not."""
+    merged = publishing.merge(run)
+    told = [json.loads(Path(folder, "config.json").read_text()) for folder in (models.base_of(run / "adapter"), merged)]
+    assert told[0]["dtype"] == told[1]["dtype"] == "bfloat16"
+
+
+def test_a_weight_beyond_fp16_is_kept_in_bf16(run):
+    base = Path(models.base_of(run / "adapter"), "model.safetensors")
+    written, weights = base.read_bytes(), load_file(base)
+    weights["model.norm.weight"][0] = 1e6
+    save_file(weights, base, {"format": "pt"})
+    try:
+        merged = load_file(publishing.merge(run) / "model.safetensors")
+    finally:
+        base.write_bytes(written)
+    assert merged["model.norm.weight"].dtype == torch.bfloat16
+    assert merged["model.norm.weight"][0] > 9e5
 
 
 def test_tokenizer_and_template_go_along(run, tokenizer):
