@@ -192,7 +192,7 @@ def _base(name: str, stated: str | None) -> Terms:
         return by_table or _unknown(shown, why)
     own = _together([_terms(shown, id, "its own card") for id in card["license"]])
     official = family is not None and called.startswith(f"{family.get('owner')}/")
-    if by_table is None or official or by_table.id == own.id or by_table.use == "free":
+    if by_table is None or official or by_table.id == own.id or by_table.use in ("free", "unknown"):
         return own
     doubt = f"The card of {shown} says {own.id}, but its name or base speaks of {by_table.title}, which goes on to it."
     return replace(by_table, doubt=doubt)

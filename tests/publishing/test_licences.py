@@ -140,6 +140,12 @@ def test_the_card_of_the_maker_goes_before_the_table(hub, tmp_path):
     assert publishing.licence("somebody/gemma-3-9-it").base.id == "gemma"
 
 
+def test_where_the_table_knows_nothing_the_card_counts(tmp_path):
+    found = publishing.licence(card(tmp_path / "Qwen9-tuned", license="mit"), data_licence="mit")
+    assert found.base.id == "mit"
+    assert found.open_questions == ()
+
+
 def test_a_model_without_a_card_on_the_hub(hub):
     """It is unknown, and said why."""
     terms = publishing.licence("somebody/her-own-model").base
