@@ -80,6 +80,8 @@ class Hub:
         parts = path.strip("/").split("/")
         if "resolve" in parts or handler.command == "HEAD":
             return self.download(handler, parts)
+        if "tree" in parts:  # templates beside the usual one: nobody has any
+            return handler.answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
         if parts[0] == "api" and (told := self.info("/".join(parts[2:4]))):
             return handler.answer(200, told)
         if path.startswith("/lfs/"):
