@@ -39,7 +39,11 @@ def merge(source: Run | str | Path, out: str | Path | None = None) -> Path:
     """
     adapter = adapter_of(source)
     places.refuse_tampered(adapter, "Take it from a checkpoint or a copy, or train again.")
-    origin = {"adapter": weights_digest(adapter), "base_model": models.base_of(adapter)}
+    origin = {
+        "adapter": weights_digest(adapter),
+        "base_model": models.base_of(adapter),
+        "files": _files_digest(adapter),
+    }
     folders = places.candidates(source if isinstance(source, Run) else adapter, out)
     there = [folder / places.MERGED for folder in folders if _is_whole(folder / places.MERGED, origin)]
     target = there[0] if there else _merge(adapter, origin, folders)
@@ -108,6 +112,13 @@ def weights_digest(adapter: Path) -> str:
     if not weights.is_file():
         raise MissingArtifact(f"{adapter} has no {weights.name}. Train or fetch the adapter again.")
     return files.digest(weights)
+
+
+def _files_digest(adapter: Path) -> str:
+    """One SHA-256 of all files of an adapter: a template that was mended is another export, with the same weights."""
+    names = {name: path for name, path in files.inside(adapter).items() if name not in (files.SEAL, files.HIDDEN)}
+    listed = "\n".join(f"{name} {files.digest(path)}" for name, path in names.items())
+    return hashlib.sha256(listed.encode("utf-8", "replace")).hexdigest()
 
 
 def origin_of(folder: Path) -> dict[str, Any]:

@@ -222,7 +222,7 @@ def _start_afresh(run: Run, splits: Splits, config: TrainConfig, mirror: Mirror 
     What a reader has put beside it stays.
     """
     evaluated = [f"{name}.jsonl" for name in run.facts.get("evaluate", {}) if Path(name).name == name]
-    for step in ("train", "evaluate"):
+    for step in ("train", "evaluate", "merge", "gguf"):
         run.reopen(step)
     for place in (*checkpoints.all_in(run / "checkpoints"), run / "checkpoints/best", run / "adapter"):
         if place.exists():

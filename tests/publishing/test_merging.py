@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from toys import LLAMA3
 
 from ftkit import Run, files, models, publishing
 from ftkit.config import TrainConfig
@@ -176,6 +177,13 @@ class TestAdapter:
         weights.write_bytes(weights.read_bytes()[:-1] + b"x")
         with pytest.raises(ModelError, match=r"adapter_model.safetensors does not have the digest"):
             publishing.merge(run)
+
+    def test_another_template_is_another_merge(self, run):
+        """With the same weights: what was mended must reach the export."""
+        publishing.merge(run)
+        (run / "adapter/chat_template.jinja").write_text(LLAMA3)
+        files.seal(run / "adapter", {}, files.HIDDEN)
+        assert (publishing.merge(run) / "chat_template.jinja").read_text() == LLAMA3
 
     def test_one_that_lost_a_file_is_refused(self, run):
         (run / "adapter/tokenizer.json").unlink()
