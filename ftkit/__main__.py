@@ -222,6 +222,29 @@ def _export_gguf(run: Run, options: argparse.Namespace) -> int:
     return 0
 
 
+def _export_axolotl(run: Run, options: argparse.Namespace) -> int:
+    folder = Path(options.out or run.require("adapter").parent / "export").absolute()
+    file = publishing.to_axolotl(
+        run,
+        adapter=run.require("adapter").absolute(),
+        output_dir=folder / "axolotl",
+        on_cpu=hardware.detect().kind == "cpu",
+    )
+    path = file.save(folder / "axolotl.yml")
+    _say(f"{file}\n\nSettings   {path}, which goes on from the run's adapter")
+    _say(f"Train      axolotl train {shlex.quote(str(path))}, in an environment with Axolotl")
+    return 0
+
+
+def _export_card(run: Run, options: argparse.Namespace) -> int:
+    if options.out:
+        raise ConfigError("A card belongs into its run folder: leave out --out, and copy the card from there.")
+    terms = publishing.licence(run)
+    card = publishing.model_card(run, terms)
+    _say(f"{terms}\n\nCard       {card}")
+    return 0
+
+
 def _rows(run: Run, part: str) -> Any:
     """A part of the rows that a run was trained with; None where they are gone, as in the sample."""
     path = run / f"data/{part}.jsonl"
@@ -233,6 +256,8 @@ def _rows(run: Run, part: str) -> Any:
 _EXPORTS: Mapping[str, Callable[[Run, argparse.Namespace], int]] = {
     "merged": _export_merged,
     "gguf": _export_gguf,
+    "axolotl": _export_axolotl,
+    "card": _export_card,
 }
 
 
@@ -363,7 +388,8 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser(
         "export",
         help="leave a run as something usable, and prove that it answers as the run does",
-        description="merged: the adapter in its 16-bit base. gguf: one file for llama.cpp and Ollama, also asked.",
+        description="merged: the adapter in its 16-bit base. gguf: one file for llama.cpp and Ollama, also asked. axolotl: "
+        "settings with which Axolotl goes on from the adapter. card: MODEL_CARD.md, with the licence of base and data.",
     )
     export.set_defaults(run=_export)
     option = export.add_argument

@@ -1,8 +1,11 @@
 """Leave with something usable: an adapter merged into its base, a GGUF for llama.cpp and Ollama, and the proof.
 
-And leave with it in order: the licence it stands under, a card of the run's own facts, a way to the Hub.
+And leave with it in order: the licence it stands under, a card of the run's own facts, a way to the Hub; or take the
+run's settings on to Axolotl, and back.
 """
 
+from ftkit.publishing.axolotl import to_axolotl
+from ftkit.publishing.axolotl_reading import from_axolotl
 from ftkit.publishing.card import model_card
 from ftkit.publishing.gguf import K_QUANTS, QUANTS, to_gguf
 from ftkit.publishing.hub import push
@@ -16,6 +19,7 @@ __all__ = [
     "K_QUANTS",
     "QUANTS",
     "Parity",
+    "from_axolotl",
     "licence",
     "merge",
     "model_card",
@@ -23,5 +27,6 @@ __all__ = [
     "parity",
     "push",
     "serve_gguf",
+    "to_axolotl",
     "to_gguf",
 ]
