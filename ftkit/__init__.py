@@ -17,8 +17,8 @@ __version__ = "0.1.0"
 
 # In the order in which data flows.
 _ROOMS = (
-    *("data", "cleaning", "chat", "models", "memory", "preflight", "training", "tuning", "evaluation", "publishing"),
-    *("decision", "lessons"),
+    *("data", "cleaning", "chat", "models", "memory", "preflight", "training", "tuning", "evaluation", "decision"),
+    *("publishing", "lessons"),
 )
 _GROUND = ("colab", "config", "errors", "figures", "hardware", "runs")
 _NAMES = {"TrainConfig": "config", "Run": "runs", "FtkitError": "errors"}
