@@ -228,7 +228,7 @@ def _export_axolotl(run: Run, options: argparse.Namespace) -> int:
         run,
         adapter=run.require("adapter").absolute(),
         output_dir=folder / "axolotl",
-        on_cpu=hardware.detect().kind == "cpu",
+        on_cpu=hardware.detect().device == "cpu",
     )
     path = file.save(folder / "axolotl.yml")
     _say(f"{file}\n\nSettings   {path}, which goes on from the run's adapter")
@@ -388,8 +388,8 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser(
         "export",
         help="leave a run as something usable, and prove that it answers as the run does",
-        description="merged: the adapter in its 16-bit base. gguf: one file for llama.cpp and Ollama, also asked. axolotl: "
-        "settings with which Axolotl goes on from the adapter. card: MODEL_CARD.md, with the licence of base and data.",
+        description="merged: the adapter in its 16-bit base. gguf: one file for llama.cpp and Ollama, also asked. "
+        "axolotl: settings with which Axolotl goes on from the adapter. card: MODEL_CARD.md, with licence and duties.",
     )
     export.set_defaults(run=_export)
     option = export.add_argument
