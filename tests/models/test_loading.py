@@ -1,13 +1,14 @@
 """A model with an adapter: loaded by either backend, saved, reloaded."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toys import LLAMA3
+from toys import LLAMA3, make_model, make_tokenizer
 
 from ftkit import models
 from ftkit.config import TrainConfig
@@ -17,11 +18,24 @@ from ftkit.models import generate, loading, sources
 from ftkit.models.loading import SMALL_HUB_MODEL, _in_reach, choose_backend
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, toy_config):
+    """A base in a folder and an adapter on it whose B is not zero. Tests get copies, for they damage them."""
+    folder, tokenizer = tmp_path_factory.mktemp("saved"), make_tokenizer()
+    make_model().save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    model = models.add_lora(models.load(folder / "base", toy_config)[0], toy_config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.5)
+    models.save_adapter(model, tokenizer, folder / "adapter")
+    return folder
+
+
 @pytest.fixture
-def base_folder(model, tokenizer, tmp_path):
-    model.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
+def base_folder(saved, tmp_path):
+    return shutil.copytree(saved / "base", tmp_path / "base")
 
 
 @pytest.mark.slow
@@ -174,14 +188,8 @@ def test_a_card_without_the_hub_gets_the_bundled_model_and_is_told(monkeypatch):
 
 
 @pytest.fixture
-def adapter(base_folder, tokenizer, toy_config, tmp_path):
-    """A saved adapter whose B is not zero, on a base in a folder."""
-    model = models.add_lora(models.load(base_folder, toy_config)[0], toy_config)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.fill_(0.5)
-    return models.save_adapter(model, tokenizer, tmp_path / "adapter")
+def adapter(saved, tmp_path):
+    return shutil.copytree(saved / "adapter", tmp_path / "adapter")
 
 
 WEIGHTS = "adapter_model.safetensors"
