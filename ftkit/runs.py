@@ -42,7 +42,8 @@ _WRITTEN_BY = {
     "eval/verdict.json": "python -m ftkit evaluate RUN --gate (notebook 12_regression)",
     "eval": "evaluation.evaluate (notebook 00_quickstart or 11_evaluate)",
     "figures": "the notebook's plot cells",
-    "MODEL_CARD.md": "notebook 13_publish",
+    "export": "python -m ftkit export RUN gguf",
+    "MODEL_CARD.md": "publishing.model_card (notebook 13_publish)",
     "run.json": "the first finished step",
 }
 

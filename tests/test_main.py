@@ -313,3 +313,18 @@ def test_a_base_that_passes_nothing_is_no_passed_gate(trained, tmp_path, capsys)
     )
     assert command_line.main(["evaluate", "toy", "--gate", *JUDGED]) == 1
     assert "There are no suites to compare" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["none", "gguf"], "none is no run folder"),
+        (["bare", "gguf"], "bare has no adapter. It is written by training.train"),
+        (["bare", "merged", "--quant", "q8_0"], "--quant q8_0 belongs to the target gguf"),
+    ],
+)
+def test_export_says_what_is_missing(tmp_path, monkeypatch, arguments, said, capsys):
+    monkeypatch.chdir(tmp_path)
+    Run.create("bare", tmp_path)
+    assert command_line.main(["export", *arguments]) == 1
+    assert said in capsys.readouterr().err

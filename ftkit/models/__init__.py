@@ -9,6 +9,7 @@ from ftkit.models.loading import (
     backend_of,
     backends,
     base_digest,
+    base_of,
     choose_attention,
     default_model,
     import_unsloth_first,
@@ -20,7 +21,7 @@ from ftkit.models.loading import (
     save_adapter,
 )
 from ftkit.models.quiet import quietly
-from ftkit.models.sources import BUNDLED, HUB_ID, bundled_location, pretrained, resolve
+from ftkit.models.sources import BUNDLED, HUB_ID, bundled_location, cache_root, pretrained, resolve
 
 __all__ = [
     "BUNDLED",
@@ -35,8 +36,10 @@ __all__ = [
     "backend_of",
     "backends",
     "base_digest",
+    "base_of",
     "batches",
     "bundled_location",
+    "cache_root",
     "choose_attention",
     "context_tokens",
     "default_model",

@@ -23,6 +23,8 @@ from ftkit.models.sources import BUNDLED, pretrained
 
 _PLAIN_ATTENTION_TOKENS = 256
 _WEIGHTS = "adapter_model.safetensors"
+_BASE = "base.json"  # a few values of the base, by which an adapter knows it again
+_BASE_VALUES = 64
 _LARGEST_ALPHA = 1_000_000
 SMALL_HUB_MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
 
@@ -206,7 +208,35 @@ def save_adapter(model: Any, tokenizer: Any, path: str | Path) -> Path:
             facts["base_model_name_or_path"] = BUNDLED
             files.write_json(working / "adapter_config.json", facts)
         (working / "README.md").unlink(missing_ok=True)  # PEFT's empty card; publish writes a true one
+        files.write_json(working / _BASE, _base_values(model))
     return path
+
+
+def _base_values(model: Any) -> dict[str, Any]:
+    """Evenly spaced values of the embedding, which no number format of training changes: 4-bit leaves it alone."""
+    weight = model.get_input_embeddings().weight.detach()
+    flat = weight.reshape(-1)
+    picked = flat[:: max(1, flat.numel() // _BASE_VALUES)][:_BASE_VALUES]
+    return {"shape": list(weight.shape), "values": picked.float().tolist()}
+
+
+def _refuse_other_base(path: Path, model: Any, name: str) -> None:
+    """Let no adapter be put on another base of the same shape: its answers would be wrong without an error."""
+    try:
+        known = json.loads((path / _BASE).read_text(encoding="utf-8"))
+        shape, values = list(known["shape"]), [float(value) for value in known["values"]]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return  # from elsewhere, or from before this was noted
+    here = _base_values(model)
+    # fp16, in which a T4 loads, rounds what bf16 stores; another base differs by more, nearly everywhere
+    pairs = list(zip(values, here["values"], strict=False))
+    apart = sum(abs(a - b) > 1e-6 + 2e-3 * abs(a) for a, b in pairs)
+    if shape != here["shape"] or apart:
+        raise ModelError(
+            f"{path} was trained on another base model than what {name!r} is here: {apart} of {len(pairs)} compared "
+            f"values of the embedding differ (shape {shape}, here {here['shape']}). Name the base that it was trained "
+            "on in its adapter_config.json, or fetch that base again."
+        )
 
 
 def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: bool = False) -> tuple[Any, Any]:
@@ -230,8 +260,9 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
             "merge=True with load_in_4bit=True: 4-bit weights would round the adapter away. "
             "Use config.replace(load_in_4bit=False)."
         )
-    name, shapes = _base_of(path), _adapter_shapes(path)
+    name, shapes = base_of(path), _adapter_shapes(path)
     model, tokenizer = load(name, config)
+    _refuse_other_base(path, model, name)
     if merge and getattr(model, "is_loaded_in_4bit", False):
         raise ConfigError(
             f"{name} stores 4-bit weights: merging would round the adapter away. "
@@ -245,6 +276,8 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
             from transformers import AutoTokenizer
 
             tokenizer = pretrained(AutoTokenizer, path)
+            if name == BUNDLED:  # earlier versions saved it as Transformers reads it from the GGUF
+                sources.as_published(tokenizer)
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
     extra = [key for key in shapes.keys() - wanted.keys() if key.removeprefix("base_model.model.") not in whole]
     if odd := sorted(wanted.keys() - shapes.keys()) + sorted(extra):
@@ -256,8 +289,12 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
     return (model.merge_and_unload() if merge else model), tokenizer
 
 
-def _base_of(path: Path) -> str:
-    """The base model that an adapter's config names."""
+def base_of(path: Path) -> str:
+    """The base model that an adapter's config names.
+
+    Raises:
+        ModelError: the config is damaged, or names none.
+    """
     config = path / "adapter_config.json"
     try:
         facts = json.loads(config.read_text(encoding="utf-8"))

@@ -107,7 +107,7 @@ def train(
             recorder.close()
             trainer.forget_embeddings()
             files.remove_leftovers(run / "checkpoints")  # on a full disk half a checkpoint is in the way
-        return _finish(loop, recorder, preflight=[finding.id for finding in report.findings])
+        return _finish(loop, recorder, preflight=[finding.id for finding in report.findings], **_origin(splits))
 
 
 def _refuse(run: Run, config: TrainConfig, resume: bool) -> None:
@@ -222,7 +222,7 @@ def _start_afresh(run: Run, splits: Splits, config: TrainConfig, mirror: Mirror 
     What a reader has put beside it stays.
     """
     evaluated = [f"{name}.jsonl" for name in run.facts.get("evaluate", {}) if Path(name).name == name]
-    for step in ("train", "evaluate"):
+    for step in ("train", "evaluate", "merge", "gguf"):
         run.reopen(step)
     for place in (*checkpoints.all_in(run / "checkpoints"), run / "checkpoints/best", run / "adapter"):
         if place.exists():
@@ -285,13 +285,20 @@ def _take_best(loop: Any, recorder: Recorder) -> None:
     )
 
 
-def _finish(loop: Any, recorder: Recorder, *, preflight: list[str]) -> History:
+def _origin(splits: Splits) -> dict[str, str]:
+    """Where the rows come from and under which licence, where `data.load_examples` could tell."""
+    info = getattr(splits.train, "info", None)
+    told = {"data_source": getattr(info, "homepage", None), "data_licence": getattr(info, "license", None)}
+    return {name: value for name, value in told.items() if value}
+
+
+def _finish(loop: Any, recorder: Recorder, *, preflight: list[str], **origin: str) -> History:
     """Sum up; a run that was not stopped is marked as done, and copied to its mirror once more."""
     run, config = recorder.run, recorder.config
     history = History.of(read_points(run / "history.csv"), peak_memory_gib(), stopped=recorder.stopped)
     figures.save(plots.plot_loss(history, ax=figures.blank_axes()), run / "figures/loss.png")
     if not recorder.stopped:
-        facts: dict[str, Any] = {**recorder.facts, "preflight": preflight}
+        facts: dict[str, Any] = {**recorder.facts, **origin, "preflight": preflight}
         if config.early_stopping_patience:
             facts |= {"best_step": recorder.best_step, "stopped_early": recorder.stopped_early}
         run.finish(

@@ -143,7 +143,7 @@ def converted(tmp_path_factory):
 def test_two_processes_may_convert_at_once_and_a_damaged_cache_is_mended(converted, monkeypatch):
     """Both get the same whole folder; after a byte is changed in it, the next use converts again."""
     cache, said = converted
-    folder = cache / "models" / f"{models.BUNDLED}-2"
+    folder = cache / "models" / f"{models.BUNDLED}-{sources._CONVERSION}"
     assert said == {str(folder)}
     assert files.problem(folder) is None
     with (folder / "model.safetensors").open("r+b") as file:
@@ -160,13 +160,17 @@ SAMPLES = Path(sources.__file__).parents[1] / "samples"
 
 @pytest.fixture(scope="module")
 def read_and_corrected():
-    """The GGUF's tokenizer as Transformers reads it, and as it is saved; without the weights."""
+    """The GGUF's tokenizer as Transformers reads it, with digits apart, and as it is saved; without the weights."""
+    from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
     gguf = sources._gguf()
     read = sources.pretrained(AutoTokenizer, gguf.parent, gguf_file=gguf.name)
     read.clean_up_tokenization_spaces = False
-    return read, sources._corrected(copy.deepcopy(read))
+    corrected = sources._corrected(copy.deepcopy(read))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    read.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, read.backend_tokenizer.pre_tokenizer])
+    return read, corrected
 
 
 def same(pair, text):
