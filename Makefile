@@ -19,13 +19,13 @@ help:
 quickstart: install
 	@$(BIN)/python -m ftkit quickstart
 
-# Two tests at a time, a thread each; a browser's clicks do not wait for a busy neighbour.
-TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# Two files at a time, the longest first, a thread each; a browser's clicks do not wait for a busy neighbour.
+TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 FAST := $(TWO) -m "not slow"
 
 test: install
 	@$(FAST)
-	@$(TWO) --dist loadfile --no-loadscope-reorder -m slow --ignore tests/browser --ignore tests/axolotl_real
+	@$(TWO) -m slow --ignore tests/browser --ignore tests/axolotl_real
 	@$(BIN)/python -m pytest -m slow tests/browser
 
 test-fast: install
