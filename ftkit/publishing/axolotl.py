@@ -244,6 +244,7 @@ def _text(fields: Mapping[str, Any], kept: Mapping[str, Any], lacking: list[tupl
     import yaml
 
     def block(names: list[str]) -> str:
+        """So many of the fields as YAML; nothing where there are none."""
         chosen = {name: fields[name] for name in names}
         try:
             return yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True, width=120) if chosen else ""
