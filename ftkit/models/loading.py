@@ -10,13 +10,15 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftkit import files, runs
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, FtkitWarning, MissingArtifact, MissingExtra, ModelError
-from ftkit.hardware import Hardware, detect
+from ftkit.hardware import Hardware, detect, launch
 from ftkit.models import sources
 from ftkit.models.quiet import quietly
 from ftkit.models.sources import BUNDLED, pretrained
@@ -222,15 +224,14 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
     from peft import PeftModel, get_peft_model_state_dict
 
     path = Path(path)
-    if not (path / "adapter_config.json").exists():
-        raise MissingArtifact(f"{path} holds no adapter. training.train writes one; Run.sample() / 'adapter' has one.")
     config = config or TrainConfig.for_hardware(detect(), load_in_4bit=False, backend="transformers")
     if merge and config.load_in_4bit:
         raise ConfigError(
             "merge=True with load_in_4bit=True: 4-bit weights would round the adapter away. "
             "Use config.replace(load_in_4bit=False)."
         )
-    name, shapes = _base_of(path), _adapter_shapes(path)
+    known = adapter_facts(path)
+    name, shapes = known.base, known.shapes
     model, tokenizer = load(name, config)
     if merge and getattr(model, "is_loaded_in_4bit", False):
         raise ConfigError(
@@ -256,9 +257,41 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
     return (model.merge_and_unload() if merge else model), tokenizer
 
 
-def _base_of(path: Path) -> str:
-    """The base model that an adapter's config names."""
-    config = path / "adapter_config.json"
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What an adapter's folder says: the name of its base model, PEFT's settings, and the shape of each tensor."""
+
+    base: str
+    settings: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the matrices A and B, as `{"model.layers.0.self_attn.q_proj.lora_A": (16, 576)}`."""
+        short = {key.removeprefix("base_model.model.").removesuffix(".weight"): of for key, of in self.shapes.items()}
+        return {name: shape for name, shape in short.items() if name.endswith((".lora_A", ".lora_B"))}
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Modules that it adapts, such as `("q_proj", "v_proj")`, in the order of the alphabet."""
+        return tuple(sorted({name.split(".")[-2] for name in self.matrices}))
+
+
+def adapter_facts(path: Path) -> AdapterFacts:
+    """Read an adapter's folder without its base model.
+
+    Raises:
+        MissingArtifact: the folder holds no adapter, or not its weights.
+        ModelError: it is damaged, or holds pickled weights or values that are no numbers.
+    """
+    if not (path / "adapter_config.json").exists():
+        raise MissingArtifact(f"{path} holds no adapter. training.train writes one; Run.sample() / 'adapter' has one.")
+    settings = _adapter_settings(path / "adapter_config.json")
+    return AdapterFacts(settings["base_model_name_or_path"], settings, _adapter_shapes(path))
+
+
+def _adapter_settings(config: Path) -> dict[str, Any]:
+    """What an adapter's config says, after a look at its base model and alpha."""
     try:
         facts = json.loads(config.read_text(encoding="utf-8"))
         name, alpha = facts["base_model_name_or_path"], facts.get("lora_alpha", 1)
@@ -273,7 +306,7 @@ def _base_of(path: Path) -> str:
             f"{config}: lora_alpha={alpha!r} is no number above 0 and below {_LARGEST_ALPHA:,}, so the adapter does "
             "nothing or spoils every answer. Train or fetch the adapter again."
         )
-    return name
+    return dict(facts)
 
 
 def _adapter_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -421,7 +454,7 @@ def _load_transformers(source: str, config: TrainConfig) -> tuple[Any, Any]:
         source,
         dtype=dtype,
         quantization_config=BitsAndBytesConfig(load_in_4bit=True, **nf4) if config.load_in_4bit else None,
-        device_map={"": 0} if detect().device == "cuda" else "cpu",
+        device_map={"": launch().local} if detect().device == "cuda" else "cpu",
         output_loading_info=True,
     )
     if missing := sorted(told["missing_keys"]):
