@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: quickstart test test-fast lab check badges install clean help
+.PHONY: quickstart test test-fast test-skypilot lab check badges install clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart  fine-tune the bundled model in 4-bit and show what changed"
 	@echo "make test        every test, the notebooks among them"
 	@echo "make test-fast   the tests that take seconds"
+	@echo "make test-skypilot  the exported task, read by SkyPilot itself (installs it into .venv-skypilot)"
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make check       format, lint, types, fast tests"
 	@echo "make badges      rewrite colab_badges.md from the notebooks"
@@ -29,6 +30,12 @@ test: install
 
 test-fast: install
 	@$(FAST)
+
+# SkyPilot brings packages of its own, so it lives apart; its parser is asked as a process.
+test-skypilot: install
+	@[ -x .venv-skypilot/bin/python ] || $(PYTHON) -m venv .venv-skypilot
+	@.venv-skypilot/bin/python -m pip --disable-pip-version-check install -q "skypilot>=0.14.1,<0.15"
+	@$(BIN)/python -m pytest tests/training/test_launch.py
 
 lab: install
 	@$(BIN)/jupyter lab notebooks
