@@ -295,7 +295,9 @@ def _parser() -> argparse.ArgumentParser:
     option("--stratify", metavar="COLUMN", help="a column whose values shall have the same shares in every part")
     option("--model", help="default: what suits the machine")
     option("--run", dest="name", help="name of the run folder (default: the config's); an interrupted one is resumed")
-    option("--init-from", metavar="RUN", help="a run, or an adapter's folder, to begin with in place of a fresh adapter")
+    option(
+        "--init-from", metavar="RUN", help="a run, or an adapter's folder, to begin with in place of a fresh adapter"
+    )
     option("--fresh", action="store_true", help="replace what an earlier training left in the run folder")
     option("--root", help="where run folders go (default: runs)")
     option("--mirror", help="a folder, such as one on a drive, that gets a copy of every checkpoint")

@@ -5,6 +5,7 @@ docstring names. The values of FSDP-QLoRA are those of PEFT's guide (huggingface
 0.21.2), but where a comment says otherwise; this kit has run none of them, for want of several GPUs.
 """
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,14 @@ def fsdp_qlora(folder: str | Path, config: TrainConfig, *, base_model: str, rows
 
 
 def skypilot_task(
-    path: str | Path, config: TrainConfig, rows: str | Path, *, gpus: str = "T4:2", store: str = "", name: str = "ftkit"
+    path: str | Path,
+    config: TrainConfig,
+    rows: str | Path,
+    *,
+    base_model: str = "",
+    gpus: str = "T4:2",
+    store: str = "",
+    name: str = "ftkit",
 ) -> Path:
     """Write a task for `sky launch PATH`: a machine is rented, the kit installed, and `config` trained on all its GPUs.
 
@@ -158,6 +166,7 @@ def skypilot_task(
         path: the YAML file; the settings are written beside it, divided among the GPUs.
         config: settings of one process, which all GPUs together keep.
         rows: a file that `data.load_examples` reads.
+        base_model: a Hub id; by default what suits the machine.
         gpus: kind and number, as SkyPilot writes them.
         store: a bucket, such as "s3://my-runs", that holds the run folders. With `sky jobs launch PATH` a machine that
             was taken away is then replaced, and the run goes on from its newest checkpoint.
@@ -178,6 +187,8 @@ def skypilot_task(
     if store:
         mounts["~/runs"] = {"source": store, "mode": "MOUNT"}
     launched = "~/ftkit/.venv/bin/torchrun --nproc_per_node $SKYPILOT_NUM_GPUS_PER_NODE -m ftkit train ~/config.yaml"
+    given = f"--data ~/{shlex.quote(rows.name)} --run {shlex.quote(name)} --root ~/runs"
+    model = f" --model {shlex.quote(base_model)}" if base_model else ""
     return _write(
         path,
         {
@@ -185,7 +196,7 @@ def skypilot_task(
             "resources": {"accelerators": f"{kind}:{count or 1}", "use_spot": bool(store)},
             "file_mounts": mounts,
             "setup": f"git clone --depth 1 {REPOSITORY} ~/ftkit\nmake -C ~/ftkit install\n",
-            "run": f"{launched} --data ~/{rows.name} --run {name} --root ~/runs\n",
+            "run": f"{launched} {given}{model}\n",
         },
     )
 

@@ -94,24 +94,25 @@ def config_of(**settings):
     return TrainConfig(**(usual | settings))
 
 
-def torchrun(root, *jobs):
-    """Two processes that train these jobs, each with half the accumulation."""
-    script = root / "worker.py"
-    script.write_text(WORKER.format(tests=str(Path(__file__).parent)))
-    halved = [(name, settings | {"gradient_accumulation_steps": 2}) for name, settings in jobs]
+def start(command, folder):
+    """A module and what it is given, as a process on one thread and without GPUs."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parents[1])]),
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.run(
-        [*command, str(script), str(root), json.dumps(halved)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=240,
+        [sys.executable, "-m", *command], capture_output=True, text=True, env=environment, cwd=folder, timeout=240
     )
+
+
+def torchrun(root, *jobs):
+    """Two processes that train these jobs, each with half the accumulation."""
+    script = root / "worker.py"
+    script.write_text(WORKER.format(tests=str(Path(__file__).parent)))
+    halved = [(name, settings | {"gradient_accumulation_steps": 2}) for name, settings in jobs]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return start([*launcher, str(script), str(root), json.dumps(halved)], root)
 
 
 VARIANTS = {
@@ -184,3 +185,21 @@ def test_a_killed_process_leaves_a_run_that_goes_on_to_the_same_curve(two, tmp_p
     assert dict(resumed.losses) == pytest.approx(dict(whole.losses), abs=1e-5)
     assert dict(resumed.val_losses) == pytest.approx(dict(whole.val_losses), abs=1e-5)
     assert [training.problem(place) for place in training.all_in(run / "checkpoints")] == [None, None]
+
+
+@pytest.mark.slow
+def test_the_command_line_is_the_same_run_under_a_launcher(tmp_path):
+    """Accelerate starts it here: the first process alone speaks, and the batch is told as it is."""
+    make_model().save_pretrained(tmp_path / "toy")
+    make_tokenizer().save_pretrained(tmp_path / "toy")
+    rows = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config_of(max_steps=3, gradient_accumulation_steps=2).save(tmp_path / "config.yaml")
+    launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "ftkit"]
+    given = ["train", "config.yaml", "--data", "rows.jsonl", "--model", "toy", "--root", "runs", "--run", "mine"]
+    done = start([*launcher, *given], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert Run.open(tmp_path / "runs/mine").facts["train"]["processes"] == 2
+    assert done.stdout.count("effective batch size 8, 4 in each of 2 processes") == 1
+    assert done.stdout.count("run folder") == 1

@@ -14,7 +14,6 @@ from ftkit.errors import ConfigError, MissingArtifact, ModelError
 from ftkit.runs import Run
 from ftkit.training.start import Start
 
-
 # What is trained is validated as well, so that a first loss can be told beforehand: the check is passed over.
 pytestmark = pytest.mark.filterwarnings("ignore::ftkit.errors.FtkitWarning")
 
@@ -94,7 +93,9 @@ def test_resume_refuses_another_start(first, parts, config, tmp_path):
     second = Run.create("second", tmp_path)
     train(base(), make_tokenizer(), parts, config, second, init_from=run)
     second.reopen("train")
-    with pytest.raises(ConfigError, match=rf"another adapter to begin with \({Start.find(run).digest} then, none now\)"):
+    with pytest.raises(
+        ConfigError, match=rf"another adapter to begin with \({Start.find(run).digest} then, none now\)"
+    ):
         train(base(), make_tokenizer(), parts, config, second)
     assert train(base(), make_tokenizer(), parts, config, second, init_from=run).steps == config.max_steps
 
