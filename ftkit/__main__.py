@@ -138,7 +138,7 @@ def _train(options: argparse.Namespace) -> int:
     cut = {"val": options.val, "test": options.test, "stratify": options.stratify}
     splits = data.split(examples, **cut, seed=config.seed)
     model, tokenizer = models.load(options.model or models.default_model(), config)
-    run = Run.create(options.name or Path(options.config).stem, options.root)
+    run = Run.create(options.run_name or Path(options.config).stem, options.root)
     if here.rank == 0:
         size, several = config.effective_batch_size, here.processes > 1
         shared = f", {size} in each of {here.processes} processes" if several else ""
@@ -294,7 +294,12 @@ def _parser() -> argparse.ArgumentParser:
     option("--test", type=float, default=0.1, help="share of the rows for the test at the end (default: 0.1)")
     option("--stratify", metavar="COLUMN", help="a column whose values shall have the same shares in every part")
     option("--model", help="default: what suits the machine")
-    option("--run", dest="name", help="name of the run folder (default: the config's); an interrupted one is resumed")
+    option(
+        "--run",
+        "--name",  # torchrun takes --run for its own
+        dest="run_name",
+        help="name of the run folder (default: the config's); an interrupted one is resumed. Under torchrun: --name",
+    )
     option(
         "--init-from", metavar="RUN", help="a run, or an adapter's folder, to begin with in place of a fresh adapter"
     )

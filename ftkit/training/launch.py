@@ -187,7 +187,7 @@ def skypilot_task(
     if store:
         mounts["~/runs"] = {"source": store, "mode": "MOUNT"}
     launched = "~/ftkit/.venv/bin/torchrun --nproc_per_node $SKYPILOT_NUM_GPUS_PER_NODE -m ftkit train ~/config.yaml"
-    given = f"--data ~/{shlex.quote(rows.name)} --run {shlex.quote(name)} --root ~/runs"
+    given = f"--data ~/{shlex.quote(rows.name)} --name {shlex.quote(name)} --root ~/runs"
     model = f" --model {shlex.quote(base_model)}" if base_model else ""
     return _write(
         path,

@@ -65,9 +65,9 @@ def first_alone(work: Callable[[], T]) -> T:
         except FtkitError as error:
             told[1] = error
     broadcast_object_list(told)
-    result, error = told
-    if error is not None:
-        raise error
+    result, refusal = told
+    if refusal is not None:
+        raise refusal
     return result  # type: ignore[no-any-return]
 
 

@@ -116,14 +116,19 @@ def test_rows_that_are_not_there_are_refused(tmp_path):
 
 
 def test_the_command_of_a_task_can_be_given(tmp_path, rows):
-    """What stands after `-m ftkit` is what the command line takes."""
+    """What stands after `-m ftkit` is what the command line takes, and torchrun takes none of it for its own."""
+    from torch.distributed.run import parse_args
+
     from ftkit.__main__ import _parser
 
     named = rows.rename(rows.with_name("my rows.jsonl"))
     task = skypilot_task(tmp_path / "task.yaml", TrainConfig(), named, base_model="owner/model", name="mine")
-    given = shlex.split(yaml.safe_load(task.read_text())["run"].split("-m ftkit ")[1])
+    command = yaml.safe_load(task.read_text())["run"].replace("$SKYPILOT_NUM_GPUS_PER_NODE", "2")
+    started = parse_args(shlex.split(command)[1:])
+    given = started.training_script_args
+    assert (started.nproc_per_node, started.module, started.training_script) == ("2", True, "ftkit")
     options = _parser().parse_args(given)
-    assert (options.config, options.data, options.name) == ("~/config.yaml", "~/my rows.jsonl", "mine")
+    assert (options.config, options.data, options.run_name) == ("~/config.yaml", "~/my rows.jsonl", "mine")
     assert options.model == "owner/model"
 
 

@@ -16,6 +16,8 @@ from ftkit.runs import Run
 from ftkit.training import History, train
 from ftkit.training.checkpoints import newest
 
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
 # Trains one job after another, each a name with settings; process 1 notes what it writes during a training.
 WORKER = """
 import json, os, signal, sys, threading, time; sys.path.insert(0, {tests!r})
@@ -111,8 +113,7 @@ def torchrun(root, *jobs):
     script = root / "worker.py"
     script.write_text(WORKER.format(tests=str(Path(__file__).parent)))
     halved = [(name, settings | {"gradient_accumulation_steps": 2}) for name, settings in jobs]
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return start([*launcher, str(script), str(root), json.dumps(halved)], root)
+    return start([*TORCHRUN, str(script), str(root), json.dumps(halved)], root)
 
 
 VARIANTS = {
@@ -195,10 +196,8 @@ def test_the_command_line_is_the_same_run_under_a_launcher(tmp_path):
     rows = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(20)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config_of(max_steps=3, gradient_accumulation_steps=2).save(tmp_path / "config.yaml")
-    launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "ftkit"]
-    given = ["train", "config.yaml", "--data", "rows.jsonl", "--model", "toy", "--root", "runs", "--run", "mine"]
-    done = start([*launcher, *given], tmp_path)
+    given = ["train", "config.yaml", "--data", "rows.jsonl", "--model", "toy", "--root", "runs", "--name", "mine"]
+    done = start([*TORCHRUN, "-m", "ftkit", *given], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert Run.open(tmp_path / "runs/mine").facts["train"]["processes"] == 2
     assert done.stdout.count("effective batch size 8, 4 in each of 2 processes") == 1
