@@ -6,14 +6,13 @@ docstring names. The values of FSDP-QLoRA are those of PEFT's guide (huggingface
 """
 
 import shlex
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ftkit import files
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, MissingArtifact
-
-REPOSITORY = "https://github.com/ftkit/ftkit"
 
 _MIXED = {"bf16": "bf16", "fp16": "fp16", "fp32": "no"}
 _SAME_IN_TRL = (
@@ -195,10 +194,16 @@ def skypilot_task(
             "name": name,
             "resources": {"accelerators": f"{kind}:{count or 1}", "use_spot": bool(store)},
             "file_mounts": mounts,
-            "setup": f"git clone --depth 1 {REPOSITORY} ~/ftkit\nmake -C ~/ftkit install\n",
+            "setup": f"git clone --depth 1 {_repository()} ~/ftkit\nmake -C ~/ftkit install\n",
             "run": f"{launched} {given}{model}\n",
         },
     )
+
+
+def _repository() -> str:
+    """Where this kit is fetched, as pyproject.toml says."""
+    urls = [str(url) for url in metadata.metadata("ftkit").get_all("Project-URL") or ()]
+    return next(url.partition(", ")[2] for url in urls if url.startswith("Repository, "))
 
 
 def _write(path: str | Path, settings: dict[str, Any]) -> Path:
