@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,9 @@ from toys import make_model, make_tokenizer
 
 from ftkit import data, training
 from ftkit.config import TrainConfig
-from ftkit.errors import ConfigError
+from ftkit.errors import ConfigError, TrainingError
 from ftkit.runs import Run
-from ftkit.training import History, train
+from ftkit.training import History, processes, train
 from ftkit.training.checkpoints import newest
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -166,6 +167,30 @@ def test_each_process_says_the_same_error(two):
     _, done = two
     for rank in (0, 1):
         assert f"process {rank}: MissingExtra: report_to='wandb'" in done.stdout
+
+
+GONE = "gloo/pair.cc:537] Connection closed by peer [127.0.0.1]:35231"
+
+
+def test_a_process_that_is_gone_is_told_in_one_sentence(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = r"Process 0 of 2 waits in vain.*Connection closed.*goes on from the newest checkpoint"
+    with pytest.raises(TrainingError, match=said), processes.losses_explained():
+        raise RuntimeError(GONE)
+
+
+@pytest.mark.parametrize(("problem", "size"), [("shapes differ", "2"), (GONE, "1")])
+def test_other_errors_come_through_as_they_are(monkeypatch, problem, size):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(RuntimeError, match=re.escape(problem)) as caught, processes.losses_explained():
+        raise RuntimeError(problem)
+    assert type(caught.value) is RuntimeError
+
+
+def test_a_sharded_launch_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match=r"FSDP shards it.*training\.fsdp_qlora"):
+        train(make_model(), make_tokenizer(), parts(), config_of(), Run.create("sharded", tmp_path))
 
 
 @pytest.mark.slow
