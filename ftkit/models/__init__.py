@@ -4,7 +4,9 @@ from ftkit.models.endpoint import Endpoint, LocalModel
 from ftkit.models.generation import Answer, generate
 from ftkit.models.likelihood import TokenRow, answer_nll, batches, context_tokens, evaluating, padded
 from ftkit.models.loading import (
+    AdapterFacts,
     adapter_digest,
+    adapter_facts,
     add_lora,
     backend_of,
     backends,
@@ -26,11 +28,13 @@ from ftkit.models.sources import BUNDLED, HUB_ID, bundled_location, cache_root, 
 __all__ = [
     "BUNDLED",
     "HUB_ID",
+    "AdapterFacts",
     "Answer",
     "Endpoint",
     "LocalModel",
     "TokenRow",
     "adapter_digest",
+    "adapter_facts",
     "add_lora",
     "answer_nll",
     "backend_of",
