@@ -129,8 +129,8 @@ def refuse_other(checkpoint: Path, settings: TrainConfig, facts: Mapping[str, An
         raise ConfigError(f"{checkpoint} belongs to a run with other settings: {listed}. {other}")
     for fact, what in _FACTS.items():
         past = noted.get(fact, _BEFORE.get(fact, "not recorded"))
-        if past != facts[fact]:
-            raise ConfigError(f"{checkpoint} belongs to a run on {what} ({past} then, {facts[fact]} now). {other}")
+        if past != (wanted := facts.get(fact, _BEFORE.get(fact))):
+            raise ConfigError(f"{checkpoint} belongs to a run on {what} ({past} then, {wanted} now). {other}")
 
 
 @dataclass(frozen=True)
