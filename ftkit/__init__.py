@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 # In the order in which data flows.
 _ROOMS = (
     *("data", "cleaning", "chat", "models", "memory", "preflight", "training", "tuning", "evaluation", "decision"),
-    "lessons",
+    *("publishing", "lessons"),
 )
 _GROUND = ("colab", "config", "errors", "figures", "hardware", "runs")
 _NAMES = {"TrainConfig": "config", "Run": "runs", "FtkitError": "errors"}

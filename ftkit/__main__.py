@@ -1,4 +1,4 @@
-"""The same steps without a notebook: `python -m ftkit quickstart · train · evaluate · doctor · notebook`."""
+"""The same steps without a notebook: `python -m ftkit quickstart · train · evaluate · export · doctor · notebook`."""
 
 import argparse
 import json
@@ -8,14 +8,14 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
-from ftkit import data, evaluation, hardware, headless, models, preflight, runs, training
+from ftkit import data, evaluation, hardware, headless, models, preflight, publishing, runs, training
 from ftkit.config import TrainConfig, typed_value
-from ftkit.errors import ConfigError, FtkitError, FtkitWarning, MissingArtifact
+from ftkit.errors import ConfigError, DataError, FtkitError, FtkitWarning, MissingArtifact
 from ftkit.runs import Run
 from ftkit.tables import visible
 
@@ -202,6 +202,78 @@ def _evaluate(options: argparse.Namespace) -> int:
     return _FAILED if options.gate and not verdict.passed else 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    if options.quant and options.target != "gguf":
+        raise ConfigError(f"--quant {options.quant} belongs to the target gguf, and not to {options.target}.")
+    return _EXPORTS[options.target](Run.open(options.folder), options)
+
+
+def _export_merged(run: Run, options: argparse.Namespace) -> int:
+    merged = publishing.merge(run, options.out)
+    report = publishing.parity(run, merged, _rows(run, "test"), prompts=options.prompts)
+    _say(f"{report}\n\nMerged model  {merged}")
+    report.require()
+    return 0
+
+
+def _export_gguf(run: Run, options: argparse.Namespace) -> int:
+    merged, test = publishing.merge(run, options.out), _rows(run, "test")
+    before = publishing.parity(run, merged, test, prompts=options.prompts)
+    _say(f"{before}\n")
+    before.require()
+    gguf = publishing.to_gguf(run, options.quant or "f16", options.out)
+    served = publishing.parity(merged, gguf, test, prompts=options.prompts)
+    _say(f"{served}\n\nGGUF       {gguf} ({gguf.stat().st_size / 2**20:.0f} MiB)")
+    served.require()
+    _say(f"Serve      llama-server -m {shlex.quote(str(gguf))}, or in Python publishing.serve_gguf")
+    try:
+        written = publishing.modelfile(gguf, merged, _rows(run, "train"))
+    except DataError as error:  # a template that Ollama's kind cannot express; llama.cpp serves the file all the same
+        _say(f"Modelfile  none: {error}", file=sys.stderr)
+        return 0
+    _say(f"In Ollama  ollama create {shlex.quote(run.path.resolve().name)} -f {shlex.quote(str(written))}")
+    return 0
+
+
+def _export_axolotl(run: Run, options: argparse.Namespace) -> int:
+    folder = Path(options.out or run.require("adapter").parent / "export").absolute()
+    file = publishing.to_axolotl(
+        run,
+        adapter=run.require("adapter").absolute(),
+        output_dir=folder / "axolotl",
+        on_cpu=hardware.detect().device == "cpu",
+    )
+    path = file.save(folder / "axolotl.yml")
+    _say(f"{file}\n\nSettings   {path}, which goes on from the run's adapter")
+    _say(f"Train      axolotl train {shlex.quote(str(path))}, in an environment with Axolotl")
+    return 0
+
+
+def _export_card(run: Run, options: argparse.Namespace) -> int:
+    if options.out:
+        raise ConfigError("A card belongs into its run folder: leave out --out, and copy the card from there.")
+    terms = publishing.licence(run)
+    card = publishing.model_card(run, terms)
+    _say(f"{terms}\n\nCard       {card}")
+    return 0
+
+
+def _rows(run: Run, part: str) -> Any:
+    """A part of the rows that a run was trained with; None where they are gone, as in the sample."""
+    path = run / f"data/{part}.jsonl"
+    rows = data.load_examples(path) if path.is_file() and path.stat().st_size else None
+    return rows if rows is None or len(rows) else None
+
+
+# What `export` writes: a new target is a function here, and a line.
+_EXPORTS: Mapping[str, Callable[[Run, argparse.Namespace], int]] = {
+    "merged": _export_merged,
+    "gguf": _export_gguf,
+    "axolotl": _export_axolotl,
+    "card": _export_card,
+}
+
+
 def _doctor(_: argparse.Namespace) -> int:
     problems = [f"{name} is missing. Run: make install" for name in _NEEDED if find_spec(name) is None]
     if not (3, 11) <= sys.version_info < (3, 14):
@@ -333,6 +405,26 @@ def _parser() -> argparse.ArgumentParser:
     option("--limit", type=_count, help="at most so many items of each suite")
     option("--max-new-tokens", type=_count, default=48, help="most tokens of an answer (default: 48)")
     option("--batch-size", type=_count, default=40, help="prompts answered at once (default: 40)")
+
+    export = commands.add_parser(
+        "export",
+        help="leave a run as something usable, and prove that it answers as the run does",
+        description="merged: the adapter in its 16-bit base. gguf: one file for llama.cpp and Ollama, also asked. "
+        "axolotl: settings with which Axolotl goes on from the adapter. card: MODEL_CARD.md, with licence and duties.",
+    )
+    export.set_defaults(run=_export)
+    option = export.add_argument
+    option("folder", metavar="RUN", help="a run folder with an adapter, such as runs/quickstart")
+    option("target", choices=tuple(_EXPORTS), help="what to write")
+    option(
+        "--quant",
+        choices=publishing.QUANTS + publishing.K_QUANTS,
+        metavar="FORMAT",
+        help=f"of a GGUF: {', '.join(publishing.QUANTS)}; with llama.cpp's llama-quantize on the PATH "
+        f"{', '.join(publishing.K_QUANTS)} (default: f16)",
+    )
+    option("--out", type=Path, help="folder for what is written (default: export in the run folder)")
+    option("--prompts", type=_count, default=50, help="how many both sides are asked (default: 50); fewer are faster")
 
     doctor = commands.add_parser("doctor", help="what this machine is and what is missing")
     doctor.set_defaults(run=_doctor)

@@ -169,16 +169,7 @@ class TrainConfig:
         import yaml
 
         path = Path(path)
-        try:
-            with path.open("rb") as file:
-                text = file.read(_MOST_BYTES + 1)
-        except FileNotFoundError as error:
-            raise MissingArtifact(
-                f"{path} does not exist. TrainConfig().save({str(path)!r}) writes one to edit."
-            ) from error
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            why = getattr(error, "strerror", None) or error
-            raise ConfigError(f"{path} cannot be read ({why}). Give the path of a YAML file.") from error
+        text = config_bytes(path, f"TrainConfig().save({str(path)!r}) writes one to edit.")
         try:
             settings = _settings_with_lines(path, text)
         except (yaml.YAMLError, UnicodeError, RecursionError) as error:
@@ -210,6 +201,23 @@ def typed_value(text: str) -> Any:
         raise ConfigError(f"{_short(text)} cannot be read as a value: {error}. {way}") from error
 
 
+def config_bytes(path: Path, otherwise: str) -> bytes:
+    """What a config file holds, up to a byte more than is read; `otherwise` says what to do where there is none.
+
+    Raises:
+        MissingArtifact: no such file.
+        ConfigError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(_MOST_BYTES + 1)
+    except FileNotFoundError as error:
+        raise MissingArtifact(f"{path} does not exist. {otherwise}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path} cannot be read ({why}). Give the path of a YAML file.") from error
+
+
 def _composed(name: Any, text: bytes) -> Any:
     """The root of YAML that is little work: not long, not deep, and nothing in it stands for something else."""
     import yaml
@@ -224,6 +232,54 @@ def _composed(name: Any, text: bytes) -> Any:
             many = "thousands of values, values in values, or *names for them"
             raise ConfigError(f"{where} has {many}. Write plain `name: value` lines.")
     return yaml.compose(text, Loader=yaml.SafeLoader)
+
+
+def nested_values(name: Any, text: bytes) -> Any:
+    """Mappings, lists and plain values of YAML, under the same bounds as a config's; all problems are told at once.
+
+    Raises:
+        ConfigError: names the line of each tag that would make more than a value, of what is no plain value, and of
+            each key that is set twice; or it is no YAML.
+    """
+    import yaml
+
+    problems: list[str] = []
+    try:
+        root = _composed(name, text)
+        value = None if root is None else _nested(name, root, problems)
+    except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+        raise ConfigError(f"{name} is not YAML: {error}") from error
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return value
+
+
+def _nested(name: Any, node: Any, problems: list[str]) -> Any:
+    import yaml
+
+    where = f"{name} line {node.start_mark.line + 1}: "
+    if not isinstance(node, yaml.ScalarNode) and node.tag.rpartition(":")[2] not in ("map", "seq"):
+        problems.append(f"{where}the tag {_short(node.tag)} is not read. Write lists, mappings and plain values.")
+    elif isinstance(node, yaml.SequenceNode):
+        return [_nested(name, item, problems) for item in node.value]
+    elif isinstance(node, yaml.MappingNode):
+        values: dict[str, Any] = {}
+        for key, item in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                problems.append(f"{where}a list or mapping stands where a name is wanted.")
+                continue
+            if key.value in values:
+                problems.append(
+                    f"{name} line {key.start_mark.line + 1}: {_short(key.value, quoted=False)} is set twice."
+                )
+            values[key.value] = _nested(name, item, problems)
+        return values
+    else:
+        try:
+            return _value(node)
+        except (TypeError, ValueError) as error:
+            problems.append(f"{where}{error} cannot be read as a value.")
+    return None
 
 
 def _settings_with_lines(path: Path, text: bytes) -> dict[str, Any]:
@@ -293,11 +349,11 @@ def _unknown(name: str) -> str:
     plain = re.sub(r"[\W_]+", "_", name[:100].lower()).strip("_")  # --Lora-Rank as lora_rank
     hints = [f"Did you mean {ours}?" for ours, theirs in _ELSEWHERE["same"].items() if plain in theirs]
     hints += [sentence for sentence, theirs in _ELSEWHERE["instead"].items() if plain in theirs]
-    hints += [f"Did you mean {spec.name}?" for spec in fields(TrainConfig) if _is_misspelt(plain, spec.name)]
+    hints += [f"Did you mean {spec.name}?" for spec in fields(TrainConfig) if is_misspelt(plain, spec.name)]
     return f"{_short(name, quoted=False)} is no setting. {[*hints, 'help(TrainConfig) lists the settings.'][0]}"
 
 
-def _is_misspelt(typed: str, name: str) -> bool:
+def is_misspelt(typed: str, name: str) -> bool:
     """Whether one or two letters of a name are wrong; another digit or short word is another name: load_in_8bit."""
     if typed.replace("_", "") == name.replace("_", ""):
         return True

@@ -10,6 +10,7 @@ FtkitError
 ├── PreflightError   (RuntimeError)       a run that cannot work
 ├── TrainingError    (RuntimeError)       a run that trained nothing, or no numbers
 ├── StorageError     (OSError)            a disk that is full, a folder that cannot be written
+├── HubError         (OSError)            a model hub that refuses an upload or cannot be reached
 ├── MissingArtifact  (FileNotFoundError)  a run folder lacks what an earlier step writes
 ├── MissingExtra     (ImportError)        a package that is not installed
 ├── GateFailed       (AssertionError)     a model that lost what it could do before
@@ -80,6 +81,10 @@ class TrainingError(FtkitError, RuntimeError):
 
 class StorageError(FtkitError, OSError):
     """A disk that is full or a folder that cannot be written."""
+
+
+class HubError(FtkitError, OSError):
+    """A model hub that refuses an upload, or cannot be reached; names the page or the permission that is missing."""
 
 
 class MissingArtifact(FtkitError, FileNotFoundError):

@@ -5,6 +5,7 @@ which lists the finished steps, is written after everything that a step leaves b
 its birth: in a folder without it nothing is overwritten or removed.
 """
 
+import functools
 import json
 import os
 import platform
@@ -41,7 +42,8 @@ _WRITTEN_BY = {
     "eval/verdict.json": "python -m ftkit evaluate RUN --gate (notebook 12_regression)",
     "eval": "evaluation.evaluate (notebook 00_quickstart or 11_evaluate)",
     "figures": "the notebook's plot cells",
-    "MODEL_CARD.md": "notebook 13_publish",
+    "export": "python -m ftkit export RUN gguf",
+    "MODEL_CARD.md": "publishing.model_card (notebook 13_publish)",
     "run.json": "the first finished step",
 }
 
@@ -285,10 +287,15 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            found[name] = _version(name)
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+@functools.cache  # a process keeps what it has imported; a package that is missing raises, and is asked for again
+def _version(package: str) -> str:
+    return metadata.version(package)
 
 
 def _size(size: int) -> str:

@@ -1,5 +1,6 @@
 """Toys: a tokenizer and a model small enough to build in milliseconds, real in every other way."""
 
+import gc
 import http.client
 import json
 import os
@@ -29,8 +30,25 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 # Files of slow tests that take longer than most, in minutes; those of notebooks stand in notebooks/costs.json.
 LONG = {"test_kill": 2.5, "test_loading": 1.5, "test_backends": 1.0, "test_loop": 1.0, "test_study": 1.0}
 
+SET_ASIDE = pytest.StashKey[int]()  # modules that were imported when their objects were last set aside
+
 # A shell that starts tests in the background has them ignore Ctrl+C, and what they start as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Imports make a million objects that stay; looking for garbage after every 700 of them takes a fifth of their time.
+gc.set_threshold(100_000)
+# With this package, which JupyterLab brings along, each import of jsonschema reads a grammar for a second. It checks
+# the format "iri", which nothing here asks for.
+sys.modules.setdefault("rfc3987_syntax", None)
+
+
+def pytest_runtest_setup(item):
+    """What was imported is set aside once: each training collects garbage and would walk through all of torch."""
+    if len(sys.modules) > item.session.stash.get(SET_ASIDE, 0) + 50:
+        gc.collect()
+        gc.freeze()
+        item.session.stash[SET_ASIDE] = len(sys.modules)
 
 
 def pytest_collection_modifyitems(items):
@@ -82,7 +100,7 @@ def splits(rows):
     return data.split(data.load_examples(rows), val=0.2, test=0.2, seed=0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy_config():
     """Settings under which the toy trains in a second, without Unsloth and 4-bit."""
     return TrainConfig(

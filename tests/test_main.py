@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import warnings
 from pathlib import Path
 
@@ -187,39 +188,48 @@ def test_odd_arguments_end_in_one_message(arguments, tmp_path, monkeypatch, caps
     assert "Traceback" not in said
 
 
-@pytest.fixture
-def trained(tmp_path, monkeypatch):
-    """A run whose adapter stands on the toy, and twenty questions that the toy passes; with `strength` it forgets them.
+ON_THE_TOY = TrainConfig(
+    backend="transformers", load_in_4bit=False, dtype="fp32", gradient_checkpointing=False, lora_r=4
+)
+
+
+@pytest.fixture(scope="module")
+def toy_run(tmp_path_factory):
+    """A folder with a run whose adapter stands on the toy, and with twenty questions that the toy passes.
 
     The answers that count as right are those that the toy gives.
     """
-    tokenizer = make_tokenizer()
-    config = TrainConfig(
-        backend="transformers", load_in_4bit=False, dtype="fp32", gradient_checkpointing=False, lora_r=4
-    )
-    run = Run.create("toy", tmp_path)
-    models.save_adapter(models.add_lora(make_model(), config), tokenizer, run / "adapter")
+    folder, tokenizer = tmp_path_factory.mktemp("trained"), make_tokenizer()
+    run = Run.create("toy", folder)
+    models.save_adapter(models.add_lora(make_model(), ON_THE_TOY), tokenizer, run / "adapter")
     run.finish("train", data_digest="abc")
     rows = [{"id": f"q{i}", "prompt": f"What is {i} plus {i}?", "completion": "?"} for i in range(20)]
     examples = data.load_examples(rows)
     said = models.generate(make_model(), tokenizer, [data.prompt(row) for row in examples], max_new_tokens=6)
     for row, answer in zip(rows, said, strict=True):
         row["completion"] = answer.text
-    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def trained(toy_run, tmp_path, monkeypatch):
+    """A copy of that folder; with `strength` the adapter has forgotten the questions."""
+    shutil.copytree(toy_run, tmp_path, dirs_exist_ok=True)
 
     def prepare(strength):
         def load_adapter(path):
             import torch
 
-            adapted = models.add_lora(make_model(), config)
+            adapted = models.add_lora(make_model(), ON_THE_TOY)
             torch.manual_seed(0)
             for name, weight in adapted.named_parameters():
                 if "lora_B" in name:
                     torch.nn.init.normal_(weight, std=strength)
-            return adapted, tokenizer
+            return adapted, make_tokenizer()
 
         monkeypatch.setattr(models, "load_adapter", load_adapter)
-        return run
+        return Run.open(tmp_path / "toy")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
@@ -313,3 +323,18 @@ def test_a_base_that_passes_nothing_is_no_passed_gate(trained, tmp_path, capsys)
     )
     assert command_line.main(["evaluate", "toy", "--gate", *JUDGED]) == 1
     assert "There are no suites to compare" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["none", "gguf"], "none is no run folder"),
+        (["bare", "gguf"], "bare has no adapter. It is written by training.train"),
+        (["bare", "merged", "--quant", "q8_0"], "--quant q8_0 belongs to the target gguf"),
+    ],
+)
+def test_export_says_what_is_missing(tmp_path, monkeypatch, arguments, said, capsys):
+    monkeypatch.chdir(tmp_path)
+    Run.create("bare", tmp_path)
+    assert command_line.main(["export", *arguments]) == 1
+    assert said in capsys.readouterr().err

@@ -151,6 +151,7 @@ def load_examples(
     else:
         loaded.warn_broken()
     examples = loaded.examples
+    _note_origin(examples, source)
     if split is None:
         return examples
     names = examples["split"][:] if "split" in examples.column_names else []
@@ -173,7 +174,9 @@ def read_rows(source: Any, *, mapping: Mapping[str, str] | None = None, merge_tu
         DataError: a source that cannot be read at all, or whose format is unknown.
     """
     name, rows, _ = _open(source, None)
-    return _collect(name, rows, mapping, merge_turns)
+    loaded = _collect(name, rows, mapping, merge_turns)
+    _note_origin(loaded.examples, source)
+    return loaded
 
 
 def _open(source: Any, split: str | None) -> tuple[str, readers.Rows, str | None]:
@@ -188,15 +191,54 @@ def _open(source: Any, split: str | None) -> tuple[str, readers.Rows, str | None
         return text, readers.read(Path(str(file))), split
     name = readers.said(text)
     with readers.explained(name):
+        if _is_hub_id(text):
+            return text, _hub_rows(text, split or "train"), None
         path = Path(text).expanduser()
         known = path.suffix.lower() in readers.ENDINGS or path.exists()
-        if not known and text.count("/") == 1 and not path.parent.is_dir():
-            return text, _hub_rows(text, split or "train"), None
     if not known and "/" not in text:
         raise DataError(
             f"{name!r} is no file and no bundled dataset. Bundled: {', '.join(_SAMPLES)}. A Hub id is 'owner/name'."
         )
     return name, readers.read(path), split
+
+
+def _is_hub_id(text: str) -> bool:
+    path = Path(text).expanduser()
+    known = path.suffix.lower() in readers.ENDINGS or path.exists()
+    return not known and text.count("/") == 1 and not path.parent.is_dir()
+
+
+def _note_origin(examples: Any, source: Any) -> None:
+    """Note where the rows come from and under which licence, in the two fields of `datasets` that go along with them.
+
+    They stay when rows are chosen, and are joined when datasets are.
+    """
+    examples.info.homepage, examples.info.license = _origin(source)
+
+
+def _origin(source: Any) -> tuple[str, str]:
+    """The source's page, "" where there is none, and its licence, "unknown" where it names none.
+
+    An empty licence would vanish beside another one when datasets are joined.
+    """
+    if not isinstance(source, str | Path):
+        info = getattr(source, "info", None)
+        return getattr(info, "homepage", None) or "", getattr(info, "license", None) or "unknown"
+    text = str(source)
+    if text in _SAMPLES:
+        return f"{text} (bundled with ftkit)", "apache-2.0"
+    if not _is_hub_id(text):
+        return "", "unknown"
+    import httpx
+    from huggingface_hub import HfApi
+
+    page = f"https://huggingface.co/datasets/{text}"
+    try:
+        card = HfApi().dataset_info(text, timeout=10).card_data
+    except (httpx.HTTPError, OSError, ValueError):
+        return page, "unknown"
+    named = card.get("license") if card else None
+    return page, "\n\n".join(map(str, named if isinstance(named, list) else [named or "unknown"]))
 
 
 def _given(source: Any) -> readers.Rows:

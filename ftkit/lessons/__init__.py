@@ -1,5 +1,13 @@
 """Only for lessons: exercises that answer back, short runs, LoRA and 4 bits by hand, claims beside measurements."""
 
+from ftkit.lessons.axolotl import (
+    axolotl_python,
+    axolotl_recipe,
+    axolotl_rows,
+    axolotl_says,
+    axolotl_stored,
+    train_with_axolotl,
+)
 from ftkit.lessons.backends import find_patches, load_record, measure_backends, patches_written, supported_families
 from ftkit.lessons.claims import hardware_table, memory_claims, settings_table
 from ftkit.lessons.commands import stream
@@ -36,6 +44,11 @@ from ftkit.lessons.short_runs import (
 
 __all__ = [
     "adapter_parameters",
+    "axolotl_python",
+    "axolotl_recipe",
+    "axolotl_rows",
+    "axolotl_says",
+    "axolotl_stored",
     "check",
     "compare_variants",
     "error",
@@ -81,6 +94,7 @@ __all__ = [
     "supported_families",
     "targets",
     "tokens",
+    "train_with_axolotl",
     "trained_tokens",
     "truncated",
     "you_should_see",

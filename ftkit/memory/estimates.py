@@ -13,7 +13,15 @@ from ftkit import tables
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError
 from ftkit.hardware import GIB
-from ftkit.memory.footprint import CHUNK_TOKENS, MemoryPart, TrainingSetup, moments, total, trainable
+from ftkit.memory.footprint import (
+    CHUNK_TOKENS,
+    CPU_CHUNK_TOKENS,
+    MemoryPart,
+    TrainingSetup,
+    moments,
+    total,
+    trainable,
+)
 from ftkit.memory.shapes import ModelShape
 
 TRL_LOSS_PATH = "chunked"  # what training.train's runs use: SFTTrainer's default, or Unsloth's own loss on a GPU
@@ -118,7 +126,7 @@ def estimate(
         length = -(-length // _CPU_WIDTH) * _CPU_WIDTH
     # TRL turns a 4-bit model's adapter to bf16, on a CPU beside Unsloth too; on a GPU Unsloth keeps it in 32-bit
     narrow_adapter = method == "qlora" and config.dtype == "bf16" and (on_cpu or not unsloth)
-    chunk = CHUNK_TOKENS
+    chunk = CPU_CHUNK_TOKENS if on_cpu else CHUNK_TOKENS
     if unsloth and on_cpu:  # RAM is plenty: its loss takes all that it may
         chunk = max(1, int(_UNSLOTH_LOSS_GIB * GIB / _UNSLOTH_LOGIT_BYTES / shape.vocab_size))
     setup = TrainingSetup(

@@ -15,6 +15,7 @@ from ftkit.memory.shapes import ModelShape
 # QLoRA paper, section 3: a scale for 64 weights in 32 bits, or in 8 bits with scales of its own
 NF4_BITS, NF4_DOUBLE_BITS = 4.5, 4.127
 CHUNK_TOKENS = 256  # TRL's chunked loss; litgpt's is 128, Unsloth's takes what is free
+CPU_CHUNK_TOKENS = 64  # to which `training` sets TRL's on a CPU
 METHODS = ("qlora", "lora", "full")
 LOSS_PATHS = ("full", "fast", "chunked")
 # Bytes of states a parameter: so many times its own width, and so many beside.

@@ -11,6 +11,7 @@ from ftkit.models.loading import (
     backend_of,
     backends,
     base_digest,
+    base_of,
     choose_attention,
     default_model,
     import_unsloth_first,
@@ -19,10 +20,11 @@ from ftkit.models.loading import (
     load,
     load_adapter,
     parameters,
+    refuse_other_base,
     save_adapter,
 )
 from ftkit.models.quiet import quietly
-from ftkit.models.sources import BUNDLED, HUB_ID, bundled_location, pretrained, resolve
+from ftkit.models.sources import BUNDLED, HUB_ID, bundled_location, cache_root, pretrained, resolve
 
 __all__ = [
     "BUNDLED",
@@ -39,8 +41,10 @@ __all__ = [
     "backend_of",
     "backends",
     "base_digest",
+    "base_of",
     "batches",
     "bundled_location",
+    "cache_root",
     "choose_attention",
     "context_tokens",
     "default_model",
@@ -55,6 +59,7 @@ __all__ = [
     "parameters",
     "pretrained",
     "quietly",
+    "refuse_other_base",
     "resolve",
     "save_adapter",
 ]

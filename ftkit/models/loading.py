@@ -25,6 +25,8 @@ from ftkit.models.sources import BUNDLED, pretrained
 
 _PLAIN_ATTENTION_TOKENS = 256
 _WEIGHTS = "adapter_model.safetensors"
+_BASE = "base.json"  # a few values of the base, by which an adapter knows it again
+_BASE_VALUES = 64
 _LARGEST_ALPHA = 1_000_000
 SMALL_HUB_MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
 
@@ -208,7 +210,43 @@ def save_adapter(model: Any, tokenizer: Any, path: str | Path) -> Path:
             facts["base_model_name_or_path"] = BUNDLED
             files.write_json(working / "adapter_config.json", facts)
         (working / "README.md").unlink(missing_ok=True)  # PEFT's empty card; publish writes a true one
+        files.write_json(working / _BASE, _base_values(model))
     return path
+
+
+def _base_values(model: Any) -> dict[str, Any]:
+    """Evenly spaced values of the embedding, which no number format of training changes: 4-bit leaves it alone."""
+    weight = model.get_input_embeddings().weight.detach()
+    flat = weight.reshape(-1)
+    picked = flat[:: max(1, flat.numel() // _BASE_VALUES)][:_BASE_VALUES]
+    return {"shape": list(weight.shape), "values": picked.float().tolist()}
+
+
+def refuse_other_base(path: Path, model: Any, name: str) -> bool:
+    """Let no adapter be put on another base of the same shape: its answers would be wrong without an error.
+
+    Returns:
+        Whether the adapter's folder has values to compare; one from elsewhere has none.
+
+    Raises:
+        ModelError: they are another base's.
+    """
+    try:
+        known = json.loads((path / _BASE).read_text(encoding="utf-8"))
+        shape, values = list(known["shape"]), [float(value) for value in known["values"]]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False  # from elsewhere, or from before this was noted
+    here = _base_values(model)
+    # fp16, in which a T4 loads, rounds what bf16 stores; another base differs by more, nearly everywhere
+    pairs = list(zip(values, here["values"], strict=False))
+    apart = sum(abs(a - b) > 1e-6 + 2e-3 * abs(a) for a, b in pairs)
+    if shape != here["shape"] or apart:
+        raise ModelError(
+            f"{path} was trained on another base model than what {name!r} is here: {apart} of {len(pairs)} compared "
+            f"values of the embedding differ (shape {shape}, here {here['shape']}). Name the base that it was trained "
+            "on in its adapter_config.json, or fetch that base again."
+        )
+    return True
 
 
 def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: bool = False) -> tuple[Any, Any]:
@@ -233,6 +271,7 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
     known = adapter_facts(path)
     name, shapes = known.base, known.shapes
     model, tokenizer = load(name, config)
+    refuse_other_base(path, model, name)
     if merge and getattr(model, "is_loaded_in_4bit", False):
         raise ConfigError(
             f"{name} stores 4-bit weights: merging would round the adapter away. "
@@ -246,6 +285,8 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
             from transformers import AutoTokenizer
 
             tokenizer = pretrained(AutoTokenizer, path)
+            if name == BUNDLED:  # earlier versions saved it as Transformers reads it from the GGUF
+                sources.as_published(tokenizer)
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
     extra = [key for key in shapes.keys() - wanted.keys() if key.removeprefix("base_model.model.") not in whole]
     if odd := sorted(wanted.keys() - shapes.keys()) + sorted(extra):
@@ -255,6 +296,15 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
             "the adapter again, or name the base model that it was trained on."
         )
     return (model.merge_and_unload() if merge else model), tokenizer
+
+
+def base_of(path: Path) -> str:
+    """The base model that an adapter's config names.
+
+    Raises:
+        ModelError: the config is damaged, or names none.
+    """
+    return str(_adapter_settings(path / "adapter_config.json")["base_model_name_or_path"])
 
 
 @dataclass(frozen=True)

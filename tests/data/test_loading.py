@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import chats
 
-from ftkit import data
+from ftkit import cleaning, data
 from ftkit.errors import DataError
 
 WANTED = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
@@ -195,3 +195,22 @@ def test_parts_in_memory_fill_a_split_column():
     ):
         assert data.load_examples(source)["split"][:] == ["train", "train", "validation"]
     assert data.load_examples({"prompt": ["Q", "Q"], "completion": ["A", "A"]})["messages"][:] == [WANTED] * 2
+
+
+def test_a_licence_goes_along_with_the_rows():
+    """Noted where the source names it, kept by `split` and `clean`, and joined where rows of two sources are."""
+    invoices = data.load_examples("invoices")
+    assert data.split(invoices).train.info.license == "apache-2.0"
+    assert data.split(invoices).train.info.homepage == "invoices (bundled with ftkit)"
+    cleaned = cleaning.clean("messy", [cleaning.exact_duplicates()], on_error="drop").kept
+    assert cleaned.info.license == "apache-2.0"
+    mine = data.load_examples([{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(3)])
+    assert mine.info.license == "unknown"
+    mixed = cleaning.mix(invoices.select(range(3)), mine, 0.5).examples
+    assert mixed.info.license == "apache-2.0\n\nunknown"  # an empty one would be lost, and Apache claimed for all
+
+
+def test_a_dataset_brings_its_licence_along():
+    rows = data.load_examples([{"prompt": "What is 1?", "completion": "It is 1."}])
+    rows.info.license = "cc-by-4.0"
+    assert data.load_examples(rows).info.license == "cc-by-4.0"

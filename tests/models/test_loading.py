@@ -1,13 +1,14 @@
 """A model with an adapter: loaded by either backend, saved, reloaded."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toys import LLAMA3
+from toys import LLAMA3, make_model, make_tokenizer
 
 from ftkit import models
 from ftkit.config import TrainConfig
@@ -17,11 +18,24 @@ from ftkit.models import generate, loading, sources
 from ftkit.models.loading import SMALL_HUB_MODEL, _in_reach, choose_backend
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, toy_config):
+    """A base in a folder and an adapter on it whose B is not zero. Tests get copies, for they damage them."""
+    folder, tokenizer = tmp_path_factory.mktemp("saved"), make_tokenizer()
+    make_model().save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    model = models.add_lora(models.load(folder / "base", toy_config)[0], toy_config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.5)
+    models.save_adapter(model, tokenizer, folder / "adapter")
+    return folder
+
+
 @pytest.fixture
-def base_folder(model, tokenizer, tmp_path):
-    model.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
+def base_folder(saved, tmp_path):
+    return shutil.copytree(saved / "base", tmp_path / "base")
 
 
 @pytest.mark.slow
@@ -174,14 +188,8 @@ def test_a_card_without_the_hub_gets_the_bundled_model_and_is_told(monkeypatch):
 
 
 @pytest.fixture
-def adapter(base_folder, tokenizer, toy_config, tmp_path):
-    """A saved adapter whose B is not zero, on a base in a folder."""
-    model = models.add_lora(models.load(base_folder, toy_config)[0], toy_config)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.fill_(0.5)
-    return models.save_adapter(model, tokenizer, tmp_path / "adapter")
+def adapter(saved, tmp_path):
+    return shutil.copytree(saved / "adapter", tmp_path / "adapter")
 
 
 WEIGHTS = "adapter_model.safetensors"
@@ -309,35 +317,49 @@ def test_a_base_that_is_damaged_or_wants_its_own_code_is_refused(base_folder, to
         models.load(base_folder, toy_config)
 
 
+@pytest.fixture
+def with_code(saved, tmp_path):
+    """Folders that want code of their own to run, that of the model and that of the tokenizer."""
+    folders = []
+    for edit in (base_code, tokenizer_code):
+        folders.append(shutil.copytree(saved / "base", tmp_path / edit.__name__))
+        edit(folders[-1])
+    return folders
+
+
+LOADING = """
+import sys
+from ftkit import models
+from ftkit.config import TrainConfig
+from ftkit.errors import ModelError
+{before}
+for folder in sys.argv[1:]:
+    try:
+        models.load(folder, TrainConfig(backend="{backend}", load_in_4bit=False, dtype="fp32"))
+    except ModelError:
+        print("refused")
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("answer", ["y\n", ""])
-@pytest.mark.parametrize("edit", [base_code, tokenizer_code])
-def test_no_code_from_a_folder_runs_whatever_stands_on_stdin(base_folder, edit, answer):
-    edit(base_folder)
-    script = (
-        "import sys; from ftkit import models; from ftkit.config import TrainConfig\n"
-        "models.load(sys.argv[1], TrainConfig(backend='transformers', load_in_4bit=False, dtype='fp32'))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(base_folder)], input=answer, capture_output=True, text=True
-    )
-    assert "ModelError" in done.stderr
+def test_no_code_from_a_folder_runs_whatever_stands_on_stdin(with_code, answer):
+    script = LOADING.format(before="", backend="transformers")
+    done = subprocess.run([sys.executable, "-c", script, *with_code], input=2 * answer, capture_output=True, text=True)
+    assert done.stdout.split() == ["refused", "refused"], done.stderr[-2000:]
     assert "its code ran" not in done.stderr
-    assert "[y/N]" not in done.stdout + done.stderr
+    assert "[y/N]" not in done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("edit", [base_code, tokenizer_code])
-def test_unsloth_does_not_see_what_wants_its_own_code(base_folder, edit):
-    edit(base_folder)
-    script = (
-        "import sys; from ftkit import models; from ftkit.config import TrainConfig\n"
-        "models._ = models.import_unsloth_first(); import unsloth; seen = []\n"
+def test_unsloth_does_not_see_what_wants_its_own_code(with_code):
+    watched = (
+        "models.import_unsloth_first()\nimport unsloth\n"
         "unsloth.FastLanguageModel.from_pretrained = lambda *a, **k: print('Unsloth saw it')\n"
-        "models.load(sys.argv[1], TrainConfig(backend='unsloth', load_in_4bit=False, dtype='fp32'))"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(base_folder)], input="y\n", capture_output=True, text=True)
-    assert "ModelError" in done.stderr, done.stderr[-2000:]
+    script = LOADING.format(before=watched, backend="unsloth")
+    done = subprocess.run([sys.executable, "-c", script, *with_code], input="y\ny\n", capture_output=True, text=True)
+    assert done.stdout.split()[-2:] == ["refused", "refused"], done.stderr[-2000:]
     assert "Unsloth saw it" not in done.stdout
     assert "its code ran" not in done.stderr
 

@@ -120,10 +120,14 @@ def test_missing_package_names_the_command(monkeypatch, tmp_path):
 CONVERT = "from ftkit import models; print(models.resolve(models.BUNDLED))"
 
 
-@pytest.mark.slow
-def test_two_processes_may_convert_at_once_and_a_damaged_cache_is_mended(tmp_path):
-    """Both get the same whole folder; after a byte is changed in it, the next use converts again."""
-    environment = {**os.environ, "FTKIT_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A cache with a conversion of an earlier version, into which two processes then converted at once."""
+    cache = tmp_path_factory.mktemp("cache")
+    old = cache / "models" / models.BUNDLED
+    old.mkdir(parents=True)
+    (old / "tokenizer.json").write_text("{}")
+    environment = {**os.environ, "FTKIT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     both = [
         subprocess.Popen(
             [sys.executable, "-c", CONVERT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
@@ -132,15 +136,22 @@ def test_two_processes_may_convert_at_once_and_a_damaged_cache_is_mended(tmp_pat
     ]
     outputs = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
-    folder = tmp_path / "models" / f"{models.BUNDLED}-2"
-    assert {out.strip() for out, _ in outputs} == {str(folder)}
+    return cache, {out.strip() for out, _ in outputs}
+
+
+@pytest.mark.slow
+def test_two_processes_may_convert_at_once_and_a_damaged_cache_is_mended(converted, monkeypatch):
+    """Both get the same whole folder; after a byte is changed in it, the next use converts again."""
+    cache, said = converted
+    folder = cache / "models" / f"{models.BUNDLED}-{sources._CONVERSION}"
+    assert said == {str(folder)}
     assert files.problem(folder) is None
-    weights = folder / "model.safetensors"
-    with weights.open("r+b") as file:
+    with (folder / "model.safetensors").open("r+b") as file:
         file.seek(1_000_000)
         file.write(b"\xff\xff")
     assert files.problem(folder) is not None
-    subprocess.run([sys.executable, "-c", CONVERT], check=True, capture_output=True, env=environment)
+    monkeypatch.setenv("FTKIT_CACHE", str(cache))
+    assert models.resolve(models.BUNDLED) == str(folder)
     assert files.problem(folder) is None
 
 
@@ -149,13 +160,17 @@ SAMPLES = Path(sources.__file__).parents[1] / "samples"
 
 @pytest.fixture(scope="module")
 def read_and_corrected():
-    """The GGUF's tokenizer as Transformers reads it, and as it is saved; without the weights."""
+    """The GGUF's tokenizer as Transformers reads it, with digits apart, and as it is saved; without the weights."""
+    from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
     gguf = sources._gguf()
     read = sources.pretrained(AutoTokenizer, gguf.parent, gguf_file=gguf.name)
     read.clean_up_tokenization_spaces = False
-    return read, sources._corrected(copy.deepcopy(read))
+    corrected = sources._corrected(copy.deepcopy(read))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    read.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, read.backend_tokenizer.pre_tokenizer])
+    return read, corrected
 
 
 def same(pair, text):
@@ -184,14 +199,10 @@ def test_on_any_text_the_corrected_tokenizer_says_the_same(read_and_corrected, t
 
 
 @pytest.mark.slow
-def test_a_conversion_of_an_earlier_version_is_not_used(tmp_path):
+def test_a_conversion_of_an_earlier_version_is_not_used(converted):
     """It stands under another name: the folder of this version is made beside it."""
-    old = tmp_path / "models" / models.BUNDLED
-    old.mkdir(parents=True)
-    (old / "tokenizer.json").write_text("{}")
-    environment = {**os.environ, "FTKIT_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", CONVERT], capture_output=True, text=True, env=environment)
-    folder = Path(done.stdout.strip())
+    cache, said = converted
+    old, folder = cache / "models" / models.BUNDLED, Path(*said)
     assert folder.parent == old.parent
     assert folder != old
     assert json.loads((folder / "tokenizer.json").read_text())["model"]["byte_fallback"] is False

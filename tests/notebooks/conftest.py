@@ -13,7 +13,7 @@ from ftkit.runs import Run
 
 ROOT = Path(__file__).parents[2]
 STANDARD = {"base_model", "run_root", "max_steps", "max_examples", "seed"}
-OWN = {"my_file", "my_adapter", "judge_url", "judge_model", "judge_key_name"}  # of a reader; empty by default
+OWN = {"my_file", "my_adapter", "my_run", "judge_url", "judge_model", "judge_key_name"}  # of a reader; empty by default
 
 
 class Executed:

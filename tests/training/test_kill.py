@@ -25,12 +25,13 @@ KILLS = 10
 # Loads libraries and model once and trains in a child for each line that it reads: a process of its own, killed for
 # good, whose model is untouched.
 NURSERY = """
-import os, sys, traceback; sys.path.insert(0, {tests!r})
+import gc, os, sys, traceback; sys.path.insert(0, {tests!r})
 from ftkit import data, hardware, models
 from ftkit.config import TrainConfig
 from ftkit.runs import Run
 from ftkit.training import train
 {setup}
+gc.freeze()  # each training collects garbage: a child would walk through all libraries, and copy their pages
 for name in sys.stdin:
     if not (child := os.fork()):
         try:

@@ -55,6 +55,14 @@ def test_a_run_leaves_everything_that_a_later_step_needs(model, tokenizer, split
     assert [step for step, _ in history.val_losses] == [2, 4]
 
 
+def test_a_run_knows_where_its_rows_come_from_and_under_which_licence(model, tokenizer, splits, toy_config, run):
+    """As far as the loaded rows say so; a card needs it later."""
+    splits.train.info.homepage, splits.train.info.license = "https://example.org/rows", "cc-by-4.0"
+    train(model, tokenizer, splits, toy_config.replace(max_steps=2), run)
+    facts = run.facts["train"]
+    assert (facts["data_source"], facts["data_licence"]) == ("https://example.org/rows", "cc-by-4.0")
+
+
 def test_it_learns(model, tokenizer, splits, toy_config, run):
     history = train(model, tokenizer, splits, toy_config.replace(max_steps=20, eval_steps=0, save_steps=0), run)
     assert history.losses[-1][1] < 0.95 * history.losses[0][1]

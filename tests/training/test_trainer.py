@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftkit import data, models, preflight
+from ftkit import data, memory, models, preflight
 from ftkit.config import TrainConfig
 from ftkit.errors import PreflightError
 from ftkit.runs import Run
@@ -77,6 +77,33 @@ def test_both_number_formats_are_said_and_no_logits_are_kept(model, tokenizer, s
     assert (told.bf16, told.fp16) == (dtype == "bf16", dtype == "fp16")
     assert told.prediction_loss_only
     assert not told.dataloader_num_workers  # worker processes hang in notebooks
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU keeps TRL's chunks")
+def test_on_a_cpu_the_loss_is_taken_in_smaller_chunks_with_the_same_result(
+    tokenizer, splits, toy_config, tmp_path, monkeypatch
+):
+    """Chunks that no answer fills cost a fifth of an update; what is handed to TRL is small, and back afterwards."""
+    from toys import make_model
+    from trl.trainer import sft_trainer
+
+    seen, patch = [], sft_trainer._patch_chunked_ce_lm_head
+    monkeypatch.setattr(
+        sft_trainer,
+        "_patch_chunked_ce_lm_head",
+        lambda model, chunk_size, **more: (seen.append(chunk_size), patch(model, chunk_size, **more)),
+    )
+    parts = cut(preflight.tokenize_splits(splits, tokenizer, toy_config), toy_config)
+    losses = []
+    for tokens in (memory.CPU_CHUNK_TOKENS, sft_trainer._CHUNKED_LM_HEAD_CHUNK_SIZE):
+        monkeypatch.setattr(memory, "CPU_CHUNK_TOKENS", tokens)
+        adapted = models.add_lora(make_model(), toy_config)
+        loop = build(adapted, tokenizer, parts, toy_config, Run.create("toy", tmp_path), [])
+        batch = loop.data_collator([dict(row) for row in parts["train"]])
+        losses.append(float(loop.compute_loss(loop.model, batch)))
+    assert seen == [64, 256]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert sft_trainer._CHUNKED_LM_HEAD_CHUNK_SIZE == 256
 
 
 def test_padding_hides_no_stop_token_where_both_are_one(model, tokenizer, splits, toy_config, tmp_path):

@@ -151,9 +151,11 @@ def test_headless_it_is_a_table_and_its_value_the_default(form, monkeypatch):
 
 
 def test_plain_python_needs_no_widgets_at_all(tmp_path):
-    """The form and its value work where ipywidgets cannot be imported."""
+    """The form and its value work where ipywidgets cannot be imported; the machine is given, so torch is not either."""
     script = (
-        "import sys; sys.modules['ipywidgets'] = None\nfrom ftkit import tuning\nfrom ftkit.config import MACHINES\n"
+        "import sys; sys.modules['ipywidgets'] = sys.modules['torch'] = None\n"
+        "from ftkit import hardware\nfrom ftkit.config import MACHINES\nhardware.detect = lambda: MACHINES['T4']\n"
+        "from ftkit import tuning\n"
         f"how = dict(examples=100, hardware=MACHINES['T4'], run_root={str(tmp_path)!r})\n"
         f"form = tuning.config_form(model={MODEL!r}, **how)\n"
         "form.value = form.value.replace(lora_r=8); print(form.value.lora_r, len(form._repr_html_()) > 1000)"
