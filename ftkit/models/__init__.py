@@ -20,6 +20,7 @@ from ftkit.models.loading import (
     load,
     load_adapter,
     parameters,
+    refuse_other_base,
     save_adapter,
 )
 from ftkit.models.quiet import quietly
@@ -58,6 +59,7 @@ __all__ = [
     "parameters",
     "pretrained",
     "quietly",
+    "refuse_other_base",
     "resolve",
     "save_adapter",
 ]

@@ -222,13 +222,20 @@ def _base_values(model: Any) -> dict[str, Any]:
     return {"shape": list(weight.shape), "values": picked.float().tolist()}
 
 
-def _refuse_other_base(path: Path, model: Any, name: str) -> None:
-    """Let no adapter be put on another base of the same shape: its answers would be wrong without an error."""
+def refuse_other_base(path: Path, model: Any, name: str) -> bool:
+    """Let no adapter be put on another base of the same shape: its answers would be wrong without an error.
+
+    Returns:
+        Whether the adapter's folder has values to compare; one from elsewhere has none.
+
+    Raises:
+        ModelError: they are another base's.
+    """
     try:
         known = json.loads((path / _BASE).read_text(encoding="utf-8"))
         shape, values = list(known["shape"]), [float(value) for value in known["values"]]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return  # from elsewhere, or from before this was noted
+        return False  # from elsewhere, or from before this was noted
     here = _base_values(model)
     # fp16, in which a T4 loads, rounds what bf16 stores; another base differs by more, nearly everywhere
     pairs = list(zip(values, here["values"], strict=False))
@@ -239,6 +246,7 @@ def _refuse_other_base(path: Path, model: Any, name: str) -> None:
             f"values of the embedding differ (shape {shape}, here {here['shape']}). Name the base that it was trained "
             "on in its adapter_config.json, or fetch that base again."
         )
+    return True
 
 
 def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: bool = False) -> tuple[Any, Any]:
@@ -263,7 +271,7 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
     known = adapter_facts(path)
     name, shapes = known.base, known.shapes
     model, tokenizer = load(name, config)
-    _refuse_other_base(path, model, name)
+    refuse_other_base(path, model, name)
     if merge and getattr(model, "is_loaded_in_4bit", False):
         raise ConfigError(
             f"{name} stores 4-bit weights: merging would round the adapter away. "

@@ -99,13 +99,13 @@ def train(
         no_datasets_bars(),
     ):
         copy = processes.first_alone(partial(_recovered, run, config, mirror, resume))
-        facts = _facts(model, splits, config, trainer.digest(parts), start)
         if start is not None:
-            start.refuse_unfit(model, config, facts, run)
+            start.refuse_unfit(model, _base_name(model), config, run)
         model = models.add_lora(model, config)
         models.choose_attention(model, max(lengths))
         if start is not None:
             trainer.put_back(model, start.folder)
+        facts = _facts(model, splits, config, trainer.digest(parts), start)
         checkpoint = processes.first_alone(partial(_to_resume, run, config, facts)) if resume else None
         recorder = Recorder(run, config, facts, checkpoint=checkpoint, stop=asked, watch=watch, mirror=copy)
         loop = trainer.build(model, tokenizer, parts, config, run, [recorder.callback()])
@@ -222,17 +222,22 @@ def _recovered(run: Run, config: TrainConfig, folder: str | Path | None, resume:
 
 def _facts(model: Any, splits: Splits, config: TrainConfig, tokens: str, start: Start | None) -> dict[str, Any]:
     """What a checkpoint of this run must have in common with the run that goes on from it."""
-    name = str(model.config._name_or_path)
     return {
         "data_digest": data.digest(splits.train, splits.val),
         "config_digest": config.digest(),
-        "base_model": models.BUNDLED if Path(name) == models.bundled_location() else without_secrets(name),
+        "base_model": _base_name(model),
         "backend": models.backend_of(model),
         "base_weights": models.base_digest(model),
         "token_digest": tokens,
         "init_from": start.digest if start else FRESH,
         "processes": launch().processes,
     }
+
+
+def _base_name(model: Any) -> str:
+    """As an adapter's folder names it: the bundled model by its short name."""
+    name = str(model.config._name_or_path)
+    return models.BUNDLED if Path(name) == models.bundled_location() else without_secrets(name)
 
 
 def _to_resume(run: Run, config: TrainConfig, facts: dict[str, Any]) -> Path | None:

@@ -16,7 +16,14 @@ from ftkit.hardware import detect, launch
 T = TypeVar("T")
 
 # What gloo and NCCL say where a process that they wait for is gone.
-_GONE = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe", "timed out", "Timed out")
+_GONE = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "remote process exited",
+    "NCCL communicator was aborted",
+)
 
 
 def connect() -> None:
@@ -93,9 +100,11 @@ def summed(*numbers: float) -> list[float]:
 @contextmanager
 def speaking_once() -> Iterator[None]:
     """Warnings of ours are told by the first process alone."""
+    if is_first():
+        yield
+        return
     with warnings.catch_warnings():
-        if not is_first():
-            warnings.simplefilter("ignore", FtkitWarning)
+        warnings.simplefilter("ignore", FtkitWarning)
         yield
 
 

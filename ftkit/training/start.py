@@ -10,7 +10,7 @@ from typing import Any
 
 from ftkit import files, models
 from ftkit.config import TrainConfig
-from ftkit.errors import ConfigError, FtkitError
+from ftkit.errors import ConfigError, ModelError
 from ftkit.runs import Run
 
 FRESH = "none"  # what a run notes that begins with an adapter of its own
@@ -24,7 +24,6 @@ _KNOBS = {
 }
 # An adapter can differ from layer to layer, or train more than LoRA: no setting of ours says so.
 _FOREIGN = ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "trainable_token_indices")
-_NUMBERS = ("load_in_4bit", "bnb_4bit_use_double_quant", "dtype")  # in other formats the same weights look otherwise
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,13 @@ class Start:
         known = models.adapter_facts(folder)
         return cls(folder, known, files.digest(folder / "adapter_model.safetensors")[:12])
 
-    def refuse_unfit(self, model: Any, config: TrainConfig, facts: dict[str, Any], run: Run) -> None:
+    def refuse_unfit(self, model: Any, name: str, config: TrainConfig, run: Run) -> None:
         """Compare the adapter to the model, the settings and the run that are to go on from it.
 
         Args:
             model: the base model, with or without an adapter of its own.
+            name: of the base model.
             config: settings of the run that begins.
-            facts: names and digests of what it trains on.
             run: where it begins.
 
         Raises:
@@ -66,7 +65,7 @@ class Start:
                 f"init_from={str(self.folder)!r} lies in the run that would replace it. Choose another run name for "
                 "the second training; the first stays as it is."
             )
-        problems = [*self._base(config, facts), *self._settings(config)]
+        problems = [*self._base(model, name), *self._settings(config)]
         problems = problems or list(self._coverage(model, config))  # other targets would be told once more
         if problems:
             raise ConfigError(
@@ -74,32 +73,19 @@ class Start:
                 "run begins with a fresh adapter."
             )
 
-    def _base(self, config: TrainConfig, facts: dict[str, Any]) -> Iterator[str]:
-        """Another base model: by the digest of its weights where the adapter's run noted one, else by name."""
-        then, noted, now = self.known.base, self._noted(config, facts), facts["base_weights"]
-        if noted == now:
-            return
-        if then != facts["base_model"]:
-            yield (
-                f"Its base model is {then!r}, and this one is {facts['base_model']!r}: on other weights an adapter is "
-                f"noise. Use models.load({then!r})."
-            )
-        elif noted:
-            yield (
-                f"Under the name {then!r} it was trained on other weights ({noted} there, {now} here). Fetch that base "
-                "model again."
-            )
-
-    def _noted(self, config: TrainConfig, facts: dict[str, Any]) -> str:
-        """The digest of the base weights that the adapter's run noted; "" where it can be compared with none of now."""
-        run = Run(self.folder.parent)
+    def _base(self, model: Any, name: str) -> Iterator[str]:
+        """Another base model: by values of its weights where the adapter's folder has them, else by its name."""
+        then = self.known.base
         try:
-            noted, before = run.facts["train"], TrainConfig.load(run / "config.yaml")
-        except (FtkitError, LookupError):  # an adapter that stands alone
-            return ""
-        same = noted.get("backend") == facts["backend"]
-        same &= all(getattr(before, name) == getattr(config, name) for name in _NUMBERS)
-        return str(noted.get("base_weights", "")) if same else ""
+            compared = models.refuse_other_base(self.folder, model, name)
+        except ModelError as error:
+            yield str(error)
+            return
+        if not compared and then != name:
+            yield (
+                f"Its base model is {then!r}, and this one is {name!r}: on other weights an adapter is noise. Use "
+                f"models.load({then!r})."
+            )
 
     def _settings(self, config: TrainConfig) -> Iterator[str]:
         """Settings that the config says otherwise, and what the adapter has beyond any setting."""
