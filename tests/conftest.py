@@ -28,7 +28,14 @@ settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # Files of slow tests that take longer than most, in minutes; those of notebooks stand in notebooks/costs.json.
-LONG = {"test_kill": 2.5, "test_loading": 1.5, "test_backends": 1.0, "test_loop": 1.0, "test_study": 1.0}
+LONG = {
+    "test_kill": 2.5,
+    "test_processes": 1.5,
+    "test_loading": 1.5,
+    "test_backends": 1.0,
+    "test_loop": 1.0,
+    "test_study": 1.0,
+}
 
 SET_ASIDE = pytest.StashKey[int]()  # modules that were imported when their objects were last set aside
 
