@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: quickstart test test-fast test-axolotl axolotl lab check badges install clean help
+.PHONY: quickstart test test-fast test-axolotl axolotl test-skypilot lab check badges install clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make test        every test, the notebooks among them"
 	@echo "make test-fast   the tests that take seconds"
 	@echo "make test-axolotl  exported settings, trained by Axolotl in an environment of its own (4 GB)"
+	@echo "make test-skypilot  the exported task, read by SkyPilot itself (installs it into .venv-skypilot)"
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make check       format, lint, types, fast tests"
 	@echo "make badges      rewrite colab_badges.md from the notebooks"
@@ -46,6 +47,12 @@ $(APART)/.installed:
 	@$(APART)/bin/python -m pip --disable-pip-version-check install -q torch==2.13.0  # a range would bring CUDA along
 	@$(APART)/bin/python -m pip --disable-pip-version-check install -q $(AXOLOTL)
 	@touch $@
+
+# SkyPilot brings packages of its own, so it lives apart; its parser is asked as a process.
+test-skypilot: install
+	@[ -x .venv-skypilot/bin/python ] || $(PYTHON) -m venv .venv-skypilot
+	@.venv-skypilot/bin/python -m pip --disable-pip-version-check install -q "skypilot>=0.14.1,<0.15"
+	@$(BIN)/python -m pytest tests/training/test_launch.py
 
 lab: install
 	@$(BIN)/jupyter lab notebooks

@@ -63,15 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except FtkitError as error:
-        said = str(error)
-        _say(f"{type(error).__name__}: {said}", file=sys.stderr)
-        here = [option for advice, option in _SAID_HERE.items() if advice in said]
+        said, here = str(error), hardware.launch()
+        whose = f"process {here.rank} of {here.processes}: " if here.rank else ""
+        _say(f"{whose}{type(error).__name__}: {said}", file=sys.stderr)
+        options_here = [option for advice, option in _SAID_HERE.items() if advice in said]
         for advised in re.findall(r"mapping=\{(.*?)\}", said)[:1]:
             pairs = re.findall(r"'(\w+)': (?:'(.*?)'(?:,|$)|\w+)", advised)
             named = ",".join(f"{part}={column or 'COLUMN'}" for part, column in pairs)
-            here.append(f"--mapping {shlex.quote(named)}")
-        if here and options.run is _train:
-            _say(f"On this command line: {', '.join(here)}", file=sys.stderr)
+            options_here.append(f"--mapping {shlex.quote(named)}")
+        if options_here and options.run is _train:
+            _say(f"On this command line: {', '.join(options_here)}", file=sys.stderr)
         misused = isinstance(error, ConfigError | MissingArtifact) and options.run is _evaluate
         return _WRONG_USE if misused else 1
     except KeyboardInterrupt:
@@ -92,7 +93,12 @@ def _told(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A warning of ours as a sentence; other people's as Python writes them, with their place."""
+    """A warning of ours as a sentence; other people's as Python writes them, with their place.
+
+    Of several processes the first alone tells them.
+    """
+    if hardware.launch().rank:
+        return
     ours = issubclass(category, FtkitWarning)
     text = str(message) if ours else warnings.formatwarning(message, category, filename, lineno).rstrip()
     _say(text, file=sys.stderr)
@@ -125,17 +131,21 @@ def _notebook(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    config = TrainConfig.load(options.config)
+    """Also one of several processes under torchrun or accelerate, of which the first alone speaks."""
+    here, config = hardware.launch(), TrainConfig.load(options.config)
     how = {"mapping": options.mapping, "merge_turns": options.merge_turns, "on_error": options.on_error}
     examples = data.load_examples(options.data, **how)
     cut = {"val": options.val, "test": options.test, "stratify": options.stratify}
     splits = data.split(examples, **cut, seed=config.seed)
     model, tokenizer = models.load(options.model or models.default_model(), config)
-    run = Run.create(options.name or Path(options.config).stem, options.root)
-    _say(f"{splits}\neffective batch size {config.effective_batch_size}")
-    for finding in preflight.check_settings(config, hardware.detect(), rows=len(splits.train)):
-        if finding.severity == "warning":  # errors, rows, model and machine are for `train` to speak of
-            _say(finding)
+    run = Run.create(options.run_name or Path(options.config).stem, options.root)
+    if here.rank == 0:
+        size, several = config.effective_batch_size, here.processes > 1
+        shared = f", {size} in each of {here.processes} processes" if several else ""
+        _say(f"{splits}\neffective batch size {size * here.processes}{shared}")
+        for finding in preflight.check_settings(config, hardware.detect(), rows=len(splits.train)):
+            if finding.severity == "warning":  # errors, rows, model and machine are for `train` to speak of
+                _say(finding)
     history = training.train(
         model,
         tokenizer,
@@ -143,10 +153,13 @@ def _train(options: argparse.Namespace) -> int:
         config,
         run,
         resume=not options.fresh,
+        init_from=options.init_from,
         preflight=options.preflight,
         mirror=options.mirror,
     )
-    _say(f"{history}\nrun folder  {run.path}\n\n{training.diagnose(history, config)}")
+    training.disconnect()
+    if here.rank == 0:
+        _say(f"{history}\nrun folder  {run.path}\n\n{training.diagnose(history, config)}")
     return 130 if history.stopped else 0
 
 
@@ -353,7 +366,15 @@ def _parser() -> argparse.ArgumentParser:
     option("--test", type=float, default=0.1, help="share of the rows for the test at the end (default: 0.1)")
     option("--stratify", metavar="COLUMN", help="a column whose values shall have the same shares in every part")
     option("--model", help="default: what suits the machine")
-    option("--run", dest="name", help="name of the run folder (default: the config's); an interrupted one is resumed")
+    option(
+        "--run",
+        "--name",  # torchrun takes --run for its own
+        dest="run_name",
+        help="name of the run folder (default: the config's); an interrupted one is resumed. Under torchrun: --name",
+    )
+    option(
+        "--init-from", metavar="RUN", help="a run, or an adapter's folder, to begin with in place of a fresh adapter"
+    )
     option("--fresh", action="store_true", help="replace what an earlier training left in the run folder")
     option("--root", help="where run folders go (default: runs)")
     option("--mirror", help="a folder, such as one on a drive, that gets a copy of every checkpoint")

@@ -407,6 +407,7 @@ MACHINES = {
     "T4": Hardware("cuda", "Tesla T4", 14.6, (7, 5), False, 2),
     "L4": Hardware("cuda", "NVIDIA L4", 22.0, (8, 9), True, 8),
     "A100": Hardware("cuda", "NVIDIA A100-SXM4-40GB", 39.5, (8, 0), True, 12),
+    "2 x T4": Hardware("cuda", "Tesla T4, one of two", 14.6, (7, 5), False, 4),  # Kaggle; a process each under torchrun
 }
 
 # Efforts (what the run learns, and how long it takes), then machines (what fits an 8B model in 4-bit there).

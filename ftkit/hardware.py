@@ -51,6 +51,22 @@ def detect() -> Hardware:
     return Hardware("cpu", _cpu_name(), _ram_gib(), None, _cpu_has_bf16(), _cores())
 
 
+@dataclass(frozen=True)
+class Launch:
+    """Which of how many processes this one is; `local` counts on its machine alone, as its GPUs do."""
+
+    rank: int = 0
+    local: int = 0
+    processes: int = 1
+
+
+def launch() -> Launch:
+    """What torchrun or accelerate said when it started this process; one process alone without them."""
+    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    said = [os.environ.get(name, default) for name, default in defaults.items()]
+    return Launch(*map(int, said)) if all(text.isdecimal() for text in said) else Launch()
+
+
 def process_memory_gib() -> float:
     """Resident memory of this process now, in GiB."""
     import psutil

@@ -44,3 +44,21 @@ def test_what_the_system_says_of_itself_is_read_or_left_out(monkeypatch, tmp_pat
     assert isinstance(hardware._cpu_name(), str)
     assert hardware._cpu_has_bf16() is False
     assert hardware._ram_gib() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ({}, (0, 0, 1)),
+        ({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, (3, 1, 4)),
+        ({"WORLD_SIZE": "2"}, (0, 0, 2)),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, (0, 0, 1)),
+    ],
+)
+def test_which_of_how_many_processes_is_what_the_launcher_said(monkeypatch, said, found):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    here = hardware.launch()
+    assert (here.rank, here.local, here.processes) == found

@@ -98,6 +98,16 @@ def test_neighbours_of_one_role_are_joined_as_the_message_advises(answers_traine
     assert len(answers_trained(rows, "--merge-turns")) == len(TURNS)
 
 
+def test_an_adapter_to_begin_with_is_handed_on(answers_trained, monkeypatch):
+    handed = []
+    trained = training.train
+    monkeypatch.setattr(training, "train", lambda *given, **how: [handed.append(how["init_from"]), trained(*given)])
+    rows = [{"prompt": row["the question"], "completion": row["reply"]} for row in TURNS]
+    answers_trained(rows)
+    answers_trained(rows, "--init-from", "runs/first")
+    assert handed == [None, "runs/first"]
+
+
 def test_parts_are_stratified_by_a_column(answers_trained):
     rows = [{"prompt": row["the question"], "completion": row["reply"], "kind": "a"} for row in TURNS]
     assert len(answers_trained(rows, "--stratify", "kind")) == len(TURNS)

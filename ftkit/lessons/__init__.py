@@ -10,6 +10,7 @@ from ftkit.lessons.axolotl import (
 )
 from ftkit.lessons.backends import find_patches, load_record, measure_backends, patches_written, supported_families
 from ftkit.lessons.claims import hardware_table, memory_claims, settings_table
+from ftkit.lessons.commands import stream
 from ftkit.lessons.exercises import check, explore, predict, you_should_see
 from ftkit.lessons.judge_pairs import judge_exam
 from ftkit.lessons.lora import adapter_parameters, rank_errors, step_size, targets, truncated
@@ -29,6 +30,7 @@ from ftkit.lessons.plots import (
     plot_spectrum,
 )
 from ftkit.lessons.quantization import error, roundtrip, stored
+from ftkit.lessons.scaling import per_gpu_gib, published_scaling
 from ftkit.lessons.short_runs import (
     compare_variants,
     fit,
@@ -66,6 +68,7 @@ __all__ = [
     "measurements",
     "memory_claims",
     "patches_written",
+    "per_gpu_gib",
     "plain_weight",
     "plot_adapter_weight",
     "plot_against_measured",
@@ -79,6 +82,7 @@ __all__ = [
     "plot_saved_by_qlora",
     "plot_spectrum",
     "predict",
+    "published_scaling",
     "rank_errors",
     "roundtrip",
     "row_losses",
@@ -86,6 +90,7 @@ __all__ = [
     "share_below_high",
     "step_size",
     "stored",
+    "stream",
     "supported_families",
     "targets",
     "tokens",

@@ -72,7 +72,7 @@ def axolotl_rows(file: str | Path) -> list[dict[str, list[int]]]:
 
 
 def axolotl_stored(file: str | Path) -> dict[str, int]:
-    """How many weights Axolotl keeps in which number format; two 4-bit weights are one of uint8."""
+    """How many parameters Axolotl keeps in which number format when it loads the model of a YAML file."""
     return _inside("stored", file)
 
 

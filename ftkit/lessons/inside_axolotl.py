@@ -42,7 +42,7 @@ def rows(path: str) -> dict[str, Any]:
 
 
 def stored(path: str) -> dict[str, Any]:
-    """How many weights of the loaded model are kept in which format; two 4-bit weights are one of uint8."""
+    """How many parameters of the loaded model are kept in which format."""
     from axolotl.cli.config import load_cfg
     from axolotl.loaders import ModelLoader, load_tokenizer
 
@@ -50,8 +50,10 @@ def stored(path: str) -> dict[str, Any]:
     model, _ = ModelLoader(cfg, load_tokenizer(cfg)).load()
     counts: dict[str, int] = {}
     for weight in model.parameters():
-        kind = str(weight.dtype).removeprefix("torch.")
-        counts[kind] = counts.get(kind, 0) + weight.numel()
+        packed = type(weight).__name__ == "Params4bit"  # its bytes hold two parameters each, whatever type they bear
+        kind = "4-bit" if packed else str(weight.dtype).removeprefix("torch.")
+        held = weight.numel() * weight.itemsize * 2 if packed else weight.numel()
+        counts[kind] = counts.get(kind, 0) + held
     return counts
 
 

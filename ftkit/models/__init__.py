@@ -4,7 +4,9 @@ from ftkit.models.endpoint import Endpoint, LocalModel
 from ftkit.models.generation import Answer, generate
 from ftkit.models.likelihood import TokenRow, answer_logits, answer_nll, batches, context_tokens, evaluating, padded
 from ftkit.models.loading import (
+    AdapterFacts,
     adapter_digest,
+    adapter_facts,
     add_lora,
     backend_of,
     backends,
@@ -18,6 +20,7 @@ from ftkit.models.loading import (
     load,
     load_adapter,
     parameters,
+    refuse_other_base,
     save_adapter,
 )
 from ftkit.models.quiet import quietly
@@ -26,11 +29,13 @@ from ftkit.models.sources import BUNDLED, HUB_ID, bundled_location, cache_root, 
 __all__ = [
     "BUNDLED",
     "HUB_ID",
+    "AdapterFacts",
     "Answer",
     "Endpoint",
     "LocalModel",
     "TokenRow",
     "adapter_digest",
+    "adapter_facts",
     "add_lora",
     "answer_logits",
     "answer_nll",
@@ -55,6 +60,7 @@ __all__ = [
     "parameters",
     "pretrained",
     "quietly",
+    "refuse_other_base",
     "resolve",
     "save_adapter",
 ]

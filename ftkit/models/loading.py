@@ -11,13 +11,15 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftkit import files, runs
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, FtkitWarning, MissingArtifact, MissingExtra, ModelError
-from ftkit.hardware import Hardware, detect
+from ftkit.hardware import Hardware, detect, launch
 from ftkit.models import sources
 from ftkit.models.quiet import quietly
 from ftkit.models.sources import BUNDLED, pretrained
@@ -221,13 +223,20 @@ def _base_values(model: Any) -> dict[str, Any]:
     return {"shape": list(weight.shape), "values": picked.float().tolist()}
 
 
-def _refuse_other_base(path: Path, model: Any, name: str) -> None:
-    """Let no adapter be put on another base of the same shape: its answers would be wrong without an error."""
+def refuse_other_base(path: Path, model: Any, name: str) -> bool:
+    """Let no adapter be put on another base of the same shape: its answers would be wrong without an error.
+
+    Returns:
+        Whether the adapter's folder has values to compare; one from elsewhere has none.
+
+    Raises:
+        ModelError: they are another base's.
+    """
     try:
         known = json.loads((path / _BASE).read_text(encoding="utf-8"))
         shape, values = list(known["shape"]), [float(value) for value in known["values"]]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return  # from elsewhere, or from before this was noted
+        return False  # from elsewhere, or from before this was noted
     here = _base_values(model)
     # fp16, in which a T4 loads, rounds what bf16 stores; another base differs by more, nearly everywhere
     pairs = list(zip(values, here["values"], strict=False))
@@ -238,6 +247,7 @@ def _refuse_other_base(path: Path, model: Any, name: str) -> None:
             f"values of the embedding differ (shape {shape}, here {here['shape']}). Name the base that it was trained "
             "on in its adapter_config.json, or fetch that base again."
         )
+    return True
 
 
 def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: bool = False) -> tuple[Any, Any]:
@@ -253,17 +263,16 @@ def load_adapter(path: str | Path, config: TrainConfig | None = None, *, merge: 
     from peft import PeftModel, get_peft_model_state_dict
 
     path = Path(path)
-    if not (path / "adapter_config.json").exists():
-        raise MissingArtifact(f"{path} holds no adapter. training.train writes one; Run.sample() / 'adapter' has one.")
     config = config or TrainConfig.for_hardware(detect(), load_in_4bit=False, backend="transformers")
     if merge and config.load_in_4bit:
         raise ConfigError(
             "merge=True with load_in_4bit=True: 4-bit weights would round the adapter away. "
             "Use config.replace(load_in_4bit=False)."
         )
-    name, shapes = base_of(path), _adapter_shapes(path)
+    known = adapter_facts(path)
+    name, shapes = known.base, known.shapes
     model, tokenizer = load(name, config)
-    _refuse_other_base(path, model, name)
+    refuse_other_base(path, model, name)
     if merge and getattr(model, "is_loaded_in_4bit", False):
         raise ConfigError(
             f"{name} stores 4-bit weights: merging would round the adapter away. "
@@ -296,7 +305,44 @@ def base_of(path: Path) -> str:
     Raises:
         ModelError: the config is damaged, or names none.
     """
-    config = path / "adapter_config.json"
+    return str(_adapter_settings(path / "adapter_config.json")["base_model_name_or_path"])
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What an adapter's folder says: the name of its base model, PEFT's settings, and the shape of each tensor."""
+
+    base: str
+    settings: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the matrices A and B, as `{"model.layers.0.self_attn.q_proj.lora_A": (16, 576)}`."""
+        short = {key.removeprefix("base_model.model.").removesuffix(".weight"): of for key, of in self.shapes.items()}
+        return {name: shape for name, shape in short.items() if name.endswith((".lora_A", ".lora_B"))}
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Modules that it adapts, such as `("q_proj", "v_proj")`, in the order of the alphabet."""
+        return tuple(sorted({name.split(".")[-2] for name in self.matrices}))
+
+
+def adapter_facts(path: Path) -> AdapterFacts:
+    """Read an adapter's folder without its base model.
+
+    Raises:
+        MissingArtifact: the folder holds no adapter, or not its weights.
+        ModelError: it is damaged, or holds pickled weights or values that are no numbers.
+    """
+    if not (path / "adapter_config.json").exists():
+        raise MissingArtifact(f"{path} holds no adapter. training.train writes one; Run.sample() / 'adapter' has one.")
+    settings = _adapter_settings(path / "adapter_config.json")
+    return AdapterFacts(settings["base_model_name_or_path"], settings, _adapter_shapes(path))
+
+
+def _adapter_settings(config: Path) -> dict[str, Any]:
+    """What an adapter's config says, after a look at its base model and alpha."""
     try:
         facts = json.loads(config.read_text(encoding="utf-8"))
         name, alpha = facts["base_model_name_or_path"], facts.get("lora_alpha", 1)
@@ -311,7 +357,7 @@ def base_of(path: Path) -> str:
             f"{config}: lora_alpha={alpha!r} is no number above 0 and below {_LARGEST_ALPHA:,}, so the adapter does "
             "nothing or spoils every answer. Train or fetch the adapter again."
         )
-    return name
+    return dict(facts)
 
 
 def _adapter_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -465,7 +511,7 @@ def _load_transformers(source: str, config: TrainConfig) -> tuple[Any, Any]:
         source,
         dtype=dtype,
         quantization_config=BitsAndBytesConfig(load_in_4bit=True, **nf4) if config.load_in_4bit else None,
-        device_map={"": 0} if detect().device == "cuda" else "cpu",
+        device_map={"": launch().local} if detect().device == "cuda" else "cpu",
         output_loading_info=True,
     )
     if missing := sorted(told["missing_keys"]):

@@ -1,6 +1,5 @@
 """The surroundings of a run: visible GPUs, order of imports, versions, and its disk. Knows neither model nor rows."""
 
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit.config import TrainConfig
+from ftkit.hardware import launch
 from ftkit.preflight.report import Finding, finding
 from ftkit.runs import Run, versions
 
@@ -21,7 +21,7 @@ _MIB = 2**20
 def check_gpus() -> Iterator[Finding]:
     """More than one visible GPU in a process that was not launched as one of several."""
     count = visible_gpus()
-    if count > 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if count > 1 and launch().processes == 1:
         yield finding("several-gpus", count=count)
 
 
@@ -71,7 +71,9 @@ def check_disk(path: Path, config: TrainConfig, parameters: int) -> Iterator[Fin
 
 
 def check_writable(path: Path) -> Iterator[Finding]:
-    """Write a file into the run folder and take it away again."""
+    """Write a file into the run folder and take it away again; of several processes the first alone writes."""
+    if launch().rank:
+        return
     probe = path / ".preflight"
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ftkit.config import TrainConfig
-from ftkit.hardware import Hardware
+from ftkit.hardware import Hardware, launch
 from ftkit.preflight.report import Finding, finding
 
 _ALPHA = (0.5, 4.0)
@@ -55,7 +55,8 @@ def passes_over(config: TrainConfig, rows: int) -> float:
 
 def _updates_per_pass(config: TrainConfig, rows: int) -> int:
     """The last, short batch of a pass counts as an update of its own, as in transformers' Trainer."""
-    return math.ceil(math.ceil(rows / config.per_device_train_batch_size) / config.gradient_accumulation_steps)
+    micro_batches = math.ceil(rows / config.per_device_train_batch_size)
+    return math.ceil(micro_batches / (config.gradient_accumulation_steps * launch().processes))
 
 
 def _check_usual(config: TrainConfig, updates: int | None, longest: int | None) -> Iterator[Finding]:

@@ -134,9 +134,10 @@ def to_axolotl(
     if isinstance(source, Run):
         config = TrainConfig.load(source.require("config.yaml"))
         base_model = base_model or source.facts.get("train", {}).get("base_model")
-        train = train or source.require("data") / "train.jsonl"
-        val = val or source.require("data") / "val.jsonl"
-        output_dir = output_dir or source / "axolotl"
+        # absolute: Axolotl may be started from another folder
+        train = train or source.require("data/train.jsonl").absolute()
+        val = val or source.require("data/val.jsonl").absolute()
+        output_dir = output_dir or (source / "axolotl").absolute()
     else:
         config = source
     lacking = _lacking(config)
@@ -243,6 +244,7 @@ def _text(fields: Mapping[str, Any], kept: Mapping[str, Any], lacking: list[tupl
     import yaml
 
     def block(names: list[str]) -> str:
+        """So many of the fields as YAML; nothing where there are none."""
         chosen = {name: fields[name] for name in names}
         try:
             return yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True, width=120) if chosen else ""

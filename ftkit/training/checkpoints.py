@@ -29,7 +29,10 @@ _FACTS = {
     "backend": "another backend",
     "base_weights": "other weights of the base model, under the same name",
     "token_digest": "other tokens or labels, of another chat template or tokenizer",
+    "init_from": "another adapter to begin with",
+    "processes": "another number of processes, so other batches",
 }
+_BEFORE = {"init_from": "none", "processes": 1}  # what a mark without these facts means
 
 
 def partial_folder(folder: Path) -> Path:
@@ -98,7 +101,7 @@ def remove(place: Path) -> None:
     )
 
 
-def refuse_other(checkpoint: Path, settings: TrainConfig, facts: Mapping[str, str], saved: Path) -> None:
+def refuse_other(checkpoint: Path, settings: TrainConfig, facts: Mapping[str, Any], saved: Path) -> None:
     """Compare what a checkpoint was trained with, and on, to what is wanted now.
 
     Args:
@@ -125,9 +128,9 @@ def refuse_other(checkpoint: Path, settings: TrainConfig, facts: Mapping[str, st
         listed = ", ".join(f"{n} ({getattr(before, n)} then, {getattr(settings, n)} now)" for n in changed)
         raise ConfigError(f"{checkpoint} belongs to a run with other settings: {listed}. {other}")
     for fact, what in _FACTS.items():
-        past = noted.get(fact, "not recorded")
-        if past != facts[fact]:
-            raise ConfigError(f"{checkpoint} belongs to a run on {what} ({past} then, {facts[fact]} now). {other}")
+        past = noted.get(fact, _BEFORE.get(fact, "not recorded"))
+        if past != (wanted := facts.get(fact, _BEFORE.get(fact))):
+            raise ConfigError(f"{checkpoint} belongs to a run on {what} ({past} then, {wanted} now). {other}")
 
 
 @dataclass(frozen=True)

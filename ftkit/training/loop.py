@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from ftkit import data, figures, files, models
 from ftkit.config import TrainConfig
 from ftkit.data import Splits, no_datasets_bars
 from ftkit.errors import ConfigError, FtkitWarning, MissingExtra, StorageError, TrainingError, without_secrets
-from ftkit.hardware import detect, peak_memory_gib
+from ftkit.hardware import detect, launch, peak_memory_gib
 from ftkit.preflight import PreflightReport, check, tokenize_splits
 from ftkit.runs import Run
-from ftkit.training import checkpoints, plots, trainer
+from ftkit.training import checkpoints, plots, processes, trainer
 from ftkit.training.checkpoints import Mirror
 from ftkit.training.history import History, read_points, write_points
 from ftkit.training.recorder import Recorder, Watch, interruptible
+from ftkit.training.start import FRESH, Start
 
 
 def train(
@@ -35,6 +37,7 @@ def train(
     run: Run,
     resume: bool = True,
     *,
+    init_from: str | Path | Run | None = None,
     preflight: bool = True,
     mirror: str | Path | None = None,
     stop: threading.Event | None = None,
@@ -48,6 +51,9 @@ def train(
     SIGTERM, which a machine sends that is taken away.
     One warning tells what preflight warns of in rows, model and machine, such as answers that are cut.
 
+    Under torchrun or accelerate each process takes its share of every batch, and the first alone writes: N processes
+    train what one trains with N times the accumulation.
+
     Args:
         model: from `models.load`.
         tokenizer: its tokenizer.
@@ -56,6 +62,8 @@ def train(
         run: where everything goes; one process at a time may train in it.
         resume: go on from the newest complete checkpoint of an interrupted run with the same weights, settings, data,
             tokens and labels; False starts afresh and replaces what an earlier training left.
+        init_from: a run or an adapter's folder to begin with, in place of a fresh adapter; the folder stays as it is.
+            Its base model is the one given, its rank, alpha and target modules are those of `config`.
         preflight: refuse a run that cannot work (`preflight.check`); False goes on, and warns of what it passed over.
         mirror: a folder that gets a verified copy of every checkpoint, and from which a lost run folder is restored.
         stop: when set by another thread, the same happens as after Ctrl+C.
@@ -64,40 +72,49 @@ def train(
     Raises:
         PreflightError: an error in the check, or out of memory on the longest micro-batch.
         DataError: no row has a trained token, where `preflight` is False.
-        ConfigError: the run is finished already, or was interrupted with other settings, data, tokens or weights (names
-            them).
+        ConfigError: the run is finished already, or was interrupted with other settings, data, tokens or weights, or
+            `init_from` does not fit (names what differs).
+        MissingArtifact: `init_from` holds no adapter.
         StorageError: the disk is full, the folder cannot be written or holds what ftkit did not write, or another
             process trains in it.
-        TrainingError: at a checkpoint or at the end the adapter is what it was at the start, or no numbers; the last
-            good checkpoint stays.
+        TrainingError: at a checkpoint or at the end the adapter is what it was at the start, or no numbers; or one of
+            several processes ended. The last good checkpoint stays.
     """
     _refuse(run, config, resume)
+    start = None if init_from is None else Start.find(init_from)
     rows = tokenize_splits(splits, tokenizer, config)
     report = check(model, tokenizer, rows, config, run=run)
     _obey(report, refuse=preflight)
     parts = trainer.cut(rows, config)
     del rows  # lists of numbers, several times as large as the datasets cut from them
     lengths = [len(ids) for ids in parts["train"]["input_ids"]]
+    processes.connect()
 
     with (
+        processes.speaking_once(),
+        processes.losses_explained(),
         locked(run.path),
         interruptible(stop) as asked,
         files.weight_errors_explained(run.path),
         no_datasets_bars(),
     ):
-        copy = _recovered(run, config, mirror, resume)
+        copy = processes.first_alone(partial(_recovered, run, config, mirror, resume))
+        if start is not None:
+            start.refuse_unfit(model, _base_name(model), config, run)
         model = models.add_lora(model, config)
         models.choose_attention(model, max(lengths))
-        facts = _facts(model, splits, config, trainer.digest(parts))
-        checkpoint = _to_resume(run, config, facts) if resume else None
+        if start is not None:
+            trainer.put_back(model, start.folder)
+        facts = _facts(model, splits, config, trainer.digest(parts), start)
+        checkpoint = processes.first_alone(partial(_to_resume, run, config, facts)) if resume else None
         recorder = Recorder(run, config, facts, checkpoint=checkpoint, stop=asked, watch=watch, mirror=copy)
         loop = trainer.build(model, tokenizer, parts, config, run, [recorder.callback()])
         recorder.start = recorder.start or models.adapter_digest(loop.model)
         if checkpoint is None:
             trainer.probe(loop, config, lengths)  # before anything of an earlier training is removed
-            _start_afresh(run, splits, config, copy)
+            processes.first_alone(partial(_start_afresh, run, splits, config, copy))
         else:
-            _write_what_was_lost(run, splits, config)
+            processes.first_alone(partial(_write_what_was_lost, run, splits, config))
         try:
             with trainer.out_of_memory_explained(config, max(lengths), loop.model):
                 loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -106,12 +123,20 @@ def train(
         finally:
             recorder.close()
             trainer.forget_embeddings()
-            files.remove_leftovers(run / "checkpoints")  # on a full disk half a checkpoint is in the way
-        return _finish(loop, recorder, preflight=[finding.id for finding in report.findings], **_origin(splits))
+            if processes.is_first():
+                files.remove_leftovers(run / "checkpoints")  # on a full disk half a checkpoint is in the way
+        found = [finding.id for finding in report.findings]
+        return processes.first_alone(partial(_finish, loop, recorder, preflight=found, **_origin(splits)))
 
 
 def _refuse(run: Run, config: TrainConfig, resume: bool) -> None:
     """What can be said before anything is loaded or tokenised."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise ConfigError(
+            "train keeps the whole model in every process, and FSDP shards it. Launch with torchrun, or with a config "
+            "of training.accelerate_config without shard=True. A model that does not fit one GPU is trained by TRL's "
+            "own script: training.fsdp_qlora writes all that it wants."
+        )
     run.refuse_foreign()
     files.refuse_foreign(run / "adapter")
     files.refuse_foreign(run / "data", edited=True, names=data.FILES)
@@ -157,25 +182,29 @@ def locked(path: Path) -> Iterator[None]:
     """
     from filelock import FileLock, SoftFileLock, Timeout
 
-    if os.environ.get("RANK", "0") != "0":  # torchrun: the first process holds the folder for all
-        yield
-        return
     lock: Any = FileLock(path / ".lock", timeout=0)
-    try:
-        with files.disk_errors_explained(path):
-            try:
-                lock.acquire()
-            except NotImplementedError:  # some mounted drives know no locks
-                lock = SoftFileLock(path / ".soft-lock", timeout=0)
-                lock.acquire()
-    except Timeout as error:
-        raise StorageError(
-            f"{path} is in use: another process is training there. Wait for it, stop it, or choose another run name."
-        ) from error
+
+    def acquire() -> None:
+        """The first of several processes holds the folder for all."""
+        nonlocal lock
+        try:
+            with files.disk_errors_explained(path):
+                try:
+                    lock.acquire()
+                except NotImplementedError:  # some mounted drives know no locks
+                    lock = SoftFileLock(path / ".soft-lock", timeout=0)
+                    lock.acquire()
+        except Timeout as error:
+            raise StorageError(
+                f"{path} is in use: another process is training there. Wait for it, stop it, or choose another run "
+                "name."
+            ) from error
+
+    processes.first_alone(acquire)
     try:
         yield
     finally:
-        lock.release()
+        lock.release()  # nothing in a process that does not hold it
 
 
 def _recovered(run: Run, config: TrainConfig, folder: str | Path | None, resume: bool) -> Mirror | None:
@@ -191,20 +220,27 @@ def _recovered(run: Run, config: TrainConfig, folder: str | Path | None, resume:
     return mirror
 
 
-def _facts(model: Any, splits: Splits, config: TrainConfig, tokens: str) -> dict[str, str]:
+def _facts(model: Any, splits: Splits, config: TrainConfig, tokens: str, start: Start | None) -> dict[str, Any]:
     """What a checkpoint of this run must have in common with the run that goes on from it."""
-    name = str(model.config._name_or_path)
     return {
         "data_digest": data.digest(splits.train, splits.val),
         "config_digest": config.digest(),
-        "base_model": models.BUNDLED if Path(name) == models.bundled_location() else without_secrets(name),
+        "base_model": _base_name(model),
         "backend": models.backend_of(model),
         "base_weights": models.base_digest(model),
         "token_digest": tokens,
+        "init_from": start.digest if start else FRESH,
+        "processes": launch().processes,
     }
 
 
-def _to_resume(run: Run, config: TrainConfig, facts: dict[str, str]) -> Path | None:
+def _base_name(model: Any) -> str:
+    """As an adapter's folder names it: the bundled model by its short name."""
+    name = str(model.config._name_or_path)
+    return models.BUNDLED if Path(name) == models.bundled_location() else without_secrets(name)
+
+
+def _to_resume(run: Run, config: TrainConfig, facts: dict[str, Any]) -> Path | None:
     """The newest whole checkpoint, after a look at whether it belongs to this run; what lies beyond it is removed."""
     folder = run / "checkpoints"
     checkpoint = checkpoints.newest(folder)
@@ -259,7 +295,8 @@ def _complete(loop: Any, recorder: Recorder) -> None:
         _measure(loop)
         _take_best(loop, recorder)
     recorder.refuse_useless(loop.model, steps)
-    models.save_adapter(loop.model, loop.processing_class, run / "adapter")  # before anything else can fail
+    saved = partial(models.save_adapter, loop.model, loop.processing_class, run / "adapter")
+    processes.first_alone(saved)  # before anything else can fail
     _measure(loop)
 
 

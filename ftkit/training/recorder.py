@@ -19,7 +19,7 @@ from ftkit.config import TrainConfig
 from ftkit.errors import FtkitWarning, TrainingError
 from ftkit.hardware import detect, peak_memory_gib, process_memory_gib, release_memory
 from ftkit.runs import Run
-from ftkit.training import checkpoints, plots
+from ftkit.training import checkpoints, plots, processes
 from ftkit.training.checkpoints import Mirror
 from ftkit.training.history import HistoryPoint, as_line, holes, read_points, write_points
 
@@ -33,7 +33,7 @@ class Recorder:
         self,
         run: Run,
         config: TrainConfig,
-        facts: dict[str, str],
+        facts: dict[str, Any],
         *,
         checkpoint: Path | None = None,
         stop: Callable[[], bool] = lambda: False,
@@ -62,7 +62,8 @@ class Recorder:
                     stacklevel=2,
                 )
             self.points = list({(p.step, p.loss is None): p for p in self.points}.values())  # each once
-            write_points(self.path, self.points)
+            if processes.is_first():
+                write_points(self.path, self.points)
             self.applied, self.start = int(noted.get("applied", 0)), str(noted.get("start", ""))
         self.earlier_s = max((p.seconds or 0.0 for p in self.points), default=0.0)
         self.started = time.monotonic()
@@ -89,6 +90,8 @@ class Recorder:
         if point.loss is None and point.val_loss is None:
             return
         self.points.append(point)
+        if not processes.is_first():
+            return
         with files.disk_errors_explained(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(as_line(point))
         if self.watch is not None:
@@ -119,8 +122,14 @@ class Recorder:
             )
 
     def save(self, working: Path, model: Any) -> None:
-        """Publish a checkpoint that the trainer has written, and bring the mirror up to date."""
+        """Publish a checkpoint that the trainer has written, and bring the mirror up to date.
+
+        Every process has written its random state into it before the first one seals it.
+        """
         self.refuse_useless(model, checkpoints.step_of(working), moved=self.moved)
+        processes.first_alone(lambda: self._publish(working))
+
+    def _publish(self, working: Path) -> None:
         facts = {**self.facts, "applied": self.applied, "start": self.start, "settings": asdict(self.config)}
         checkpoints.publish(working, self.run / "checkpoints", facts, self.config.save_total_limit)
         if self.mirror is not None:
@@ -131,10 +140,13 @@ class Recorder:
         if not self.config.early_stopping_patience:
             return False
         if self._compare(step, val_loss):
-            place = self.run / "checkpoints" / "best"
-            models.save_adapter(model, tokenizer, place)
-            files.seal(place, {"step": step, "val_loss": val_loss})
+            processes.first_alone(lambda: self._keep_best(step, val_loss, model, tokenizer))
         return self.waited >= self.config.early_stopping_patience
+
+    def _keep_best(self, step: int, val_loss: float, model: Any, tokenizer: Any) -> None:
+        place = self.run / "checkpoints" / "best"
+        models.save_adapter(model, tokenizer, place)
+        files.seal(place, {"step": step, "val_loss": val_loss})
 
     def _compare(self, step: int, val_loss: float) -> bool:
         """Note the loss if it is the best so far, and else how long the best has stood."""
@@ -160,7 +172,7 @@ class Recorder:
             def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 """Start the clock, which leaves loading out."""
                 recorder.started = time.monotonic()
-                if recorder.watch is None:
+                if recorder.watch is None and processes.is_first():
                     recorder.drawing.start(state.max_steps)
 
             def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
@@ -171,7 +183,7 @@ class Recorder:
 
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 """End the loop, with a checkpoint, if that was asked for."""
-                if recorder.stop() and state.global_step < state.max_steps:
+                if processes.any_of_them(recorder.stop()) and state.global_step < state.max_steps:
                     recorder.stopped = control.should_training_stop = control.should_save = True
 
             def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:

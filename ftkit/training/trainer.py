@@ -15,9 +15,9 @@ from typing import Any
 from ftkit import chat, memory, preflight
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, DataError, PreflightError
-from ftkit.hardware import Hardware, detect, free_gpu_memory_gib
+from ftkit.hardware import Hardware, detect, free_gpu_memory_gib, launch
 from ftkit.runs import Run
-from ftkit.training import checkpoints
+from ftkit.training import checkpoints, sharing
 
 PROJECT = "ftkit"  # under which trackio and Weights & Biases list the runs
 
@@ -93,7 +93,7 @@ def build(
     from transformers import DataCollatorForSeq2Seq, PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    on_cpu = detect().device == "cpu"
+    on_cpu, several = detect().device == "cpu", launch().processes > 1
     arguments = SFTConfig(
         output_dir=str(checkpoints.partial_folder(run / "checkpoints")),
         seed=config.seed,
@@ -131,6 +131,7 @@ def build(
         run_name=run.path.name,
         disable_tqdm=True,
         train_sampling_strategy="sequential" if config.group_by_length else "random",
+        ddp_find_unused_parameters=False if several else None,  # LoRA uses all its weights: looking for others costs
     )
     # Labels are padded by position, never by token id: a pad token that equals the stop token does no harm.
     # Few distinct widths on a CPU: each new one leaves compiled kernels in memory.
@@ -142,12 +143,14 @@ def build(
             model=model,
             args=arguments,
             processing_class=tokenizer,
-            train_dataset=parts["train"],
+            train_dataset=sharing.with_blank(parts["train"], tokenizer) if several else parts["train"],
             eval_dataset=parts["val"],
             data_collator=collator,
             callbacks=list(callbacks),
         )
     trainer.remove_callback(PrinterCallback)
+    if several:
+        sharing.share_batches(trainer, len(parts["train"]))
     if config.dtype == "fp16":  # TRL turns a 4-bit model's adapter to bf16, whose gradients fp16's scaler does not take
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:

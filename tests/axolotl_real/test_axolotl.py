@@ -164,8 +164,8 @@ def test_axolotl_quantises_with_qlora_alone(trained, config):
     named = {"base_model": models.BUNDLED, "train": run / "data/train.jsonl", "on_cpu": True}
     as_we_write = to_axolotl(quantised, **named).save(run / "qlora.yml")
     as_repeated = to_axolotl(quantised, **named, kept={"adapter": "lora"}).save(run / "lora.yml")
-    assert "uint8" in lessons.axolotl_stored(as_we_write)
-    assert "uint8" not in lessons.axolotl_stored(as_repeated)
+    assert lessons.axolotl_stored(as_we_write)["4-bit"] > 100_000_000
+    assert "4-bit" not in lessons.axolotl_stored(as_repeated)
 
 
 def test_the_notebook_finds_the_same_rows_and_the_same_loss(tmp_path):

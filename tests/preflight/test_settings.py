@@ -6,6 +6,7 @@ from toys import A100, CPU, T4, finding
 from ftkit import preflight
 from ftkit.config import TrainConfig
 from ftkit.hardware import Hardware
+from ftkit.preflight.settings import updates_in
 
 
 def settings_finding(id, hardware=CPU, *, rows=None, **settings):
@@ -141,3 +142,11 @@ def test_too_many_epochs():
     found = settings_finding("too-many-epochs", rows=100, max_steps=130)
     assert "10.0 times" in found.title
     assert found.field == "max_steps"
+
+
+def test_several_processes_make_fewer_updates_of_a_pass(monkeypatch):
+    """100 rows, 2 x 4 an update: 13 updates in one process, 7 in two."""
+    config = TrainConfig(per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    assert updates_in(config, 100) == 13
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert updates_in(config, 100) == 7

@@ -8,6 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftkit import files
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, MissingArtifact
 from ftkit.files import sample
@@ -168,18 +169,20 @@ def test_on_a_cpu_it_computes_in_fp32_without_kernels_of_a_gpu():
     assert {"dtype", "optim"} <= {row[0] for row in file.lacking}
 
 
-def test_a_run_brings_its_model_and_its_rows(tmp_path):
-    run = Run.create("mine", tmp_path)
+def test_a_run_brings_its_model_and_its_rows_wherever_axolotl_is_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Run.create("mine", "runs")
     TrainConfig(lora_r=4).save(run / "config.yaml")
     with pytest.raises(MissingArtifact, match="has no data"):
         to_axolotl(run)
-    (run / "data").mkdir()
+    for name in ("train", "val"):
+        files.write_text(run / f"data/{name}.jsonl", "")
     run.finish("train", base_model="org/model")
     back = yaml.safe_load(to_axolotl(run).text)
     assert (back["base_model"], back["lora_r"]) == ("org/model", 4)
-    assert back["datasets"][0]["path"] == str(run / "data/train.jsonl")
-    assert back["test_datasets"][0]["path"] == str(run / "data/val.jsonl")
-    assert back["output_dir"] == str(run / "axolotl")
+    assert back["datasets"][0]["path"] == str(tmp_path / "runs/mine/data/train.jsonl")
+    assert back["test_datasets"][0]["path"] == str(tmp_path / "runs/mine/data/val.jsonl")
+    assert back["output_dir"] == str(tmp_path / "runs/mine/axolotl")
 
 
 def test_a_file_appears_whole(tmp_path):

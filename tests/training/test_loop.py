@@ -473,13 +473,6 @@ def test_a_file_system_without_locks_is_served_from_elsewhere(tmp_path, monkeypa
         pass
 
 
-def test_only_the_first_of_several_launched_processes_takes_it(holder, tmp_path, monkeypatch):
-    """Under torchrun all processes train in one folder."""
-    monkeypatch.setenv("RANK", "1")
-    with locked(tmp_path):
-        pass
-
-
 def test_a_second_training_in_one_folder_is_refused(model, tokenizer, splits, toy_config, run):
     with locked(run.path), pytest.raises(StorageError, match="in use"):
         train(model, tokenizer, splits, toy_config, run)
