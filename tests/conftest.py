@@ -31,6 +31,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 LONG = {
     "test_kill": 2.5,
     "test_export": 1.8,
+    "test_processes": 1.5,
     "test_loading": 1.5,
     "test_backends": 1.0,
     "test_loop": 1.0,

@@ -13,7 +13,7 @@ from typing import Any
 from ftkit import models, tables
 from ftkit.chat import IGNORED, render, tokenize
 from ftkit.hardware import release_memory
-from ftkit.models import TokenRow, answer_nll, evaluating, padded
+from ftkit.models import TokenRow, answer_logits, answer_nll, evaluating, padded
 
 _WIDTH = 16  # few distinct widths on a CPU: each new one leaves compiled kernels in memory
 
@@ -131,13 +131,14 @@ def compare_variants(
 
 def answer_loss(model: Any, rows: Sequence[TokenRow]) -> Any:
     """Mean cross-entropy of the answers' tokens, nats a token, as a tensor with its graph."""
-    from torch.nn.functional import pad
+    from torch.nn.functional import cross_entropy, pad
 
     ids, mask = padded([row["input_ids"] for row in rows], 0, model.device)
     labels, _ = padded([row["labels"] for row in rows], IGNORED, model.device)
     more = (0, -ids.shape[1] % _WIDTH)
     ids, mask, labels = pad(ids, more), pad(mask, more), pad(labels, more, value=IGNORED)
-    return model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    logits, wanted = answer_logits(model, ids, mask, labels)
+    return cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED)
 
 
 def mean_loss(model: Any, rows: Sequence[TokenRow]) -> float:

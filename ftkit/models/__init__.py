@@ -2,7 +2,7 @@
 
 from ftkit.models.endpoint import Endpoint, LocalModel
 from ftkit.models.generation import Answer, generate
-from ftkit.models.likelihood import TokenRow, answer_nll, batches, context_tokens, evaluating, padded
+from ftkit.models.likelihood import TokenRow, answer_logits, answer_nll, batches, context_tokens, evaluating, padded
 from ftkit.models.loading import (
     AdapterFacts,
     adapter_digest,
@@ -37,6 +37,7 @@ __all__ = [
     "adapter_digest",
     "adapter_facts",
     "add_lora",
+    "answer_logits",
     "answer_nll",
     "backend_of",
     "backends",

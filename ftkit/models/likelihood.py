@@ -3,12 +3,14 @@
 Knows tokens and labels, no examples; `cleaning` and `evaluation` ask it.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from ftkit.chat import IGNORED
 from ftkit.hardware import release_memory
+from ftkit.models.loading import backend_of
 
 TokenRow = dict[str, list[int]]
 
@@ -24,8 +26,8 @@ def answer_nll(model: Any, rows: Sequence[TokenRow], *, batch_size: int = 8) -> 
     with evaluating(model):
         for picked in batches([len(row["input_ids"]) for row in rows], batch_size):
             ids, mask = padded([rows[i]["input_ids"] for i in picked], 0, model.device)
-            labels = padded([rows[i]["labels"] for i in picked], IGNORED, model.device)[0][:, 1:]
-            logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+            labels = padded([rows[i]["labels"] for i in picked], IGNORED, model.device)[0]
+            logits, labels = answer_logits(model, ids, mask, labels)
             wanted = labels != IGNORED
             losses = torch.nn.functional.cross_entropy(logits[wanted].float(), labels[wanted], reduction="none")
             for i, part in zip(picked, losses.split(wanted.sum(dim=1).tolist()), strict=True):
@@ -43,11 +45,28 @@ def next_token_nll(
     with evaluating(model):
         for picked in batches([len(row) for row in rows], batch_size):
             ids, mask = padded([rows[i] for i in picked], 0, model.device)
-            logits = model(input_ids=ids, attention_mask=mask).logits
+            ends = torch.tensor([len(rows[i]) - 1 for i in picked], device=ids.device)
+            kept, where = ends.unique(return_inverse=True)
+            logits = _logits_at(model, ids, mask, kept)
             for place, i in enumerate(picked):
-                last = torch.log_softmax(logits[place, len(rows[i]) - 1].float(), dim=-1)
+                last = torch.log_softmax(logits[place, where[place]].float(), dim=-1)
                 found[i] = (-last[list(wanted[i])]).tolist()
     return found
+
+
+def answer_logits(model: Any, ids: Any, mask: Any, labels: Any) -> tuple[Any, Any]:
+    """Logits of a padded batch where any row has a labelled token next, and the labels of those tokens."""
+    kept = (labels[:, 1:] != IGNORED).any(dim=0).nonzero()[:, 0]
+    return _logits_at(model, ids, mask, kept), labels[:, kept + 1]
+
+
+def _logits_at(model: Any, ids: Any, mask: Any, kept: Any) -> Any:
+    """Logits at these positions of every row, where the model can without the others: a small one's cost it a fifth."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    chooses = "logits_to_keep" in inspect.signature(base.forward).parameters
+    if chooses and backend_of(model) != "unsloth":  # on a GPU Unsloth's forward takes no positions, only a count
+        return model(input_ids=ids, attention_mask=mask, logits_to_keep=kept).logits
+    return model(input_ids=ids, attention_mask=mask).logits[:, kept]
 
 
 def context_tokens(model: Any) -> int | None:

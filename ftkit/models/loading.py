@@ -5,6 +5,7 @@ safetensors alone, and no code from a model's repository is ever run.
 """
 
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -71,11 +72,13 @@ def load(name: str | Path = BUNDLED, config: TrainConfig | None = None) -> tuple
     Raises:
         ModelError: unknown, gated, out of reach or without safetensors; says what to do.
         MissingExtra: the chosen backend is not installed.
+        ConfigError: of several processes this one has no GPU of its own.
     """
     config = config or TrainConfig.for_hardware(detect())
     # oneDNN keeps compiled kernels for each new width; a thousand of them, its default, is over a GiB
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     backend = choose_backend(config)
+    _refuse_shared_gpu()
     # A wrong name is refused before the seconds of an import; converting the bundled one would import transformers.
     known = None if str(name) == BUNDLED else sources.resolve(str(name))
     if backend == "unsloth":
@@ -89,6 +92,18 @@ def load(name: str | Path = BUNDLED, config: TrainConfig | None = None) -> tuple
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.max_length = None  # Unsloth sets it on a GPU; beside max_new_tokens every answer would warn
     return model, tokenizer
+
+
+def _refuse_shared_gpu() -> None:
+    """Processes that torchrun started want a GPU each: two on one would only wait for each other."""
+    import torch
+
+    here, there = launch(), torch.cuda.device_count()
+    if detect().device == "cuda" and here.local >= there:
+        raise ConfigError(
+            f"Process {here.rank} of {here.processes} has no GPU of its own: {there} visible. Use torchrun "
+            f"--nproc_per_node {there}, or hide them with CUDA_VISIBLE_DEVICES= to train on the CPU."
+        )
 
 
 def choose_backend(config: TrainConfig) -> str:
@@ -470,8 +485,14 @@ def _import_unsloth() -> None:
             FtkitWarning,
             stacklevel=3,
         )
-    with quietly():
-        import unsloth  # noqa: F401
+    collecting = gc.isenabled()
+    gc.disable()  # a million objects come that stay: looking for garbage among them takes a fifth of the time
+    try:
+        with quietly():
+            import unsloth  # noqa: F401
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _load_unsloth(source: str, config: TrainConfig) -> tuple[Any, Any]:

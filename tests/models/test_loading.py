@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toys import LLAMA3, make_model, make_tokenizer
+from toys import A100, LLAMA3, make_model, make_tokenizer
 
 from ftkit import models
 from ftkit.config import TrainConfig
@@ -36,6 +36,16 @@ def saved(tmp_path_factory, toy_config):
 @pytest.fixture
 def base_folder(saved, tmp_path):
     return shutil.copytree(saved / "base", tmp_path / "base")
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(base_folder, toy_config, monkeypatch):
+    """Two of torchrun's on one card would only wait for each other."""
+    monkeypatch.setattr(loading, "detect", lambda: A100)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"Process 1 of 2 has no GPU of its own: 1 visible.*--nproc_per_node 1"):
+        models.load(base_folder, toy_config)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def book(execute):
-    return execute("02_lora", max_examples=6)
+    return execute("02_lora", max_steps=6, max_examples=6)
 
 
 @pytest.fixture(scope="module")

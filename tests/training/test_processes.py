@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,24 +99,36 @@ def config_of(**settings):
     return TrainConfig(**(usual | settings))
 
 
-def start(command, folder):
+def started(command, folder):
     """A module and what it is given, as a process on one thread and without GPUs."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parents[1])]),
     }
-    return subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, env=environment, cwd=folder, timeout=240
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-m", *command], env=environment, cwd=folder, **pipes)
 
 
-def torchrun(root, *jobs):
+def ended(process):
+    """The same once it is over; it is over after four minutes."""
+    try:
+        out, errors = process.communicate(timeout=240)
+    finally:
+        process.terminate()  # torchrun ends what it started
+    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+
+
+def begin(root, *jobs):
     """Two processes that train these jobs, each with half the accumulation."""
     script = root / "worker.py"
     script.write_text(WORKER.format(tests=str(Path(__file__).parent)))
     halved = [(name, settings | {"gradient_accumulation_steps": 2}) for name, settings in jobs]
-    return start([*TORCHRUN, str(script), str(root), json.dumps(halved)], root)
+    return started([*TORCHRUN, str(script), str(root), json.dumps(halved)], root)
+
+
+def torchrun(root, *jobs):
+    return ended(begin(root, *jobs))
 
 
 VARIANTS = {
@@ -222,8 +236,25 @@ def test_the_command_line_is_the_same_run_under_a_launcher(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config_of(max_steps=3, gradient_accumulation_steps=2).save(tmp_path / "config.yaml")
     given = ["train", "config.yaml", "--data", "rows.jsonl", "--model", "toy", "--root", "runs", "--name", "mine"]
-    done = start([*TORCHRUN, "-m", "ftkit", *given], tmp_path)
+    done = ended(started([*TORCHRUN, "-m", "ftkit", *given], tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     assert Run.open(tmp_path / "runs/mine").facts["train"]["processes"] == 2
     assert done.stdout.count("effective batch size 8, 4 in each of 2 processes") == 1
     assert done.stdout.count("run folder") == 1
+
+
+@pytest.mark.slow
+def test_sigterm_stops_both_at_the_same_update_with_a_checkpoint(tmp_path):
+    """As when a rented machine is taken away: torchrun hands the signal on, and it comes at two different moments."""
+    process = begin(tmp_path, ("stopped", {"max_steps": 2000, "save_steps": 50, "eval_steps": 0}))
+    run = Run(tmp_path / "stopped")
+    until = time.monotonic() + 120
+    while not training.all_in(run / "checkpoints") and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    history, reached = History.load(run / "history.csv"), newest(run / "checkpoints")
+    assert reached is not None
+    assert reached.name == f"checkpoint-{history.steps}"
+    assert history.steps % 50 or history.steps > 50
+    assert not run.finished("train")
