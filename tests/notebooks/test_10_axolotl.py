@@ -57,7 +57,7 @@ def test_no_warning_reaches_the_reader(book):
 
 
 def test_a_file_of_ones_own_is_read_in_its_place(execute, tmp_path):
-    (tmp_path / "own.yml").write_text("base_model: org/m\nlora_r: 4\noutput_dir: there\n")
+    (tmp_path / "own.yml").write_text("base_model: org/m\nlora_r: 4\ndatasets:\n  - path: org/rows\n    type: alpaca\n")
     own = execute("10_axolotl", my_file=tmp_path / "own.yml")
     assert own.run.facts["axolotl"]["fields"] == 3
 
