@@ -1,9 +1,9 @@
-"""Two processes on two cores beside one: the same run, the same batches, tokens a second.
+"""Two processes on two cores beside one, on one core and on both: the same run, the same batches, tokens a second.
 
     python benchmarks/processes.py [--steps 16] [--repeats 3] [--backend auto]
 
-One process computes on two threads with twice the accumulation; two processes compute on a thread each and add up their
-gradients over gloo. They take turns, each from a cold start; loading is outside the clock. Losses must agree.
+One process has twice the accumulation; two processes compute on a thread each and add up their gradients over gloo.
+They take turns, each from a cold start; loading is outside the clock. Losses must agree.
 """
 
 import argparse
@@ -22,13 +22,15 @@ from ftkit.runs import Run
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
 
 
-def run(root: Path, name: str, config: TrainConfig, *, processes: int) -> Run:
+WAYS = {"one process, one thread": (1, 1), "one process, two threads": (1, 2), "two processes, a thread each": (2, 1)}
+
+
+def run(root: Path, name: str, config: TrainConfig, processes: int, threads: int) -> Run:
     """Train through the command line, as a reader would."""
     settings = training.share_among(config, processes).save(root / f"{name}.yaml")
     command = [sys.executable, "-m", *(TORCHRUN if processes > 1 else ()), "ftkit", "train", str(settings)]
     command += ["--data", str(root / "rows.jsonl"), "--name", name, "--root", str(root), "--test", "0.3"]
-    threads = {"OMP_NUM_THREADS": str(2 // processes)}
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | threads)
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
     return Run.open(root / name)
 
 
@@ -49,27 +51,26 @@ def main() -> None:
         save_steps=0,
         max_eval_examples=4,
     )
-    speeds: dict[int, list[float]] = {1: [], 2: []}
+    speeds: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         rows = [{"messages": messages} for messages in data.load_examples("invoices")["messages"]]
         (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         for repeat in range(options.repeats):
-            losses = {}
-            for processes in (1, 2):
-                done = run(root, f"{processes}-{repeat}", config, processes=processes)
+            curves = []
+            for number, (way, (processes, threads)) in enumerate(WAYS.items()):
+                done = run(root, f"{number}-{repeat}", config, processes, threads)
                 facts = done.facts["train"]
-                speeds[processes].append(facts["tokens_per_s"])
-                losses[processes] = dict(training.History.load(done / "history.csv").losses)
-                peak = facts["peak_memory_gib"]
-                print(f"{processes} process(es): {facts['tokens_per_s']:.0f} tokens/s, {peak:.2f} GiB each", flush=True)
-            apart = max(abs(losses[1][step] - losses[2][step]) for step in losses[1])
-            print(f"losses differ by {apart:.4f} at most", flush=True)
-    one, two = (statistics.median(speeds[processes]) for processes in (1, 2))
-    ratios = [b / a for a, b in zip(speeds[1], speeds[2], strict=True)]
-    print(
-        f"median {one:.0f} and {two:.0f} tokens/s; two over one, pair by pair: {min(ratios):.2f} to {max(ratios):.2f}"
-    )
+                speeds[way].append(facts["tokens_per_s"])
+                curves.append(training.History.load(done / "history.csv").losses)
+                print(f"{way}: {facts['tokens_per_s']:.0f} tokens/s, {facts['peak_memory_gib']:.2f} GiB", flush=True)
+            apart = max(abs(one[1] - two[1]) for one, two in zip(curves[0], curves[2], strict=True))
+            print(f"losses of one process and of two differ by {apart:.4f} at most", flush=True)
+    for way, measured in speeds.items():
+        print(f"{way}: median {statistics.median(measured):.0f} tokens/s")
+    for way in list(WAYS)[:2]:
+        ratios = [two / one for one, two in zip(speeds[way], speeds["two processes, a thread each"], strict=True)]
+        print(f"two processes over {way}, pair by pair: {min(ratios):.2f} to {max(ratios):.2f}")
 
 
 if __name__ == "__main__":

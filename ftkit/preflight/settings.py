@@ -82,12 +82,20 @@ def _is_fine(name: str, config: TrainConfig, updates: int | None, longest: int |
 
 
 def _check_batch(config: TrainConfig) -> Iterator[Finding]:
-    size, at_once = config.effective_batch_size, config.per_device_train_batch_size
+    processes = launch().processes
+    size, at_once = _examples_an_update(config), config.per_device_train_batch_size * processes
+    shared = f" × {processes} processes" if processes > 1 else ""
+    about: dict[str, Any] = {"config": config, "size": size, "shared": shared}
     if size < _BATCH[0]:
-        yield finding("effective-batch", "small", config=config, wanted=max(1, _BATCH[0] // at_once))
+        yield finding("effective-batch", "small", wanted=max(1, _BATCH[0] // at_once), **about)
     elif size > _BATCH[1]:
         variant = "at once" if size == at_once else ""
-        yield finding("effective-batch", variant, config=config, wanted=max(1, _BATCH[1] // at_once))
+        yield finding("effective-batch", variant, wanted=max(1, _BATCH[1] // at_once), **about)
+
+
+def _examples_an_update(config: TrainConfig) -> int:
+    """Over all processes that torchrun or accelerate started."""
+    return config.effective_batch_size * launch().processes
 
 
 def _check_alpha(config: TrainConfig) -> Iterator[Finding]:
@@ -154,8 +162,8 @@ def _check_updates(config: TrainConfig, updates: int) -> Iterator[Finding]:
 
 
 def _check_rows(config: TrainConfig, rows: int) -> Iterator[Finding]:
-    if rows < config.effective_batch_size:
-        yield finding("fewer-rows-than-batch", config=config, total=rows)
+    if rows < (size := _examples_an_update(config)):
+        yield finding("fewer-rows-than-batch", size=size, total=rows)
     passes = passes_over(config, rows)
     if rows < _SMALL_SET and passes > _OVERFITTING_PASSES:
         about: dict[str, Any] = {"passes": passes, "total": rows, "updates": updates_in(config, rows)}

@@ -194,8 +194,8 @@ def skypilot_task(
             "name": name,
             "resources": {"accelerators": f"{kind}:{count or 1}", "use_spot": bool(store)},
             "file_mounts": mounts,
-            "setup": f"git clone --depth 1 {_repository()} ~/ftkit\nmake -C ~/ftkit install\n",
-            "run": f"{launched} {given}{model}\n",
+            "setup": f"git clone --depth 1 {_repository()} ~/ftkit && make -C ~/ftkit install",
+            "run": f"{launched} {given}{model}",
         },
     )
 
@@ -209,4 +209,4 @@ def _repository() -> str:
 def _write(path: str | Path, settings: dict[str, Any]) -> Path:
     import yaml
 
-    return files.write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    return files.write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000))

@@ -23,8 +23,8 @@ def curve(book, name):
 
 def test_two_processes_trained_the_curve_of_one(book):
     alone, together = curve(book, "scale"), curve(book, "scale-two")
-    assert dict(together.losses) == pytest.approx(dict(alone.losses), abs=0.02)  # bf16 rounds what is added up
-    assert dict(together.val_losses) == pytest.approx(dict(alone.val_losses), abs=0.02)
+    assert dict(together.losses) == pytest.approx(dict(alone.losses), abs=0.05)  # bf16 rounds what is added up
+    assert dict(together.val_losses) == pytest.approx(dict(alone.val_losses), abs=0.05)
     facts = [Run.open(book.root / name).facts["train"]["processes"] for name in ("scale", "scale-two")]
     assert facts == [1, 2]
 

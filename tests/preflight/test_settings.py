@@ -150,3 +150,15 @@ def test_several_processes_make_fewer_updates_of_a_pass(monkeypatch):
     assert updates_in(config, 100) == 13
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert updates_in(config, 100) == 7
+
+
+def test_several_processes_stand_behind_an_update_together(monkeypatch):
+    """2 x 2 is few in one process, and fine in two, as the check then says."""
+    given = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    assert "4 examples stand behind" in settings_finding("effective-batch", **given).title
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "effective-batch" not in [found.id for found in preflight.check_settings(TrainConfig(**given), CPU)]
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    found = settings_finding("effective-batch", **given)
+    assert "64 examples stand behind" in found.title
+    assert "× 16 processes" in found.evidence
