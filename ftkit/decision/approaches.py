@@ -6,6 +6,7 @@ Refuses what would void the comparison before anything is spent. What is asked s
 
 import hashlib
 import itertools
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -59,7 +60,7 @@ def compare_approaches(
 ) -> Decision:
     """Measure approaches on `splits.test`, and say which one to take.
 
-    What each approach answered is kept in `run`: after a kill, or with other terms or another metric, the same call
+    What each approach answered is kept in `run`, the decision by each metric as `decision/<metric>.json`: after a kill, or with other terms or another metric, the same call
     answers only what is missing or was made of other data, settings or weights.
 
     Args:
@@ -151,7 +152,7 @@ def compare_approaches(
         terms=terms or Terms(),
         groups=tuple(str(row.get(groups)) for row in splits.test) if groups else (),
     )
-    decision.save(run / "decision/decision.json")
+    decision.save(run / f"decision/{re.sub(r'[^A-Za-z0-9]+', '_', decision.metric).strip('_')}.json")
     run.finish("decide", chosen=decision.chosen.name if decision.chosen else None, prompts=decision.prompts)
     return decision
 

@@ -297,18 +297,15 @@ class Decision:
             head += [f"beside {first.name}", "p (Holm)"]
         if self.best is not None and self.best is not first:
             head += [f"beside {self.best.name}, the best", "p (Holm)"]
-        prices = list(self.terms.prices(self.approaches[0])) if self.approaches else []
-        head += ["tokens in + out", "s an answer", "min for 1,000", *(f"1,000 {price}" for price in prices)]
-        head += ["min once", "unscored"]
+        unscored = [one.report.unscored.get(self.metric, 0) for one in self.approaches]
+        head += ["unscored"] if any(unscored) else []
         rows = []
-        for one in self.approaches:
+        for one, lost in zip(self.approaches, unscored, strict=True):
             cells: list[Any] = [f"{one.name} ←" if one is self.chosen else one.name, self.score(one)]
             for beside in (first, self.best if self.best is not first else None):
                 cells += self._beside(one, beside) if beside is not None else []
-            cells += [f"{one.prompt_tokens:.0f} + {one.answer_tokens:.0f}", _seconds(one.latency_s)]
-            cells += [f"{one.minutes_per_1000:.1f}", *(f"{cost:.3g}" for cost in self.terms.prices(one).values())]
-            rows.append([*cells, f"{one.setup_minutes:.1f}", one.report.unscored.get(self.metric, 0)])
-        parts: list[Table | str] = [Table(head, rows)]
+            rows.append([*cells, lost] if any(unscored) else cells)
+        parts: list[Table | str] = [Table(head, rows), self._costs()]
         if self.groups:
             names = list(dict.fromkeys(self.groups))
             apart = [[one.name, *(self._of_group(one, name) for name in names)] for one in self.approaches]
@@ -325,6 +322,16 @@ class Decision:
             f"minutes of this machine for {self.terms.answers:,} answers, with what is spent once."
         )
         return [*parts, *self.notes, *([told] if len(self.scored) > 1 else []), self.verdict()]
+
+    def _costs(self) -> Table:
+        prices = list(self.terms.prices(self.approaches[0])) if self.approaches else []
+        head = ["approach", "tokens read + written", "seconds an answer", "minutes for 1,000", "minutes once"]
+        rows = []
+        for one in self.approaches:
+            tokens = f"{one.prompt_tokens:.0f} + {one.answer_tokens:.0f}"
+            spent = [tokens, _seconds(one.latency_s), f"{one.minutes_per_1000:.1f}", f"{one.setup_minutes:.1f}"]
+            rows.append([one.name, *spent, *(f"{cost:.3g}" for cost in self.terms.prices(one).values())])
+        return Table([*head, *(f"1,000 {price}" for price in prices)], rows)
 
     def _beside(self, one: Approach, other: Approach) -> list[str]:
         if one is other or one not in self.scored:

@@ -13,7 +13,10 @@ from ftkit.runs import Run
 
 ROOT = Path(__file__).parents[2]
 STANDARD = {"base_model", "run_root", "max_steps", "max_examples", "seed"}
-OWN = {"my_file", "my_adapter", "my_run", "judge_url", "judge_model", "judge_key_name"}  # of a reader; empty by default
+OWN = {  # of a reader; empty, or what suits most, by default
+    *("my_file", "my_columns", "my_documents", "my_metric", "my_adapter", "my_run", "full"),
+    *("judge_url", "judge_model", "judge_key_name"),
+}
 
 
 class Executed:

@@ -36,6 +36,16 @@ def test_unseen_layouts_are_measured_beside(summary):
     assert 0.1 < summary["after_unseen"]["exact_match"]["value"] <= summary["after"]["exact_match"]["value"]
 
 
+def test_fine_tuning_is_measured_against_a_base_that_was_shown_the_format(summary):
+    """The third bar: the same prompts behind a rule and three solved invoices, on seen and on unseen layouts."""
+    for ending in ("", "_unseen"):
+        before, shown, after = (summary[name + ending] for name in ("before", "shown", "after"))
+        assert before["rows"] == shown["rows"] == after["rows"]
+        assert before["digest"] == shown["digest"] == after["digest"]
+        assert shown["stopped"] > before["stopped"]
+        assert before["exact_match"]["value"] < shown["exact_match"]["value"] < after["exact_match"]["value"]
+
+
 def test_every_answer_stops(summary):
     assert summary["after"]["stopped"] == 1.0
 
