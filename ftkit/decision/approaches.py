@@ -60,8 +60,9 @@ def compare_approaches(
 ) -> Decision:
     """Measure approaches on `splits.test`, and say which one to take.
 
-    What each approach answered is kept in `run`, the decision by each metric as `decision/<metric>.json`: after a kill, or with other terms or another metric, the same call
-    answers only what is missing or was made of other data, settings or weights.
+    What each approach answered is kept in `run`, and what was decided by each metric in `decision/<metric>.json`: after
+    a kill, or with other terms or another metric, the same call answers only what is missing or was made of other data,
+    settings or weights.
 
     Args:
         base: of the model, as in `models.load`; None takes the one that suits this machine.
