@@ -21,6 +21,7 @@ def published_scaling() -> tables.Table:
         fewest = min(rates)
         for gpus, rate in rates.items():
             share = rate / gpus / (rates[fewest] / fewest)
-            cells.append((series["what"], str(gpus), f"{rate:.2f}", f"{share:.0%}", series["source"]))
+            about = (series["what"], series["source"]) if gpus == fewest else ("", "")
+            cells.append((about[0], str(gpus), f"{rate:.2f}", f"{share:.0%}", about[1]))
     head = ("what was trained, on which GPUs", "GPUs", "rows/s", "a GPU's share kept", "source")
     return tables.Table(head, cells, caption=known["about"])
