@@ -129,7 +129,8 @@ def recommend(answers: Mapping[str, str] | None = None) -> Recommendation:
             rivals += [rule["rival"]] if "rival" in rule else []
             reasons.append(_reason("taken together", rule | {"label": "", "means": rule["say"]}))
     together = [*use, *(name for name in rivals if name not in use)]
-    measured = ", ".join(guide["approaches"][name].partition(":")[0] for name in dict.fromkeys(["prompt", *together]))
+    *others, last = (guide["approaches"][name].partition(":")[0] for name in dict.fromkeys(["prompt", *together]))
+    measured = f"{', '.join(others)} and {last}" if others else last
     return Recommendation(
         say=node["say"],
         approaches=tuple(use),

@@ -69,7 +69,7 @@ def test_reasons_carry_dated_sources_and_the_last_word_is_to_measure():
     text = str(recommend(FALLS_SHORT | {"need": "knowledge"}))
     assert "Ovadia et al. 2023, Fine-Tuning or Retrieval?" in text
     assert "arXiv:2312.05934" in text
-    assert "Measure a careful prompt, RAG, few-shot on your own held-out questions" in text
+    assert "Measure a careful prompt, RAG and few-shot on your own held-out questions" in text
 
 
 def test_every_source_is_used_and_every_used_one_exists():
