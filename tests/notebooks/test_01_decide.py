@@ -5,11 +5,12 @@ The own file is a table of 30 questions beside a folder of six documents, both i
 
 import html
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ftkit import data, decision
+from ftkit import data, decision, evaluation
 from ftkit.lessons import check
 from ftkit.runs import Run
 
@@ -34,7 +35,7 @@ def decided(book, name, metric="mentions"):
     return json.loads(run.require(f"decision/{metric}.json").read_text())
 
 
-def page(book):
+def shown(book):
     return html.unescape(book.page.read_text())
 
 
@@ -46,8 +47,8 @@ def test_facts_are_found_by_search_and_not_by_training(book):
     """No training row holds the facts that "other" rows ask for, and no model can know them."""
     found = decided(book, "decide")
     by_name = scores(found)
-    assert found["prompts"] >= 30
-    assert by_name["rag"] > 0.2 > max(by_name["zero_shot"], by_name["fine_tune"])
+    assert found["prompts"] == 24
+    assert by_name["rag"] > 0.15 > max(by_name["zero_shot"], by_name["fine_tune"])
     assert found["chosen"] == "rag"
     assert "Do not fine-tune" in found["verdict"]
 
@@ -56,7 +57,7 @@ def test_a_form_is_taught_by_training(book):
     found = decided(book, "decide-form", "exact_match")
     by_name = scores(found)
     assert by_name["zero_shot"] == 0
-    assert by_name["fine_tune"] == max(by_name.values()) > 0
+    assert by_name["fine_tune"] == max(by_name.values()) > 0.3
 
 
 def test_ones_own_file_and_folder_end_in_a_table_a_figure_and_a_sentence(book):
@@ -67,14 +68,15 @@ def test_ones_own_file_and_folder_end_in_a_table_a_figure_and_a_sentence(book):
     assert set(scores(found)) == {"zero_shot", "few_shot", "few_shot_nearest", "rag", "fine_tune"}
     assert scores(found)["rag"] == max(scores(found).values()) > 0
     assert found["chosen"] == "rag"
-    assert found["verdict"] in page(book)
+    assert "Do not fine-tune" in found["verdict"]
+    assert found["verdict"] in shown(book)
     book.run.require("figures/own.png")
 
 
 def test_the_verdict_is_the_one_that_the_table_gives(book):
     """What was saved is what a reader of the page sees."""
     for name, metric in (("decide", "mentions"), ("decide", "token_f1"), ("decide-form", "exact_match")):
-        assert decided(book, name, metric)["verdict"] in page(book)
+        assert decided(book, name, metric)["verdict"] in shown(book)
 
 
 def test_another_metric_asks_nothing_again(book):
@@ -108,18 +110,12 @@ SOLUTIONS = {
 
 def test_exercises_are_solved_by_the_hidden_solutions(book, capsys):
     """Each `...` of the notebook is replaced by its solution; every check must then say ✓."""
-    from dataclasses import replace
-
-    from ftkit import evaluation
-
-    one, other = (
-        evaluation.score_answers(answers, data.load_examples("general").select(range(20)), name=name)
-        for name, answers in (("few_shot", ["?"] * 20), ("rag", ["Paris"] * 10 + ["?"] * 10))
-    )
-    facts = decision.Decision(
-        (decision.Approach("few_shot", one, latency_s=1.0), decision.Approach("rag", other, latency_s=2.0)),
-        "exact_match",
-    )
+    asked = data.load_examples("general").select(range(20))
+    wanted = [row["accept"][0] for row in asked]
+    given = {"few_shot": ["?"] * 20, "rag": wanted[:10] + ["?"] * 10}
+    reports = [evaluation.score_answers(answers, asked, name=name) for name, answers in given.items()]
+    approaches = tuple(decision.Approach(report.name, report, latency_s=1.0) for report in reports)
+    facts = decision.Decision(approaches, "exact_match")
     names = {"check": check, "decision": decision, "replace": replace, "facts": facts}
     sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
     for blank, solution in SOLUTIONS.items():
