@@ -43,6 +43,7 @@ def main() -> None:
     config = TrainConfig.for_hardware(
         hardware.detect(),
         backend=options.backend,
+        per_device_train_batch_size=2,
         max_steps=options.steps,
         gradient_accumulation_steps=4,
         learning_rate=1e-3,
