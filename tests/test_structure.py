@@ -161,12 +161,13 @@ def test_readme_tree_names_every_room():
 
 
 def test_slug_stands_in_pyproject_and_is_what_notebooks_use():
+    """Others' repositories may be linked as sources."""
     slug = re.search(r'Repository = "https://github.com/([^"]+)"', (ROOT / "pyproject.toml").read_text()).group(1)
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         used = set(
             re.findall(r"github(?:\.com)?/([\w.-]+/[\w.-]+?)(?:/blob|[\"'\s#]|$)", "".join(map(str, sources(path))))
         )
-        assert used == {slug}
+        assert {name for name in used if name.endswith("/ftkit")} == {slug}
 
 
 def test_command_line_answers():
