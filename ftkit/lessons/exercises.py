@@ -20,11 +20,11 @@ class Prediction:
     def compare(self, measured: float) -> None:
         """Print the guess beside the measurement."""
         if self.value is None:
-            print(f"○ {self.question}: measured {_short(measured)}. (You made no guess: move the slider next time.)")
+            print(f"○ {self.question}: measured {_short(measured)}.")
             return
         near = abs(self.value - measured) <= 0.1 * abs(self.high - self.low)
-        said = "✓ Close" if near else "✗ Not yet"
-        print(f"{said}: {self.question}: you said {_short(self.value)}, measured {_short(measured)}.")
+        mark, close = ("✓", ", which is close") if near else ("○", "")
+        print(f"{mark} {self.question}: you said {_short(self.value)}, measured {_short(measured)}{close}.")
 
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, display

@@ -252,9 +252,9 @@ def refuse_other_base(path: Path, model: Any, name: str) -> bool:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False  # from elsewhere, or from before this was noted
     here = _base_values(model)
-    # fp16, in which a T4 loads, rounds what bf16 stores; another base differs by more, nearly everywhere
+    # bf16 rounds what fp32 stores by up to 2**-8, and fp16 once more; another base differs by more, nearly everywhere
     pairs = list(zip(values, here["values"], strict=False))
-    apart = sum(abs(a - b) > 1e-6 + 2e-3 * abs(a) for a, b in pairs)
+    apart = sum(abs(a - b) > 1e-6 + 5e-3 * abs(a) for a, b in pairs)
     if shape != here["shape"] or apart:
         raise ModelError(
             f"{path} was trained on another base model than what {name!r} is here: {apart} of {len(pairs)} compared "

@@ -103,7 +103,7 @@ class TestMeasuring:
         assert all(one.setup_minutes > 0 for one in tuned)
         assert all(one.latency_s > 0 and one.minutes_per_1000 > 0 for one in found.approaches)
         assert all(one.name in str(found) for one in found.approaches)
-        saved = json.loads((run / "decision/exact_match.json").read_text())
+        saved = json.loads((run / "decision/token_f1.json").read_text())
         assert saved["verdict"] == found.verdict()
         assert run.finished("decide")
         for plot in (decision.plot_approaches, decision.plot_cost, decision.plot_data_needed):

@@ -31,7 +31,7 @@ class Executed:
     def leftovers(self) -> list[str]:
         """Results that a page shows only because the last line of a cell happens to have a value."""
         shown = [o["data"] for c in self.cells for o in c.get("outputs", []) if o["output_type"] == "execute_result"]
-        plain = ["".join(data["text/plain"]) for data in shown if "text/html" not in data]
+        plain = ["".join(data["text/plain"]) for data in shown if not {"text/html", "text/markdown"} & set(data)]
         return [text[:80] for text in plain if text.startswith(("tensor(", "PosixPath(", "<", "False", "None"))]
 
     @property
