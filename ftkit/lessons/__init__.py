@@ -1,5 +1,6 @@
 """Only for lessons: exercises that answer back, short runs, LoRA and 4 bits by hand, claims beside measurements."""
 
+from ftkit.lessons.adapters import adapter_files
 from ftkit.lessons.axolotl import (
     axolotl_python,
     axolotl_recipe,
@@ -43,6 +44,7 @@ from ftkit.lessons.short_runs import (
 )
 
 __all__ = [
+    "adapter_files",
     "adapter_parameters",
     "axolotl_python",
     "axolotl_recipe",

@@ -152,27 +152,32 @@ def plot_adapter_weight(losses: Mapping[float, float], weight: float = 1.0, ax: 
     ax.plot([weight], [losses[weight]], color=ORANGE, marker="D", markersize=9)
     ax.set_ylim(bottom=0)
     title = f"How loud should the adapter be?  at {weight:g}: {losses[weight]:.3f}"
-    label(ax, "factor on BA", "held-out loss, nats a trained token", title)
+    label(ax, "factor on BA", "held-out loss", title)
     return ax
 
 
 def plot_backends(side: SideBySide) -> Any:
-    """What does a backend change? Tokens a second, memory and losses of the same run."""
+    """What does a backend change? Tokens a second with every repeat, memory and losses of the same run."""
     from matplotlib import pyplot
 
     layout = {"figsize": (10.5, 3.6), "layout": "constrained", "width_ratios": (1, 1, 1.3)}
     _, (speed, memory, loss) = pyplot.subplots(1, 3, **layout)
     names = [plain(run.name).replace(", ", ",\n") for run in side.runs]
-    speeds, peaks = [run.tokens_per_s for run in side.runs], [run.peak_gib for run in side.runs]
-    for ax, values, form in ((speed, speeds, "%.0f"), (memory, peaks, "%.2f")):
-        bars = ax.barh(names, values, color=[_LOOKS[i % len(_LOOKS)][0] for i in range(len(names))])
-        ax.bar_label(bars, fmt=form, padding=-34, color="white", fontweight="bold")
-        ax.invert_yaxis()
+    colours = [_LOOKS[i % len(_LOOKS)][0] for i in range(len(names))]
+    speed.barh(names, [run.tokens_per_s for run in side.runs], color=colours, alpha=0.5)
+    for place, run in enumerate(side.runs):
+        speed.plot(run.rates, [place] * len(run.rates), color="black", marker="|", markersize=14, linestyle="")
+        told = f"{run.tokens_per_s:.0f}" if run.steady else "too noisy" if run.spread is not None else "not repeated"
+        speed.annotate(told, (0, place), (4, 0), textcoords="offset points", va="center", fontweight="bold")
+    bars = memory.barh(names, [run.peak_gib for run in side.runs], color=colours)
+    memory.bar_label(bars, fmt="%.2f", padding=-34, color="white", fontweight="bold")
+    speed.invert_yaxis()
+    memory.invert_yaxis()
     memory.set_yticks([])
     plot_losses({run.name: run.losses for run in side.runs}, ax=loss)
-    label(speed, "tokens/s", "", "Is it faster?")
+    label(speed, "tokens/s, a stroke each repeat", "", "Is it faster?")
     label(memory, "peak, GiB", "", "Is it smaller?")
-    loss.set_title("Does it learn the same?", loc="left")
+    label(loss, "weight updates", "loss", "Does it learn the same?")
     return speed
 
 
