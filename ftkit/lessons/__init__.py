@@ -9,7 +9,14 @@ from ftkit.lessons.axolotl import (
     axolotl_stored,
     train_with_axolotl,
 )
-from ftkit.lessons.backends import find_patches, load_record, measure_backends, patches_written, supported_families
+from ftkit.lessons.backends import (
+    find_patches,
+    load_record,
+    measure_backends,
+    patches_written,
+    recorded_speed_ups,
+    supported_families,
+)
 from ftkit.lessons.claims import hardware_table, memory_claims, settings_table
 from ftkit.lessons.commands import stream
 from ftkit.lessons.exercises import check, explore, predict, you_should_see
@@ -29,6 +36,7 @@ from ftkit.lessons.plots import (
     plot_rounding,
     plot_saved_by_qlora,
     plot_spectrum,
+    plot_speed_ups,
 )
 from ftkit.lessons.quantization import error, roundtrip, stored
 from ftkit.lessons.scaling import per_gpu_gib, published_scaling
@@ -83,9 +91,11 @@ __all__ = [
     "plot_rounding",
     "plot_saved_by_qlora",
     "plot_spectrum",
+    "plot_speed_ups",
     "predict",
     "published_scaling",
     "rank_errors",
+    "recorded_speed_ups",
     "roundtrip",
     "row_losses",
     "settings_table",

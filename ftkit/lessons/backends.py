@@ -108,6 +108,12 @@ class SideBySide:
             return None
         return self[name].tokens_per_s / self[over].tokens_per_s
 
+    def ratio(self, name: str, over: str) -> str:
+        """Speed and memory of `name` as multiples of those of `over`; no speed where it is too noisy to read."""
+        times = self.speed_up(name, over)
+        speed = "speed too noisy to read" if times is None else f"{times:.2f} times the speed"
+        return f"{name} over {over}: {speed}, {1 - self.memory_saved(name, over):.2f} times the memory"
+
     def memory_saved(self, name: str, over: str) -> float:
         """Share of `over`'s peak memory that `name` does without; negative where it needs more."""
         return 1 - self[name].peak_gib / self[over].peak_gib
@@ -333,6 +339,22 @@ def load_record(name: str = "length") -> GpuRecord:
         raise MissingArtifact(f"No record {name!r}. There are: {', '.join(known)}.")
     facts = known[name]
     return GpuRecord(**{**facts, "heads": tuple(facts["heads"]), "rows": tuple(facts["rows"])})
+
+
+def recorded_speed_ups() -> dict[str, list[float]]:
+    """How many times as fast Unsloth was in each record, by its opponent, the card, who measured, and the year."""
+    length, baseline, t4, own = (load_record(name).rows for name in ("length", "baseline", "t4", "h200"))
+    plain, flash, unsloth = (row["tokens_per_s"] for row in baseline)
+    over_flash = [
+        row["unsloth_tokens_per_s"] / row["plain_tokens_per_s"] for row in length if row["plain_tokens_per_s"]
+    ]
+    return {
+        "plain (T4, its maker, 2024)": [row["unsloth"] for row in t4],
+        "plain, newer torch (T4, its maker, 2024)": [row["unsloth"] / row["plain_torch_2_1_1"] for row in t4],
+        "plain (A100, LLaMA-Factory, 2024)": [unsloth / plain],
+        "FlashAttention 2 (A100, LLaMA-Factory, 2024)": [unsloth / flash, *over_flash],
+        "plain (H200, this kit, 2026)": [row["unsloth_tokens_per_s"] / row["plain_tokens_per_s"] for row in own],
+    }
 
 
 def _text(value: Any) -> str:

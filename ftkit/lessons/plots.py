@@ -207,6 +207,21 @@ def plot_by_length(rows: Sequence[Mapping[str, Any]], ax: Any = None) -> Any:
     return ax
 
 
+def plot_speed_ups(speed_ups: Mapping[str, Sequence[float]], claim: float = 2.0, ax: Any = None) -> Any:
+    """Faster than what? One line of dots for each opponent, each dot a measured run; the claim is dotted."""
+    ax = axes(ax)
+    for place, (opponent, times) in enumerate(speed_ups.items()):
+        colour, _, marker = _LOOKS[place % len(_LOOKS)]
+        ax.plot(times, [place] * len(times), color=colour, marker=marker, linestyle="", label=opponent)
+    ax.axvline(claim, color=ORANGE, linestyle=":", label="the claim")
+    ax.axvline(1, color=GREY, linewidth=1)
+    ax.set_yticks(range(len(speed_ups)), list(map(plain, speed_ups)))
+    ax.invert_yaxis()
+    ax.set_xlim(left=0)
+    label(ax, "Unsloth, times as fast as this opponent", "", "Faster than what?")
+    return ax
+
+
 def _lines(ax: Any, series: Mapping[str, Sequence[float]], size: float = 4, xs: Sequence[float] | None = None) -> None:
     """Lines that differ in colour, dash and marker, over 1, 2, 3 … unless `xs` says otherwise, with a legend."""
     for (name, values), (colour, dash, marker) in zip(series.items(), itertools.cycle(_LOOKS), strict=False):

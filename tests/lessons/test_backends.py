@@ -52,6 +52,12 @@ def test_speed_comes_with_the_spread_or_not_at_all(rates, told):
     assert told in str(SideBySide((run("one", rates),)))
 
 
+def test_a_ratio_names_the_memory_even_where_speed_is_too_noisy(side):
+    assert side.ratio("fast", "plain") == "fast over plain: 1.50 times the speed, 0.75 times the memory"
+    noisy = side + SideBySide((run("noisy", (100, 200)),))
+    assert noisy.ratio("noisy", "plain") == "noisy over plain: speed too noisy to read, 1.00 times the memory"
+
+
 def test_runs_are_repeated_in_turn(monkeypatch):
     """A neighbour that slows the machine for a while slows both."""
     order, rates = [], iter((100.0, 200.0, 110.0, 210.0))
@@ -344,6 +350,16 @@ def test_published_improvements_agree_with_the_speeds():
         r["unsloth_tokens_per_s"] / r["plain_tokens_per_s"] for r in lessons.load_record("length").rows if r["plain_gb"]
     ]
     assert [round(100 * ratio) for ratio in ratios] == [111, 116, 117, 116, 114, 111]
+
+
+def test_recorded_speed_ups_name_their_opponent():
+    """The maker's own lie on both sides of two; against a newer torch or FlashAttention none reaches it."""
+    found = lessons.recorded_speed_ups()
+    (old, newer, plain, flash, own) = found.values()
+    assert min(old) < 2 < max(old)
+    assert max(newer + plain + flash + own) < 2
+    assert [round(value, 2) for value in (plain[0], flash[0], min(own), max(own))] == [1.68, 1.36, 0.88, 1.36]
+    assert len(flash) == 7
 
 
 def test_columns_are_named_with_their_units():

@@ -85,6 +85,13 @@ def test_by_length_computes_gains_and_draws_the_claim():
     assert (twice.get_ydata()[0], sixty.get_ydata()[0]) == (1.0, 0.6)
 
 
+def test_speed_ups_have_a_line_for_each_opponent_and_the_claim():
+    ax = lessons.plot_speed_ups({"plain": [1.5, 3.0], "newer": [1.2]}, ax=blank_axes())
+    plain, newer, claim, _ = ax.get_lines()
+    assert (list(plain.get_xdata()), list(newer.get_xdata()), claim.get_xdata()[0]) == ([1.5, 3.0], [1.2], 2.0)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["plain", "newer"]
+
+
 def test_by_length_leaves_out_what_ran_out_of_memory_and_says_so():
     ax = draw("by_length", blank_axes())
     assert len(ax.get_lines()[0].get_xdata()) == 6
