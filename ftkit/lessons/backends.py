@@ -349,11 +349,11 @@ def recorded_speed_ups() -> dict[str, list[float]]:
         row["unsloth_tokens_per_s"] / row["plain_tokens_per_s"] for row in length if row["plain_tokens_per_s"]
     ]
     return {
-        "plain (T4, its maker, 2024)": [row["unsloth"] for row in t4],
-        "plain, newer torch (T4, its maker, 2024)": [row["unsloth"] / row["plain_torch_2_1_1"] for row in t4],
-        "plain (A100, LLaMA-Factory, 2024)": [unsloth / plain],
-        "FlashAttention 2 (A100, LLaMA-Factory, 2024)": [unsloth / flash, *over_flash],
-        "plain (H200, this kit, 2026)": [row["unsloth_tokens_per_s"] / row["plain_tokens_per_s"] for row in own],
+        "plain (T4, 2024, its maker)": [row["unsloth"] for row in t4],
+        "plain, newer torch (T4, 2024, its maker)": [row["unsloth"] / row["plain_torch_2_1_1"] for row in t4],
+        "plain (A100, 2024, others)": [unsloth / plain],
+        "FlashAttention 2 (A100, 2024, others)": [unsloth / flash, *over_flash],
+        "plain (H200, 2026, this kit)": [row["unsloth_tokens_per_s"] / row["plain_tokens_per_s"] for row in own],
     }
 
 
