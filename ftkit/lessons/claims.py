@@ -126,9 +126,7 @@ def memory_claims(points: Sequence[Measurement] = ()) -> tables.Table:
     small, large, huge = map(memory.find, names)
     plain = TrainConfig(per_device_train_batch_size=1, backend="transformers")
     narrow, pure, mixed = ((2 + states) * small.parameters / 1e9 for states in (2, 4, 8))  # a gradient, and Adam's two
-    full, frugal = (
-        estimate(large, plain.replace(optim=name), method="full") for name in ("adamw_torch", "adamw_8bit")
-    )
+    full, frugal = (estimate(large, plain.replace(optim=name), method="full") for name in ("adamw_torch", "adamw_8bit"))
     lora = estimate(large, plain, method="lora")
     lean = estimate(huge, _lean(plain))
     usual = estimate(huge, plain.replace(max_length=4096, per_device_train_batch_size=4))

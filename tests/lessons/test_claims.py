@@ -57,7 +57,10 @@ def test_a_measurement_without_checkpointing_says_so(table):
 
 def test_each_claim_stands_beside_a_computed_value(points):
     computed = {row[0]: row[2] for row in lessons.memory_claims(points).rows}
-    assert "27 GB with Adam's averages in 8-bit, 40 in 16-bit, 67 in 32-bit" in computed["gradients and optimiser states of a 7B"]
+    assert (
+        "27 GB with Adam's averages in 8-bit, 40 in 16-bit, 67 in 32-bit"
+        in computed["gradients and optimiser states of a 7B"]
+    )
     assert "75 GiB for an 8B all in 16-bit, 49 with Adam in 8-bit" in computed["7B to 8B, full fine-tuning"]
     assert "measured 62 to 63" in computed["QLoRA of a 70B"]
     assert "(to 76)" in computed["QLoRA of a 70B"]

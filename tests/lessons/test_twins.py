@@ -1,4 +1,4 @@
-"""Searches for near-duplicates beside the truth: MinHash misses none of these, SimHash names the pair that it missed."""
+"""Searches for near-duplicates beside the truth: MinHash misses none of these, SimHash names one that it missed."""
 
 from ftkit import lessons
 
