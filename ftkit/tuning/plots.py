@@ -85,14 +85,16 @@ def _panel(panel: Any, axis: Axis, report: SearchReport, top: float) -> None:
         panel.set_xticks(range(len(axis.choices)), [plain(short(choice)) for choice in axis.choices])
         panel.set_xlim(-0.5, len(axis.choices) - 0.5)
         return
-    middle = (axis.low + axis.high) / 2
+    middle, room = (axis.low + axis.high) / 2, (axis.high - axis.low) / 10
+    ends = axis.low - room, axis.high + room
     if axis.log:
         panel.set_xscale("log")
-        middle = (axis.low * axis.high) ** 0.5
+        middle, factor = (axis.low * axis.high) ** 0.5, (axis.high / axis.low) ** 0.1
+        ends = axis.low / factor, axis.high * factor
     ticks = [axis.low, axis.rounded(float(f"{middle:.1g}")), axis.high]
     panel.set_xticks(ticks, [short(tick) for tick in ticks])
     panel.set_xticks([], minor=True)
-    panel.margins(x=0.1)
+    panel.set_xlim(*ends)  # the whole space, tried or not
 
 
 def _place(axis: Axis, trial: Trial) -> Any:
