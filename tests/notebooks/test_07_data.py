@@ -92,7 +92,7 @@ def own(execute, tmp_path_factory):
     rows = [("question", "reply"), *parcels, parcels[2], ("And parcel 99?", "")]
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    return execute("07_data", my_file=path, my_columns="question, reply", max_steps=0, max_examples=8)
+    return execute("07_data", my_file=path, my_columns="question, reply", max_steps=1, max_examples=8)
 
 
 def test_an_own_file_is_cleaned_and_split_and_its_broken_row_named(own):
