@@ -41,6 +41,7 @@ from ftkit.lessons.plots import (
 from ftkit.lessons.quantization import error, roundtrip, stored
 from ftkit.lessons.scaling import per_gpu_gib, published_scaling
 from ftkit.lessons.short_runs import (
+    compare_rows,
     compare_variants,
     fit,
     logits,
@@ -50,6 +51,7 @@ from ftkit.lessons.short_runs import (
     tokens,
     trained_tokens,
 )
+from ftkit.lessons.twins import search_twins
 
 __all__ = [
     "adapter_files",
@@ -60,6 +62,7 @@ __all__ = [
     "axolotl_says",
     "axolotl_stored",
     "check",
+    "compare_rows",
     "compare_variants",
     "error",
     "explore",
@@ -98,6 +101,7 @@ __all__ = [
     "recorded_speed_ups",
     "roundtrip",
     "row_losses",
+    "search_twins",
     "settings_table",
     "share_below_high",
     "step_size",

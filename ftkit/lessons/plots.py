@@ -12,21 +12,22 @@ from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label, plain
 from ftkit.lessons import lora, quantization
 from ftkit.lessons.backends import SideBySide
 from ftkit.lessons.measured import Measurement
-from ftkit.memory import estimate_setup
+from ftkit.memory import MemoryEstimate
 
 _LOOKS = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, "-.", "^"), (RED, ":", "D"), (GREY, "-", "v"))
 
 
-def plot_against_measured(points: Sequence[Measurement], ax: Any = None) -> Any:
-    """Can it be believed? Each public measurement against its estimate; on the line they agree."""
+def plot_against_measured(pairs: Sequence[tuple[Measurement, MemoryEstimate]], ax: Any = None) -> Any:
+    """Can it be believed? Each measurement against its estimate, as `held_out` gives them; on the line they agree."""
     ax = axes(ax)
     marks = {"full": ("D", ORANGE), "lora": ("s", GREEN), "qlora": ("o", BLUE)}
     for method, (mark, colour) in marks.items():
-        chosen = [point for point in points if point.setup.method == method]
-        guesses = [estimate_setup(point.shape, point.setup).likely_gib for point in chosen]
-        peaks, name = [point.allocated_gib for point in chosen], f"{method}, {len(chosen)} runs"
+        chosen = [(point, found) for point, found in pairs if point.setup.method == method]
+        guesses = [found.likely_gib for _, found in chosen]
+        peaks, name = [point.allocated_gib for point, _ in chosen], f"{method}, {len(chosen)} runs"
         ax.scatter(peaks, guesses, marker=mark, color=colour, alpha=0.7, s=28, label=name if chosen else None)
-    ends = [0.8 * min(p.allocated_gib for p in points), 1.2 * max(p.allocated_gib for p in points)]
+    measured = [point.allocated_gib for point, _ in pairs]
+    ends = [0.8 * min(measured), 1.2 * max(measured)]
     ax.plot(ends, ends, color="black", linewidth=1)
     near = [[share * end for end in ends] for share in (0.95, 1.05)]
     ax.fill_between(ends, *near, color=GREY, alpha=0.3, linewidth=0, label="within 5 %")

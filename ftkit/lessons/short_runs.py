@@ -129,6 +129,35 @@ def compare_variants(
     return losses, Variants(tuple(table))
 
 
+def compare_rows(
+    model: Any,
+    parts: Mapping[str, Sequence[TokenRow]],
+    held_out: Sequence[TokenRow],
+    *,
+    steps: int,
+    learning_rate: float,
+    r: int = 16,
+    alpha: int = 16,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Train the same new adapter on each of `parts`; the loss of every held-out row, "untrained" first.
+
+    `model` has no adapter, and is left so.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    losses = {"untrained": row_losses(model, held_out)}
+    for name, rows in parts.items():
+        torch.manual_seed(seed)
+        settings = {"r": r, "lora_alpha": alpha, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+        adapted = get_peft_model(model, LoraConfig(**settings))
+        fit(adapted, rows, steps=steps, learning_rate=learning_rate)
+        losses[name] = row_losses(adapted, held_out)
+        model = adapted.unload()
+    return losses
+
+
 def answer_loss(model: Any, rows: Sequence[TokenRow]) -> Any:
     """Mean cross-entropy of the answers' tokens, nats a token, as a tensor with its graph."""
     from torch.nn.functional import cross_entropy, pad

@@ -42,6 +42,8 @@ def plot_runs(runs: Mapping[str, History], ax: Any = None) -> Any:
     looks = itertools.cycle(zip(_COLOURS, _MARKERS, strict=True))
     for (name, history), (colour, marker) in zip(runs.items(), looks, strict=False):
         _draw_loss(ax, history, name=name, colours=(colour, colour), marker=marker)
+    ax.autoscale(axis="y")  # the first curve has fixed the upper end, and another may lie above it
+    ax.set_ylim(bottom=0)
     if runs:
         ax.legend(frameon=False, fontsize="small")
     figures.label(ax, _UPDATES, _LOSS, "Which settings learn better? (dashed: validation)")

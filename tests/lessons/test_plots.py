@@ -6,6 +6,7 @@ from ftkit import lessons
 from ftkit.figures import blank_axes
 from ftkit.lessons.backends import BackendRun, SideBySide
 from ftkit.lessons.lora import Target
+from ftkit.memory import estimate_setup
 
 LAYERS = [Target("q", 64, 64), Target("v", 64, 32)]
 
@@ -132,7 +133,8 @@ def test_backends_write_the_numbers_on_the_bars():
 
 def test_the_scatter_shows_every_point():
     points = lessons.measurements()[0]
-    ax = lessons.plot_against_measured(points, ax=blank_axes())
+    pairs = [(point, estimate_setup(point.shape, point.setup)) for point in points]
+    ax = lessons.plot_against_measured(pairs, ax=blank_axes())
     drawn = sum(
         len(collection.get_offsets())
         for collection in ax.collections

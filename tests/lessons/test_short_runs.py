@@ -147,6 +147,16 @@ def test_an_unknown_variant_is_named(model):
         Variants(())["x"]
 
 
+def test_rows_are_compared_from_the_same_start(model, token_rows):
+    """The same rows under two names make the same adapter; the base is left as it was."""
+    before = lessons.row_losses(model, token_rows)
+    parts = {"one": token_rows, "other": token_rows}
+    losses = lessons.compare_rows(model, parts, token_rows, steps=2, learning_rate=1e-2, r=2)
+    assert list(losses) == ["untrained", "one", "other"]
+    assert losses["one"] == losses["other"] != losses["untrained"]
+    assert losses["untrained"] == before == lessons.row_losses(model, token_rows)
+
+
 def test_mean_loss_weighs_tokens_and_row_losses_rows(model, token_rows):
     """A long answer counts more in the mean over tokens."""
     counts = [lessons.trained_tokens([row]) for row in token_rows]

@@ -52,3 +52,11 @@ def test_compare_runs_draws_one_line_a_run_with_units():
     ax = training.plot_runs({"a": History.of(CURVE), "b": History.of(CURVE[:4])}, figures.blank_axes())
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
     assert "nats a trained token" in ax.get_ylabel()
+
+
+def test_no_run_leaves_the_figure_of_several():
+    """The first curve is the lowest: the others' losses still lie below the upper end."""
+    runs = {"low": History.of([HistoryPoint(1, 0.5)]), "high": History.of([HistoryPoint(1, 3.0, val_loss=4.0)])}
+    ax = training.plot_runs(runs, figures.blank_axes())
+    assert ax.get_ylim()[0] == 0
+    assert ax.get_ylim()[1] > 4
