@@ -9,6 +9,7 @@ from ftkit.lessons.axolotl import (
     train_with_axolotl,
 )
 from ftkit.lessons.backends import find_patches, load_record, measure_backends, patches_written, supported_families
+from ftkit.lessons.broken_runs import adapter_difference, break_four, kill_half_way
 from ftkit.lessons.claims import hardware_table, memory_claims, settings_table
 from ftkit.lessons.commands import stream
 from ftkit.lessons.exercises import check, explore, predict, you_should_see
@@ -41,14 +42,17 @@ from ftkit.lessons.short_runs import (
     tokens,
     trained_tokens,
 )
+from ftkit.lessons.sick_runs import hidden_nan, sick_runs
 
 __all__ = [
+    "adapter_difference",
     "adapter_parameters",
     "axolotl_python",
     "axolotl_recipe",
     "axolotl_rows",
     "axolotl_says",
     "axolotl_stored",
+    "break_four",
     "check",
     "compare_variants",
     "error",
@@ -57,7 +61,9 @@ __all__ = [
     "fit",
     "hardware_table",
     "held_out",
+    "hidden_nan",
     "judge_exam",
+    "kill_half_way",
     "load_record",
     "logits",
     "mark",
@@ -88,6 +94,7 @@ __all__ = [
     "row_losses",
     "settings_table",
     "share_below_high",
+    "sick_runs",
     "step_size",
     "stored",
     "stream",
