@@ -104,7 +104,8 @@ def break_four(
         "wrong answers": quick.replace(max_steps=steps + 4),
     }
     rows = dict.fromkeys(settings, short)
-    rows |= {"eight rows": eight_rows(splits if own else None, config.seed), "wrong answers": swapped(short, config.seed)}
+    rows["eight rows"] = eight_rows(splits if own else None, config.seed)
+    rows["wrong answers"] = swapped(short, config.seed)
     histories, runs = {}, {}
     for name, setting in settings.items():
         model, tokenizer = models.load(base_model, setting)

@@ -1,7 +1,7 @@
 """Runs that went wrong, recorded: curves, answers and scores to tell illnesses by, without training anything.
 
-`tools/make_sick_runs.py` made them with the bundled model. What each of them has is said by the kit's own reports, which
-get the recorded material: `training.diagnose`, `preflight.check`, `data.leakage`, `evaluation.compare`.
+`tools/make_sick_runs.py` made them with the bundled model. What each of them has is said by the kit's own reports on
+what was recorded: `training.diagnose`, `preflight.check`, `data.leakage`, `evaluation.compare`.
 """
 
 import random
@@ -54,7 +54,7 @@ class SickRun:
         """The recorded answers of "base" or "tuned", or of another way of asking, scored as `evaluate` does it."""
         given = [row[system] for row in self.kept[rows]]
         answers = [Answer(said["answer"], said["tokens"], said["stopped"]) for said in given]
-        metric = "exact_match" if rows != "rows" else self.metric
+        metric = "exact_match" if rows == "task" else self.metric
         return evaluation.score_answers(
             answers,
             self.examples(rows),
@@ -106,7 +106,8 @@ class SickRuns:
             norms = [p.grad_norm for p in run.history.points if p.grad_norm is not None]
             base, tuned = (run.report(system) for system in ("base", "tuned"))
             scores = (f"{report.scores[next(iter(report.scores))].value:.0%}" for report in (base, tuned))
-            rows.append((letter, f"{losses[0]:.2f} → {losses[-1]:.2f}", f"{norms[-1]:.2g}", *scores, f"{tuned.stopped:.0%}"))
+            curve = (f"{losses[0]:.2f} → {losses[-1]:.2f}", f"{norms[-1]:.2g}")
+            rows.append((letter, *curve, *scores, f"{tuned.stopped:.0%}"))
         return [tables.Table(head, rows, caption="base and tuned: right answers to the same test prompts")]
 
 
@@ -130,7 +131,7 @@ def _recorded() -> dict[str, SickRun]:
 def _read(name: str, facts: Mapping[str, Any]) -> SickRun:
     points = []
     for point in facts["points"]:
-        values = {key: float(value) for key, value in point.items() if key != "step"}
+        values: dict[str, Any] = {key: float(value) for key, value in point.items() if key != "step"}
         points.append(HistoryPoint(point["step"], **values))
     kept = {key: facts[key] for key in ("rows", "shown", "task", "fresh") if key in facts}
     train = data.load_examples([{"messages": chat} for chat in facts["train"]]) if "train" in facts else None
