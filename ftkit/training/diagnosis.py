@@ -89,7 +89,9 @@ def _not_a_number(history: Any) -> list[Reading]:
         if lost := [step for step, value in pairs if not math.isfinite(value)]:
             if len(lost) == len(pairs) and not any(_norm(p) for p in history.points if p.loss is not None):
                 return [_reading("nothing-trained", "masked", step=lost[0], seen=len(pairs))]
-            return [_reading("nan", step=lost[0], name=name, lost=len(lost), seen=len(pairs))]
+            norms = [_norm(p) for p in history.points if p.step in lost and getattr(p, "grad_norm", None) is not None]
+            variant = "logged" if norms and all(map(math.isfinite, norms)) else ""
+            return [_reading("nan", variant, step=lost[0], name=name, lost=len(lost), seen=len(pairs))]
     if lost := [p.step for p in history.points if p.loss == 0 and not math.isfinite(_norm(p))]:
         return [_reading("nan", "hidden", step=lost[0], lost=len(lost), seen=len(history.losses))]
     return []

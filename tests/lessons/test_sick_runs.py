@@ -87,7 +87,7 @@ def test_the_leak_is_found_and_fresh_rows_tell_the_truth(sick):
     run = sick["test rows leaked"]
     assert len(data.leakage(run.train, run.examples()).exact) == len(run.kept["rows"])
     score, fresh = (run.report("tuned", rows).scores["mentions"].value for rows in ("rows", "fresh"))
-    assert score > 0.8 > 0.4 > fresh
+    assert score > 0.6 > 0.2 > fresh
 
 
 def test_tables_show_letters_and_no_names(sick):

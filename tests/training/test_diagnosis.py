@@ -107,6 +107,13 @@ def test_a_zero_beside_a_gradient_of_zero_is_nothing_trained():
     assert diagnose(History.of(points)).ids == ("nothing-trained",)
 
 
+def test_a_nan_beside_a_gradient_that_is_a_number_is_in_the_log_alone():
+    """A plain Trainer sums losses up: after one batch without a trained token every later mean is NaN."""
+    points = [HistoryPoint(step, 1.0 if step < 5 else math.nan, grad_norm=2.0) for step in range(1, 11)]
+    found = diagnose(History.of(points))
+    assert (found.ids, found.verdict) == (("nan",), "Not a number from step 5, in the log alone")
+
+
 def test_a_mean_over_nothing_with_a_gradient_of_zero_is_nothing_trained():
     """TRL's loss where every label is masked, and no filter hides it."""
     points = [HistoryPoint(step, math.nan, grad_norm=0.0) for step in range(1, 11)]
