@@ -31,6 +31,7 @@ from ftkit.lessons.plots import (
     plot_spectrum,
 )
 from ftkit.lessons.quantization import error, roundtrip, stored
+from ftkit.lessons.recorded_runs import hidden_nan, sick_runs
 from ftkit.lessons.scaling import per_gpu_gib, published_scaling
 from ftkit.lessons.short_runs import (
     compare_variants,
@@ -42,7 +43,6 @@ from ftkit.lessons.short_runs import (
     tokens,
     trained_tokens,
 )
-from ftkit.lessons.sick_runs import hidden_nan, sick_runs
 
 __all__ = [
     "adapter_difference",

@@ -114,6 +114,7 @@ def _draw_loss(
             color=training,
             linewidth=2,
             label=figures.plain(name) if name else "training, smoothed",
+            clip_on=False,  # a loss of 0 lies on the axis
         )
     if history.val_losses:
         steps, values = zip(*history.val_losses, strict=True)

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from ftkit import data, evaluation, lessons, preflight, training
-from ftkit.lessons.sick_runs import sick_runs
+from ftkit.lessons.recorded_runs import sick_runs
 
 NAMES = {
     "nothing is trained",
