@@ -20,11 +20,11 @@ from ftkit.training.history import History, HistoryPoint
 _COLOURS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, figures.GREY, "#CC79A7", "#56B4E9")
 _MARKERS = "os^Dvx+"
 _DRAWING_SHARE = 0.01  # of a run's time that its figure may take
-_UPDATES, _LOSS = "weight updates", "loss, nats a trained token"
+_UPDATES, _LOSS = "weight updates", "loss (nats per token)"
 
 
 def plot_loss(history: History, ax: Any = None) -> Any:
-    """Is it learning? Training loss raw and smoothed, validation loss, in nats a trained token."""
+    """Is it learning? Training loss raw and smoothed, validation loss, in nats per trained token."""
     ax = figures.axes(ax)
     _draw_loss(ax, history)
     if history.points:
@@ -76,7 +76,7 @@ def plot_curves(runs: Mapping[str, History], axes: Any = None) -> Any:
         _draw_loss(ax, history)
         _draw_end(ax, history, label="last third" if place == 0 else None)
         figures.label(ax, _UPDATES, "", figures.plain(name))
-    axes[0].set_ylabel("loss per token")
+    axes[0].set_ylabel(_LOSS)
     axes[0].legend(frameon=False, fontsize="small")
     return list(axes)
 

@@ -41,7 +41,7 @@ def test_each_run_has_a_panel_with_its_curves():
         [[2.0, 1.0], smooth([2.0, 1.0]), [1.5], [1.0, 1.0]],
         [[3.0, 4.0], smooth([3.0, 4.0]), [4.0, 4.0]],
     ]
-    assert axes[0].get_ylabel() == "loss per token"
+    assert axes[0].get_ylabel() == "loss (nats per token)"
     assert axes[1].get_xlabel() == "weight updates"
 
 
@@ -66,4 +66,4 @@ def test_a_loss_that_is_no_number_is_marked_where_it_would_be():
 def test_compare_runs_draws_one_line_a_run_with_units():
     ax = training.plot_runs({"a": History.of(CURVE), "b": History.of(CURVE[:4])}, figures.blank_axes())
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
-    assert "nats a trained token" in ax.get_ylabel()
+    assert "nats per token" in ax.get_ylabel()
