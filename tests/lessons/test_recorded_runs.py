@@ -2,6 +2,7 @@
 
 import copy
 import math
+from importlib import resources
 
 import pytest
 
@@ -94,3 +95,8 @@ def test_tables_show_letters_and_no_names(sick):
     for page in (str(sick), str(sick.answers())):
         assert not [name for name in NAMES if name in page]
     assert len(sick.answers(2).rows) == 12
+
+
+def test_the_file_stays_small():
+    path = resources.files("ftkit").joinpath("samples/sick_runs.json")
+    assert len(path.read_bytes()) < 100_000
