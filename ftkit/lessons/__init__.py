@@ -17,6 +17,7 @@ from ftkit.lessons.backends import (
     recorded_speed_ups,
     supported_families,
 )
+from ftkit.lessons.broken_runs import adapter_difference, break_four, kill_half_way
 from ftkit.lessons.claims import hardware_table, memory_claims, settings_table
 from ftkit.lessons.commands import stream
 from ftkit.lessons.exercises import check, explore, predict, you_should_see
@@ -39,6 +40,7 @@ from ftkit.lessons.plots import (
     plot_speed_ups,
 )
 from ftkit.lessons.quantization import error, roundtrip, stored
+from ftkit.lessons.recorded_runs import hidden_nan, sick_runs
 from ftkit.lessons.scaling import per_gpu_gib, published_scaling
 from ftkit.lessons.short_runs import (
     compare_rows,
@@ -54,6 +56,7 @@ from ftkit.lessons.short_runs import (
 from ftkit.lessons.twins import search_twins
 
 __all__ = [
+    "adapter_difference",
     "adapter_files",
     "adapter_parameters",
     "axolotl_python",
@@ -61,6 +64,7 @@ __all__ = [
     "axolotl_rows",
     "axolotl_says",
     "axolotl_stored",
+    "break_four",
     "check",
     "compare_rows",
     "compare_variants",
@@ -70,7 +74,9 @@ __all__ = [
     "fit",
     "hardware_table",
     "held_out",
+    "hidden_nan",
     "judge_exam",
+    "kill_half_way",
     "load_record",
     "logits",
     "mark",
@@ -104,6 +110,7 @@ __all__ = [
     "search_twins",
     "settings_table",
     "share_below_high",
+    "sick_runs",
     "step_size",
     "stored",
     "stream",
