@@ -13,7 +13,15 @@ from ftkit.lessons.claims import hardware_table, memory_claims, settings_table
 from ftkit.lessons.commands import stream
 from ftkit.lessons.exercises import check, explore, predict, you_should_see
 from ftkit.lessons.judge_pairs import judge_exam
-from ftkit.lessons.lora import adapter_parameters, rank_errors, step_size, targets, truncated
+from ftkit.lessons.lora import (
+    adapter_parameters,
+    gaps_to_peft,
+    rank_shares,
+    step_size,
+    target_table,
+    targets,
+    truncated,
+)
 from ftkit.lessons.measured import held_out, mean_error, measured_pairs, measurements, share_below_high
 from ftkit.lessons.planted import mark
 from ftkit.lessons.plots import (
@@ -29,12 +37,15 @@ from ftkit.lessons.plots import (
     plot_saved_by_qlora,
     plot_spectrum,
 )
-from ftkit.lessons.quantization import error, roundtrip, stored
+from ftkit.lessons.quantization import error, nf4_levels, packed_codes, projections, rounded, roundtrip, stored
 from ftkit.lessons.scaling import per_gpu_gib, published_scaling
 from ftkit.lessons.short_runs import (
     compare_variants,
     fit,
+    full_update,
     logits,
+    lora_update,
+    loss_with,
     mean_loss,
     plain_weight,
     row_losses,
@@ -55,11 +66,15 @@ __all__ = [
     "explore",
     "find_patches",
     "fit",
+    "full_update",
+    "gaps_to_peft",
     "hardware_table",
     "held_out",
     "judge_exam",
     "load_record",
     "logits",
+    "lora_update",
+    "loss_with",
     "mark",
     "mean_error",
     "mean_loss",
@@ -67,6 +82,8 @@ __all__ = [
     "measured_pairs",
     "measurements",
     "memory_claims",
+    "nf4_levels",
+    "packed_codes",
     "patches_written",
     "per_gpu_gib",
     "plain_weight",
@@ -82,8 +99,10 @@ __all__ = [
     "plot_saved_by_qlora",
     "plot_spectrum",
     "predict",
+    "projections",
     "published_scaling",
-    "rank_errors",
+    "rank_shares",
+    "rounded",
     "roundtrip",
     "row_losses",
     "settings_table",
@@ -92,6 +111,7 @@ __all__ = [
     "stored",
     "stream",
     "supported_families",
+    "target_table",
     "targets",
     "tokens",
     "train_with_axolotl",
