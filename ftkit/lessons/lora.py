@@ -76,7 +76,7 @@ def gaps_to_peft(by_hand: Callable[..., Any], layer: Any, alpha: float) -> dict[
         "A's gradient": (by_hand_gradients[0], gradients[0]),
         "B's gradient": (by_hand_gradients[1], gradients[1]),
     }
-    return {name: float((one - other).abs().max()) for name, (one, other) in pairs.items()}
+    return {name: float((one - other).detach().abs().max()) for name, (one, other) in pairs.items()}
 
 
 def step_size(alpha: float, r: int) -> float:

@@ -64,8 +64,8 @@ def test_spectrum_shows_shares_of_the_largest():
 
 
 def test_rank_figure_names_the_marked_rank():
-    """r=8: 8 * (128 + 96) parameters, and BA counts 16 / 8 times."""
-    assert "r=8" in (title := draw("rank_tradeoff", blank_axes()).get_title(loc="left"))
+    """r=8: 8 * (128 + 96) parameters, and BA counts 16 / 8 times; halving values lose a quarter of the rest each."""
+    assert "r=8: 100% kept" in (title := draw("rank_tradeoff", blank_axes()).get_title(loc="left"))
     assert "0.00 M; BA counts 2 times" in title
 
 
@@ -106,7 +106,7 @@ def test_backends_answer_three_questions():
     assert (speed.get_xlabel(), memory.get_xlabel(), loss.get_ylabel()) == (
         "tokens/s",
         "peak, GiB",
-        "loss, nats a trained token",
+        "loss per trained token",
     )
     assert [bar.get_width() for bar in speed.patches] == [100, 101, 102, 103, 104, 105]
     assert len(loss.get_lines()) == 6
