@@ -43,7 +43,7 @@ def test_nf4_rounds_best_among_four_bits(facts):
 
 
 def test_a_forgotten_format_costs(facts):
-    """FP4, which Transformers takes unless asked for NF4, loses more."""
+    """FP4, which Transformers takes unless asked for NF4, loses more on invoices."""
     assert facts["loss_nf4"] < facts["loss_fp4"] < facts["loss_one_scale"]
 
 
