@@ -22,7 +22,15 @@ from ftkit.lessons.claims import hardware_table, memory_claims, settings_table
 from ftkit.lessons.commands import stream
 from ftkit.lessons.exercises import check, explore, predict, you_should_see
 from ftkit.lessons.judge_pairs import judge_exam
-from ftkit.lessons.lora import adapter_parameters, rank_errors, step_size, targets, truncated
+from ftkit.lessons.lora import (
+    adapter_parameters,
+    gaps_to_peft,
+    rank_shares,
+    step_size,
+    target_table,
+    targets,
+    truncated,
+)
 from ftkit.lessons.measured import held_out, mean_error, measured_pairs, measurements, share_below_high
 from ftkit.lessons.planted import mark
 from ftkit.lessons.plots import (
@@ -39,14 +47,17 @@ from ftkit.lessons.plots import (
     plot_spectrum,
     plot_speed_ups,
 )
-from ftkit.lessons.quantization import error, roundtrip, stored
+from ftkit.lessons.quantization import error, nf4_levels, packed_codes, projections, rounded, roundtrip, stored
 from ftkit.lessons.recorded_runs import hidden_nan, sick_runs
 from ftkit.lessons.scaling import per_gpu_gib, published_scaling
 from ftkit.lessons.short_runs import (
     compare_rows,
     compare_variants,
     fit,
+    full_update,
     logits,
+    lora_update,
+    loss_with,
     mean_loss,
     plain_weight,
     row_losses,
@@ -72,6 +83,8 @@ __all__ = [
     "explore",
     "find_patches",
     "fit",
+    "full_update",
+    "gaps_to_peft",
     "hardware_table",
     "held_out",
     "hidden_nan",
@@ -79,6 +92,8 @@ __all__ = [
     "kill_half_way",
     "load_record",
     "logits",
+    "lora_update",
+    "loss_with",
     "mark",
     "mean_error",
     "mean_loss",
@@ -86,6 +101,8 @@ __all__ = [
     "measured_pairs",
     "measurements",
     "memory_claims",
+    "nf4_levels",
+    "packed_codes",
     "patches_written",
     "per_gpu_gib",
     "plain_weight",
@@ -102,9 +119,11 @@ __all__ = [
     "plot_spectrum",
     "plot_speed_ups",
     "predict",
+    "projections",
     "published_scaling",
-    "rank_errors",
+    "rank_shares",
     "recorded_speed_ups",
+    "rounded",
     "roundtrip",
     "row_losses",
     "search_twins",
@@ -115,6 +134,7 @@ __all__ = [
     "stored",
     "stream",
     "supported_families",
+    "target_table",
     "targets",
     "tokens",
     "train_with_axolotl",

@@ -55,22 +55,23 @@ def plot_spectrum(updates: Mapping[str, Sequence[float]], ax: Any = None) -> Any
 def plot_rank_tradeoff(
     layers: Sequence[lora.Target], values: Sequence[float], r: int = 16, alpha: int = 32, ax: Any = None
 ) -> Any:
-    """What does a rank buy? Error of the best approximation of an update, and the parameters of the whole adapter.
+    """What does a rank buy? Share of an update that the best approximation keeps, and parameters of the whole adapter.
 
     `layers` is what the adapter attaches to, `values` are the singular values of the update; rank `r` is marked.
     """
     ax = axes(ax)
     ranks = [rank for rank in (1, 2, 4, 8, 16, 32, 64, 128, 256) if rank < len(values)]
-    errors = lora.rank_errors(values)
+    shares = lora.rank_shares(values)
     counts = [lora.adapter_parameters(layers, rank) / 1e6 for rank in ranks]
-    ax.plot(ranks, [errors[rank] for rank in ranks], color=BLUE, marker="o", label="error of the approximation (left)")
+    ax.plot(ranks, [shares[rank] for rank in ranks], color=BLUE, marker="o", label="share of the update kept (left)")
     right = _right(ax, ranks, counts, "trainable parameters (right, log)", "trainable parameters, millions (log)")
     right.set_yscale("log")
     _powers_of_two(ax, ranks, r)
-    ax.set_ylim(0, 1)
+    _percent(ax)
+    ax.set_ylim(0, 1.02)
     size, factor = lora.adapter_parameters(layers, r) / 1e6, alpha / r
-    chosen = f"r={r}: error {errors[r]:.2f}, {size:.2f} M; BA counts {factor:g} times"
-    label(ax, "rank r", "relative error, 0 to 1", f"What does a rank buy?  {chosen}")
+    chosen = f"r={r}: {shares[r]:.0%} kept, {size:.2f} M; BA counts {factor:g} times"
+    label(ax, "rank r", "share of the squared size", f"What does a rank buy?  {chosen}")
     return ax
 
 
@@ -79,7 +80,7 @@ def plot_losses(losses: Mapping[str, Sequence[float]], ax: Any = None) -> Any:
     ax = axes(ax)
     _lines(ax, losses)
     ax.set_ylim(bottom=0)
-    label(ax, "weight updates", "loss, nats a trained token", "Which variant learns faster?")
+    label(ax, "weight updates", "loss (nats per token)", "Which variant learns faster?")
     return ax
 
 
@@ -116,7 +117,7 @@ def plot_blocksize(weights: Any, size: int = 64, kind: str = "nf4", ax: Any = No
     sizes = [16, 32, 64, 128, 256, 512, 1024, 4096]
     errors = [quantization.error(weights, kind, each) for each in sizes]
     ax.plot(sizes, errors, color=BLUE, marker="o", label="error (left)")
-    _right(ax, sizes, [32 / each for each in sizes], "bits for scales (right)", "bits a parameter for fp32 scales")
+    _right(ax, sizes, [32 / each for each in sizes], "bits for scales (right)", "bits per parameter for fp32 scales")
     _powers_of_two(ax, sizes, size)
     _percent(ax)
     ax.set_ylim(bottom=0)
@@ -131,7 +132,7 @@ def plot_saved_by_qlora(pairs: Sequence[Any], ax: Any = None) -> Any:
     sizes, ratios = [pair.parameters / 1e9 for pair in pairs], [pair.ratio for pair in pairs]
     dots = ax.scatter(sizes, ratios, c=[pair.length for pair in pairs], cmap="viridis_r", zorder=3)
     ax.figure.colorbar(dots, label="length of a row, tokens")
-    ax.axhspan(4, 8, color=ORANGE, alpha=0.3, label="the claim: 4 to 8 times")
+    ax.axhspan(4, 8, color=ORANGE, alpha=0.3, label="often claimed: 4 to 8 times")
     ax.axhline(1, color=GREY, linestyle=":", label="nothing saved")
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

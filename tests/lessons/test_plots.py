@@ -67,8 +67,8 @@ def test_spectrum_shows_shares_of_the_largest():
 
 
 def test_rank_figure_names_the_marked_rank():
-    """r=8: 8 * (128 + 96) parameters, and BA counts 16 / 8 times."""
-    assert "r=8" in (title := draw("rank_tradeoff", blank_axes()).get_title(loc="left"))
+    """r=8: 8 * (128 + 96) parameters, and BA counts 16 / 8 times; halving values lose a quarter of the rest each."""
+    assert "r=8: 100% kept" in (title := draw("rank_tradeoff", blank_axes()).get_title(loc="left"))
     assert "0.00 M; BA counts 2 times" in title
 
 

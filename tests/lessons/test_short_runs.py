@@ -76,6 +76,27 @@ def test_a_layer_is_trained_in_full_and_frozen_again(model, token_rows):
     assert not any(weight.requires_grad for weight in model.parameters())
 
 
+def test_a_full_update_is_what_changed_and_leaves_the_model(model, token_rows):
+    """Added again, it gives the loss of the trained model."""
+    layer = model.model.layers[0].mlp.up_proj
+    before, untrained = layer.weight.clone(), lessons.mean_loss(model, token_rows)
+    update = lessons.full_update(model, layer, token_rows, steps=3, learning_rate=1e-2)
+    assert layer.weight.equal(before)
+    assert lessons.loss_with(model, layer, update, token_rows) < untrained
+    assert lessons.mean_loss(model, token_rows) == untrained
+
+
+def test_an_update_by_lora_has_its_rank_and_leaves_the_model(model, token_rows):
+    import torch
+
+    untrained = lessons.mean_loss(model, token_rows)
+    how = {"r": 2, "alpha": 4, "steps": 3, "learning_rate": 1e-2}
+    update = lessons.lora_update(model, "model.layers.0.mlp.up_proj", token_rows, **how)
+    assert torch.linalg.matrix_rank(update) == 2
+    assert lessons.mean_loss(model, token_rows) == untrained
+    assert not hasattr(model.model.layers[0].mlp.up_proj, "lora_A")
+
+
 @pytest.mark.parametrize("longest", [256, 1])
 def test_fit_suits_the_attention_to_short_rows_and_takes_it_back(adapted, token_rows, monkeypatch, longest):
     """A lesson need not mind: on a CPU plain attention is faster for short rows, and longer ones keep the fused."""
@@ -125,6 +146,14 @@ def test_compare_is_the_same_twice(model, token_rows):
         for _ in range(2)
     )
     assert first == second
+
+
+def test_a_variant_may_set_its_rate(model, token_rows):
+    """Rates are compared like any other setting: at rate 0 nothing is learnt."""
+    variants = {rate: {"r": 2, "target_modules": ["q_proj"], "learning_rate": rate} for rate in (0.0, 1e-2)}
+    _, table = lessons.compare_variants(model, variants, token_rows, token_rows, steps=2, learning_rate=1.0)
+    assert table[0.0].held_out_loss == pytest.approx(lessons.mean_loss(model, token_rows))
+    assert table[1e-2].held_out_loss < table[0.0].held_out_loss
 
 
 def test_a_variant_may_set_alpha_itself(model, token_rows):
