@@ -12,6 +12,7 @@ from ftkit.lessons.backends import find_patches, load_record, measure_backends, 
 from ftkit.lessons.claims import hardware_table, memory_claims, settings_table
 from ftkit.lessons.commands import stream
 from ftkit.lessons.exercises import check, explore, predict, you_should_see
+from ftkit.lessons.finished import finished_run
 from ftkit.lessons.judge_pairs import judge_exam
 from ftkit.lessons.lora import adapter_parameters, rank_errors, step_size, targets, truncated
 from ftkit.lessons.measured import held_out, mean_error, measured_pairs, measurements, share_below_high
@@ -54,6 +55,7 @@ __all__ = [
     "error",
     "explore",
     "find_patches",
+    "finished_run",
     "fit",
     "hardware_table",
     "held_out",
