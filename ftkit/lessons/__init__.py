@@ -21,6 +21,7 @@ from ftkit.lessons.broken_runs import adapter_difference, break_four, kill_half_
 from ftkit.lessons.claims import hardware_table, memory_claims, settings_table
 from ftkit.lessons.commands import stream
 from ftkit.lessons.exercises import check, explore, predict, you_should_see
+from ftkit.lessons.finished import finished_run
 from ftkit.lessons.judge_pairs import judge_exam
 from ftkit.lessons.lora import (
     adapter_parameters,
@@ -82,6 +83,7 @@ __all__ = [
     "error",
     "explore",
     "find_patches",
+    "finished_run",
     "fit",
     "full_update",
     "gaps_to_peft",
