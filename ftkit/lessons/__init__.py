@@ -15,6 +15,7 @@ from ftkit.lessons.exercises import check, explore, predict, you_should_see
 from ftkit.lessons.judge_pairs import judge_exam
 from ftkit.lessons.lora import adapter_parameters, rank_errors, step_size, targets, truncated
 from ftkit.lessons.measured import held_out, mean_error, measured_pairs, measurements, share_below_high
+from ftkit.lessons.own import own_rows
 from ftkit.lessons.planted import mark
 from ftkit.lessons.plots import (
     plot_adapter_weight,
@@ -67,6 +68,7 @@ __all__ = [
     "measured_pairs",
     "measurements",
     "memory_claims",
+    "own_rows",
     "patches_written",
     "per_gpu_gib",
     "plain_weight",
