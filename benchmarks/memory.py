@@ -2,7 +2,8 @@
 
     python benchmarks/memory.py [--points FILE.csv]
 
-Each point is estimated with constants that were fitted without its model. `--points` takes any CSV with the columns of
+Each point, likely and high end, is estimated with constants that were fitted without its model; how wide the range is
+was chosen with all points in view. `--points` takes any CSV with the columns of
 `memory_points.COLUMNS`; the constants are then those in use.
 """
 
@@ -18,7 +19,7 @@ from memory_points import POINTS, read_points
 from ftkit.hardware import GIB
 from ftkit.lessons import held_out
 from ftkit.lessons.measured import Measurement
-from ftkit.memory import estimate_setup
+from ftkit.memory import MemoryEstimate, estimate_setup
 
 SAMPLES = Path(__file__).parents[1] / "ftkit/samples"
 OFTEN_REPEATED = json.loads((SAMPLES / "often_repeated.json").read_text())["hardware"]
@@ -70,11 +71,11 @@ class Row:
     covered: str
 
 
-def of_estimates(measured: Sequence[Measurement], guesses: Sequence[float], quality: str) -> Row:
+def of_estimates(pairs: Sequence[tuple[Measurement, MemoryEstimate]], quality: str) -> Row:
     """Errors of the estimate, and how often the high end stays above what the source reports."""
-    chosen = [(point, guess) for point, guess in zip(measured, guesses, strict=True) if point.quality == quality]
-    errors = [abs(guess / point.allocated_gib - 1) for point, guess in chosen]
-    above = sum(_high(point) >= max(point.headline_gib, point.allocated_gib) for point, _ in chosen)
+    chosen = [(point, found) for point, found in pairs if point.quality == quality]
+    errors = [abs(found.likely_gib / point.allocated_gib - 1) for point, found in chosen]
+    above = sum(found.high_gib >= max(point.headline_gib, point.allocated_gib) for point, found in chosen)
     return Row("ftkit", quality, len(chosen), mean(errors), max(errors), f"{above} of {len(chosen)}")
 
 
@@ -86,12 +87,9 @@ def of_rule(name: str, rule: Callable[[int, str], float | None], measured: Seque
     return Row(name, quality, len(errors), mean(errors), max(errors), f"{above} of {len(errors)}")
 
 
-def _high(point: Measurement) -> float:
-    return estimate_setup(point.shape, point.setup).high_gib
-
-
-def table(measured: Sequence[Measurement], guesses: Sequence[float]) -> list[Row]:
+def table(pairs: Sequence[tuple[Measurement, MemoryEstimate]]) -> list[Row]:
     """All rows, class by class."""
+    measured = [point for point, _ in pairs]
     rules = (
         ("the often repeated table", often_repeated),
         ("LLaMA-Factory's table", llama_factory),
@@ -99,7 +97,7 @@ def table(measured: Sequence[Measurement], guesses: Sequence[float]) -> list[Row
     )
     rows = []
     for quality in sorted({point.quality for point in measured}):
-        rows.append(of_estimates(measured, guesses, quality))
+        rows.append(of_estimates(pairs, quality))
         rows += [of_rule(name, rule, measured, quality) for name, rule in rules]
     return rows
 
@@ -112,25 +110,25 @@ def main() -> None:
     measured, left_out = read_points(chosen.points)
     if chosen.points == POINTS:
         pairs = held_out(measured)
-        measured, guesses = [point for point, _ in pairs], [guess for _, guess in pairs]
     else:
-        guesses = [estimate_setup(point.shape, point.setup).likely_gib for point in measured]
+        pairs = [(point, estimate_setup(point.shape, point.setup)) for point in measured]
     print(f"{'':28} {'class':5} {'points':>6} {'mean error':>10} {'largest':>8}   not below the measurement")
-    for row in table(measured, guesses):
+    for row in table(pairs):
         errors = f"{100 * row.mean_error:8.1f} % {100 * row.largest:6.1f} %"
         print(f"{row.name:28} {row.quality:5} {row.count:6} {errors}   {row.covered}")
-    ratios = sorted(_high(point) / max(point.headline_gib, point.allocated_gib) for point in measured)
+    ratios = sorted(found.high_gib / max(point.headline_gib, point.allocated_gib) for point, found in pairs)
     middle, ninth = median(ratios), ratios[int(0.9 * len(ratios))]
     print(f"\nhigh / measured: smallest {ratios[0]:.2f}, median {middle:.2f}, nine in ten below {ninth:.2f}, ", end="")
     print(f"largest {ratios[-1]:.2f}")
     for reason in sorted({out.reason for out in left_out}):
         print(f"left out: {sum(out.reason == reason for out in left_out)} points: {reason}")
     if chosen.each:
-        for point, guess in zip(measured, guesses, strict=True):
-            setup, off = point.setup, 100 * (guess / point.allocated_gib - 1)
+        for point, found in pairs:
+            setup, guess = point.setup, found.likely_gib
+            off = 100 * (guess / point.allocated_gib - 1)
             print(f"{point.id} {point.model:40} {setup.method:6} {setup.tokens:6} tokens", end=" ")
             print(f"{point.allocated_gib:7.2f} measured {guess:7.2f} likely {off:+6.1f} %", end=" ")
-            print(f"{_high(point):7.2f} high {point.headline_gib:7.2f} headline")
+            print(f"{found.high_gib:7.2f} high {point.headline_gib:7.2f} headline")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def classes():
 
 REPORTS = {cls.__qualname__: cls for cls in classes() if dataclasses.is_dataclass(cls)}
 ANSWER = {"prompt": HOSTILE, "expected": [HOSTILE], "answer": HOSTILE, "exact_match": 1.0}
+SAID = {"answer": HOSTILE, "tokens": 3, "stopped": True}
 # What cannot hold any text, by the class and the name of the field.
 GIVEN = {
     ("Finding", "severity"): "error",
@@ -71,6 +72,8 @@ GIVEN = {
     ("Recommendation", "path"): (("need", "knowledge"),),
     ("_Tree", "of"): decision.recommend(),
     ("Change", "state"): "lost",
+    ("SickRun", "metric"): "exact_match",
+    ("SickRun", "kept"): {"rows": ({"prompt": HOSTILE, "wanted": HOSTILE, "base": SAID, "tuned": SAID},)},
 }
 
 

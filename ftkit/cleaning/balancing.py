@@ -58,10 +58,10 @@ def balance(by: str, *, at_most: int | None = None, ratio: float = 1.5, seed: in
 
 
 def mix(task: Any, general: Any, share: float = 0.08, *, seed: int = 0) -> Mixture:
-    """Add general examples until they are `share` of all rows: rehearsal, the usual remedy against forgetting.
+    """Add general examples until they are `share` of all rows: rehearsal, a usual remedy against forgetting.
 
-    Five to ten per cent is the usual dose. The rows come shuffled; columns other than `messages` and `tools` are left
-    behind.
+    Five to ten per cent is often advised; no study has fixed the share (Kalra et al. 2026, arXiv:2601.16979). The
+    rows come shuffled; columns other than `messages` and `tools` are left behind.
 
     Raises:
         ConfigError: a share outside 0 to 1.

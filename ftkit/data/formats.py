@@ -68,8 +68,8 @@ _CHAT_LIKE = re.compile(
 def detect_format(columns: Iterable[str], samples: Sequence[Mapping[str, Any]] = ()) -> str:
     """Name the format of these columns.
 
-    It is `messages`, `sharegpt`, `alpaca`, `dolly`, `squad`, `sql`, `prompt-completion`, `chatml` or `text`. Some rows
-    as `samples` tell chats from documents, and turns from other lists.
+    It is `messages`, `sharegpt`, `alpaca`, `dolly`, `squad`, `sql`, `prompt-completion`, `prompt-answer`, `chatml` or
+    `text`. Some rows as `samples` tell chats from documents, and turns from other lists.
 
     Raises:
         DataError: none of them; says which columns exist, which were wanted, and suggests a mapping.
@@ -95,8 +95,9 @@ def used_columns(format: str, mapping: Mapping[str, str] | None = None) -> set[s
         return set(mapping.values())
     if format == "text":
         return set()
-    more = {"messages": _TURN_COLUMNS, "alpaca": ("input",), "prompt-completion": ("context",)}.get(format, ())
-    return {*_FORMATS[format][0], *more, *_SYSTEM_COLUMNS, "history", "functions"}
+    more = {"messages": _TURN_COLUMNS, "alpaca": ("input",)}
+    more |= dict.fromkeys(("prompt-completion", "prompt-answer"), ("context",))
+    return {*_FORMATS[format][0], *more.get(format, ()), *_SYSTEM_COLUMNS, "history", "functions"}
 
 
 def to_messages(
@@ -305,6 +306,10 @@ def _from_prompt_completion(row: Mapping[str, Any], left: set[str]) -> Messages:
     return answer if again else [*asked, *answer]
 
 
+def _from_prompt_answer(row: Mapping[str, Any], left: set[str]) -> Messages:
+    return _from_prompt_completion({**row, "completion": row["answer"]}, left)
+
+
 def _from_chatml(row: Mapping[str, Any], left: set[str]) -> Messages:
     text = as_text(row["text"], "a text")
     found = _CHATML_TURN.findall(text)
@@ -380,6 +385,7 @@ _FORMATS: dict[str, tuple[set[str], Converter]] = {
     "squad": ({"question", "context", "answers"}, _from_squad),
     "sql": ({"question", "context", "answer"}, _from_pair("question", "answer", "context")),
     "prompt-completion": ({"prompt", "completion"}, _from_prompt_completion),
+    "prompt-answer": ({"prompt", "answer"}, _from_prompt_answer),
     "chatml": ({"text"}, _from_chatml),
     "text": ({"text"}, _from_chatml),
 }

@@ -59,7 +59,7 @@ class LeakageReport:
             pairs = (f"test row {o.test} = train row {o.train} ({_NAMES.get(o.on, o.on)})" for o in self.exact[:_SHOWN])
             listed = "\n  ".join(pairs)
             raise DataError(
-                f"{len(rows)} of {self.test_rows} test rows stand in the training set, so a score on them says nothing:"
+                f"{len(rows)} of {self.test_rows} test rows are training rows too, so a score on them says nothing:"
                 f"\n  {listed}\n"
                 "Split with data.split, which keeps twins together, or take these rows out of one of the two."
             )

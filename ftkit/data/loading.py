@@ -99,7 +99,7 @@ class Loaded:
             DataError: numbers the rows, each with its reason.
         """
         if self.broken:
-            way = f"Mend them, or leave them out with {way_out}." if self.positions else "No row can be used."
+            way = f"Fix them, or leave them out with {way_out}." if self.positions else "No row can be used."
             raise DataError(f"{self.name}: {self._rows(' cannot be used')}\n{way}")
 
     def warn_broken(self) -> None:

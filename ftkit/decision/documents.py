@@ -85,7 +85,7 @@ def read_documents(source: Any, *, on_error: str = "raise") -> tuple[Document, .
     if not found:
         raise DataError(said if problems else f"There are no documents in {_short(source)}.")
     if problems and on_error == "raise":
-        raise DataError(f"{said}\nMend them, or leave them out with on_error='skip'.")
+        raise DataError(f"{said}\nFix them, or leave them out with on_error='skip'.")
     if problems:
         warnings.warn(f"Left out: {said}", FtkitWarning, stacklevel=2)
     return tuple(found)

@@ -1,21 +1,24 @@
 """What a backend changes: the same short run under several settings, what Unsloth replaced, what others measured.
 
-Each run has a process of its own, so that nothing of one is left in the other. Measured are tokens a second after the
-first step (which compiles), peak memory, every loss, and how much Unsloth had replaced.
+Each run has a process of its own, so that nothing of one is left in the other. Runs are repeated in turn, since a
+neighbour on the machine may slow one of them; where the repeats disagree, no speed is told. Measured are tokens a
+second of each update after the first (which compiles), peak memory, every loss, and how much Unsloth had replaced.
 """
 
 import importlib.util
 import json
 import pkgutil
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
@@ -34,6 +37,7 @@ _TAKEN = (
     "peft.get_peft_model",
 )
 _IN_A_PROCESS = "import json, sys; from ftkit.lessons import backends; backends.run_here(**json.loads(sys.argv[1]))"
+_TOO_FAR_APART = 0.2
 _INNER = {staticmethod: "__func__", classmethod: "__func__", MethodType: "__func__", property: "fget"}
 
 
@@ -41,20 +45,45 @@ _INNER = {staticmethod: "__func__", classmethod: "__func__", MethodType: "__func
 class BackendRun:
     """One run: how fast, how large, what it learned, and in which surroundings.
 
-    `replaced` counts what Unsloth had exchanged in other libraries when the run ended; `stale` names what was taken
-    from them before Unsloth came, and no longer is what stands there; `warned` is what `models.load` had to say.
+    `rates` are the repeats' tokens a second, each the median of its updates. `replaced` counts what Unsloth had
+    exchanged in other libraries when the run ended; `stale` names what was taken from them before Unsloth came, and no
+    longer is what stands there; `warned` is what `models.load` had to say.
     """
 
     name: str
     device: str
     day: str
     losses: tuple[float, ...]
-    tokens_per_s: float
+    rates: tuple[float, ...]
     peak_gib: float
     replaced: int
     versions: dict[str, str]
     stale: tuple[str, ...] = ()
     warned: str = ""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """The median of the repeats."""
+        return statistics.median(self.rates)
+
+    @property
+    def spread(self) -> float | None:
+        """How far the fastest repeat lies above the slowest, as a share; None where the run was not repeated."""
+        return max(self.rates) / min(self.rates) - 1 if len(self.rates) > 1 else None
+
+    @property
+    def steady(self) -> bool:
+        """Whether there are repeats, and they differ by no more than a fifth."""
+        return self.spread is not None and self.spread <= _TOO_FAR_APART
+
+    @property
+    def speed(self) -> str:
+        """Tokens a second with the spread of the repeats, or why they say nothing."""
+        if self.spread is None:
+            return "not repeated"
+        if not self.steady:
+            return f"too noisy to read: repeats differ by {self.spread:.0%}"
+        return f"{self.tokens_per_s:.0f} (repeats within {self.spread:.0%})"
 
 
 @tables.shown
@@ -73,9 +102,17 @@ class SideBySide:
     def __add__(self, other: "SideBySide") -> "SideBySide":
         return SideBySide(self.runs + other.runs)
 
-    def speed_up(self, name: str, over: str) -> float:
-        """Tokens a second of `name` over those of `over`."""
+    def speed_up(self, name: str, over: str) -> float | None:
+        """Tokens a second of `name` over those of `over`; None where the repeats of one are too noisy to read."""
+        if not (self[name].steady and self[over].steady):
+            return None
         return self[name].tokens_per_s / self[over].tokens_per_s
+
+    def ratio(self, name: str, over: str) -> str:
+        """Speed and memory of `name` as multiples of those of `over`; no speed where it is too noisy to read."""
+        times = self.speed_up(name, over)
+        speed = "speed too noisy to read" if times is None else f"{times:.2f} times the speed"
+        return f"{name} over {over}: {speed}, {1 - self.memory_saved(name, over):.2f} times the memory"
 
     def memory_saved(self, name: str, over: str) -> float:
         """Share of `over`'s peak memory that `name` does without; negative where it needs more."""
@@ -95,17 +132,18 @@ class SideBySide:
         rows = []
         for run in self.runs:
             losses = (f"{run.losses[0]:.4f}", f"{run.losses[-1]:.4f}")
-            rows.append((run.name, f"{run.tokens_per_s:.0f}", f"{run.peak_gib:.2f}", *losses, run.replaced))
+            rows.append((run.name, run.speed, f"{run.peak_gib:.2f}", *losses, run.replaced))
         places = dict.fromkeys(f"{run.device}, {run.day}" for run in self.runs)
         return [tables.Table(head, rows), " · ".join(places)]
 
 
 def measure_backends(
-    configs: Mapping[str, TrainConfig], *, model: str, rows: int = 32, late: bool = False
+    configs: Mapping[str, TrainConfig], *, model: str, rows: int = 32, repeats: int = 2, late: bool = False
 ) -> SideBySide:
-    """Train on the same invoices once for each of `configs`; for "transformers" in a process without Unsloth.
+    """Train on the same invoices with each of `configs` in turn, `repeats` times around.
 
-    `late` imports what Unsloth replaces first, and Unsloth last. The first step of a run is not timed.
+    "transformers" trains in a process without Unsloth. `late` imports what Unsloth replaces first, and Unsloth last.
+    The first step of a run is not timed.
 
     Raises:
         ConfigError: fewer than two updates.
@@ -115,18 +153,26 @@ def measure_backends(
         raise ConfigError(
             f"{', '.join(short)}: max_steps=1 leaves nothing to time, since the first step compiles. Give 3 or more."
         )
-    found = []
-    for name, config in configs.items():
-        with tempfile.TemporaryDirectory() as folder:
-            config.save(Path(folder) / "config.yaml")
-            task = json.dumps({"name": name, "folder": folder, "base": model, "rows": rows, "late": late})
-            done = subprocess.run([sys.executable, "-c", _IN_A_PROCESS, task], capture_output=True, text=True)
-            result = Path(folder) / "measured.json"
-            if done.returncode or not result.exists():
-                raise FtkitError(f"The run {name!r} failed:\n{done.stderr[-1500:]}")
-            facts = json.loads(result.read_text(encoding="utf-8"))
-        found.append(BackendRun(**{**facts, "losses": tuple(facts["losses"]), "stale": tuple(facts["stale"])}))
-    return SideBySide(tuple(found))
+    found: dict[str, BackendRun] = {}
+    for _ in range(repeats):
+        for name, config in configs.items():
+            run = _in_a_process(name, config, model, rows, late)
+            if earlier := found.get(name):
+                run = replace(earlier, rates=earlier.rates + run.rates, peak_gib=max(earlier.peak_gib, run.peak_gib))
+            found[name] = run
+    return SideBySide(tuple(found.values()))
+
+
+def _in_a_process(name: str, config: TrainConfig, model: str, rows: int, late: bool) -> BackendRun:
+    with tempfile.TemporaryDirectory() as folder:
+        config.save(Path(folder) / "config.yaml")
+        task = json.dumps({"name": name, "folder": folder, "base": model, "rows": rows, "late": late})
+        done = subprocess.run([sys.executable, "-c", _IN_A_PROCESS, task], capture_output=True, text=True)
+        result = Path(folder) / "measured.json"
+        if done.returncode or not result.exists():
+            raise FtkitError(f"The run {name!r} failed:\n{done.stderr[-1500:]}")
+        facts = json.loads(result.read_text(encoding="utf-8"))
+    return BackendRun(**{**facts, **{key: tuple(facts[key]) for key in ("losses", "rates", "stale")}})
 
 
 def run_here(name: str, folder: str, base: str, rows: int, late: bool) -> None:
@@ -143,13 +189,13 @@ def run_here(name: str, folder: str, base: str, rows: int, late: bool) -> None:
     parts = data.Splits(*(invoices.select(range(*ends)) for ends in ((rows,), (rows, rows + 1), (rows + 1, rows + 2))))
     history = train(model, tokenizer, parts, config, runs.Run.create("one", folder))
     steps = [point for point in history.points if point.loss is not None]
-    timed_s = (steps[-1].seconds or 0) - (steps[0].seconds or 0)
+    timed = [((b.tokens or 0) - (a.tokens or 0), (b.seconds or 0) - (a.seconds or 0)) for a, b in pairwise(steps)]
     measured = BackendRun(
         name=name,
         device=str(hardware.detect()),
         day=date.today().isoformat(),
         losses=tuple(point.loss or 0 for point in steps),
-        tokens_per_s=((steps[-1].tokens or 0) - (steps[0].tokens or 0)) / timed_s,
+        rates=(statistics.median(tokens / seconds for tokens, seconds in timed),),
         peak_gib=history.peak_memory_gib,
         replaced=len(find_patches()),
         versions=runs.versions(),
@@ -293,6 +339,22 @@ def load_record(name: str = "length") -> GpuRecord:
         raise MissingArtifact(f"No record {name!r}. There are: {', '.join(known)}.")
     facts = known[name]
     return GpuRecord(**{**facts, "heads": tuple(facts["heads"]), "rows": tuple(facts["rows"])})
+
+
+def recorded_speed_ups() -> dict[str, list[float]]:
+    """How many times as fast Unsloth was in each record, by its opponent, the card, who measured, and the year."""
+    length, baseline, t4, own = (load_record(name).rows for name in ("length", "baseline", "t4", "h200"))
+    plain, flash, unsloth = (row["tokens_per_s"] for row in baseline)
+    over_flash = [
+        row["unsloth_tokens_per_s"] / row["plain_tokens_per_s"] for row in length if row["plain_tokens_per_s"]
+    ]
+    return {
+        "plain (T4, 2024, its maker)": [row["unsloth"] for row in t4],
+        "plain, newer torch (T4, 2024, its maker)": [row["unsloth"] / row["plain_torch_2_1_1"] for row in t4],
+        "plain (A100, 2024, others)": [unsloth / plain],
+        "FlashAttention 2 (A100, 2024, others)": [unsloth / flash, *over_flash],
+        "plain (H200, 2026, this kit)": [row["unsloth_tokens_per_s"] / row["plain_tokens_per_s"] for row in own],
+    }
 
 
 def _text(value: Any) -> str:

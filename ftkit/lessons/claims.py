@@ -40,8 +40,8 @@ class Cell:
 
     Attributes:
         method: "full", "lora" or "qlora".
-        lean: the smallest setting: Unsloth, one row of 512 tokens.
-        usual: the settings that were asked for.
+        lean: the smallest setting: Unsloth, one row of 512 tokens, Adam in 8-bit.
+        usual: the settings that were asked for; every weight is trained with Adam's averages in 16-bit.
         nearest: the public run of this class and method whose tokens are nearest, or None.
     """
 
@@ -64,7 +64,7 @@ class Cell:
         if self.says_gib < _ROUNDED * self.lean.likely_gib:
             return "too low, even for the leanest run"
         if self.says_gib < _ROUNDED * self.usual.likely_gib:
-            return "a best case: short rows"
+            return "a best case: 8-bit Adam" if self.method == "full" else "a best case: short rows"
         return "enough" if self.says_gib >= self.usual.high_gib else "likely enough, not surely"
 
 
@@ -82,7 +82,7 @@ class HardwareTable:
 
     def _parts(self) -> list[tables.Table]:
         computed = (f"lean, {_LEAN_TOKENS} tokens", "these settings", "so the repeated number is")
-        head = ("size", "method", "often repeated", *computed, "nearest public measurement")
+        head = ("size", "method", "often repeated", *computed, "measured nearest to it")
         rows = []
         for cell in self.cells:
             says = "-" if cell.says_gib is None else f"{cell.says_gib:g}"
@@ -90,8 +90,8 @@ class HardwareTable:
             lean, seen, point = f"{cell.lean.likely_gib:.1f}", "none", cell.nearest
             if point is not None:
                 saver = "" if point.setup.checkpointing else ", no checkpointing"
-                run = f"{point.model}, {point.setup.tokens:,} tokens{saver}"
-                seen = f"{point.allocated_gib:.1f}: {run} ({point.source})"
+                model = point.model.rsplit("/", 1)[-1]
+                seen = f"{point.allocated_gib:.1f}: {model}, {point.setup.tokens:,} tokens{saver}"
             rows.append((cell.size.name, _METHODS[cell.method], says, lean, usual, cell.verdict, seen))
         return [tables.Table(head, rows, caption=self.about)]
 
@@ -115,9 +115,9 @@ def hardware_table(config: TrainConfig, points: Sequence[Measurement] = ()) -> H
             nearest = min(alike, key=lambda p: (abs(p.setup.tokens / tokens - 1), p.id), default=None)
             cells.append(Cell(size, method, lean, usual, nearest))
     asked = f"{tokens:,} tokens in memory, r={config.lora_r}, {config.backend}"
-    return HardwareTable(
-        tuple(cells), f"GiB. These settings: {asked}; models: {', '.join(size.example for size in sizes)}"
-    )
+    assumed = "full: Adam's averages in 16-bit, lean in 8-bit"
+    models = ", ".join(size.example for size in sizes)
+    return HardwareTable(tuple(cells), f"GiB. These settings: {asked}; {assumed}; models: {models}")
 
 
 def memory_claims(points: Sequence[Measurement] = ()) -> tables.Table:
@@ -125,23 +125,20 @@ def memory_claims(points: Sequence[Measurement] = ()) -> tables.Table:
     names = ("meta-llama/Llama-2-7b-hf", "meta-llama/Llama-3.1-8B", "NousResearch/Llama-2-70b-hf")
     small, large, huge = map(memory.find, names)
     plain = TrainConfig(per_device_train_batch_size=1, backend="transformers")
-    mixed, pure = ((2 + states) * small.parameters / 1e9 for states in (8, 4))  # a gradient, and Adam's two averages
-    full = estimate(large, plain.replace(optim="adamw_torch"), method="full")
-    lora, qlora = (estimate(large, plain, method=method) for method in ("lora", "qlora"))
-    bits = NF4_DOUBLE_BITS * large.matrix_parameters + 16 * large.other_parameters
+    narrow, pure, mixed = ((2 + states) * small.parameters / 1e9 for states in (2, 4, 8))  # a gradient, and Adam's two
+    full, frugal = (estimate(large, plain.replace(optim=name), method="full") for name in ("adamw_torch", "adamw_8bit"))
+    lora = estimate(large, plain, method="lora")
     lean = estimate(huge, _lean(plain))
     usual = estimate(huge, plain.replace(max_length=4096, per_device_train_batch_size=4))
     seen = [point.allocated_gib for point in points if point.model == huge.name and point.setup.method == "qlora"]
     measured = f"; measured {min(seen):.0f} to {max(seen):.0f}" if seen else ""
     computed = {
-        "gradients": f"{mixed:.0f} GB in mixed precision, {pure:.0f} in pure bf16",
-        "full": f"{full.likely_gib:.0f} GiB for an 8B in pure bf16, to {full.high_gib:.0f} in the process",
-        "qlora": f"weights {16 * large.parameters / bits:.1f} times, "
-        f"the whole run {lora.likely_gib / qlora.likely_gib:.1f} times against 16-bit LoRA",
+        "gradients": f"{narrow:.0f} GB with Adam's averages in 8-bit, {pure:.0f} in 16-bit, {mixed:.0f} in 32-bit",
+        "full": f"{full.likely_gib:.0f} GiB for an 8B all in 16-bit, {frugal.likely_gib:.0f} with Adam in 8-bit",
         "huge": f"{lean.likely_gib:.0f} GiB lean, "
         f"{usual.likely_gib:.0f} (to {usual.high_gib:.0f}) at 16,384 tokens{measured}",
         "lora": f"weights alone {2 * large.parameters / GIB:.0f} GiB, the run {lora.likely_gib:.0f}",
-        "double_quantisation": f"{NF4_BITS - NF4_DOUBLE_BITS:.3f} bits a parameter",
+        "double_quantisation": f"{NF4_BITS - NF4_DOUBLE_BITS:.3f} bits per parameter",
     }
     sentences = files.sample("often_repeated")["sentences"]
     rows = [(row["claim"], row["says"], computed[row["key"]], row["verdict"]) for row in sentences]
@@ -168,5 +165,5 @@ def settings_table(measured: Mapping[str, str] | None = None) -> tables.Table:
 
 
 def _lean(config: TrainConfig) -> TrainConfig:
-    lean = {"backend": "unsloth", "max_length": _LEAN_TOKENS, "gradient_checkpointing": True}
+    lean = {"backend": "unsloth", "max_length": _LEAN_TOKENS, "gradient_checkpointing": True, "optim": "adamw_8bit"}
     return config.replace(per_device_train_batch_size=1, **lean)

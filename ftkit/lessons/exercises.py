@@ -17,8 +17,11 @@ class Prediction:
     def __init__(self, question: str, guess: float | None, low: float, high: float) -> None:
         self.question, self.value, self.low, self.high = question, guess, low, high
 
-    def compare(self, measured: float) -> None:
-        """Print the guess beside the measurement."""
+    def compare(self, measured: float | None) -> None:
+        """Print the guess beside the measurement; None is one that is too noisy to read."""
+        if measured is None:
+            print(f"○ {self.question}: too noisy to read here, so no guess is right or wrong.")
+            return
         if self.value is None:
             print(f"○ {self.question}: measured {_short(measured)}.")
             return

@@ -3,10 +3,12 @@
 Knows shapes and matrices, no language models; `models.add_lora` attaches real adapters.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from ftkit.tables import Table
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,43 @@ def adapter_parameters(layers: Sequence[Target], r: int) -> int:
     return sum(r * (layer.d_in + layer.d_out) for layer in layers)
 
 
+def target_table(layers: Sequence[Target], r: int) -> Table:
+    """For each kind of matrix its shape, and how many numbers it and its part of an adapter have in all layers."""
+    kinds: dict[str, list[Target]] = {}
+    for layer in layers:
+        kinds.setdefault(layer.name.rsplit(".", 1)[-1], []).append(layer)
+    rows = []
+    for name, alike in kinds.items():
+        shape = f"{alike[0].d_in:,} → {alike[0].d_out:,}"
+        full = sum(layer.d_in * layer.d_out for layer in alike)
+        rows.append((name, shape, f"{full:,}", f"{adapter_parameters(alike, r):,}"))
+    full = sum(layer.d_in * layer.d_out for layer in layers)
+    rows.append(("all", "", f"{full:,}", f"{adapter_parameters(layers, r):,}"))
+    return Table(("matrix", "inputs → outputs", "numbers in W, all layers", f"in A and B, r={r}"), rows)
+
+
+def gaps_to_peft(by_hand: Callable[..., Any], layer: Any, alpha: float) -> dict[str, float]:
+    """Largest differences in output and gradients between `by_hand(x, W, A, B, alpha)` and PEFT's own LoRA `layer`.
+
+    Both get the same input, the layer's A, and a random B: a B of zeros would hide every difference.
+    """
+    import torch
+
+    x = torch.randn(32, layer.in_features)
+    theirs = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.nn.init.normal_(theirs[1])
+    ours = [weight.detach().clone().requires_grad_() for weight in theirs]
+    outputs = by_hand(x, layer.base_layer.weight, *ours, alpha), layer(x)
+    by_hand_gradients = torch.autograd.grad(outputs[0].square().mean(), ours)
+    gradients = torch.autograd.grad(outputs[1].square().mean(), theirs)
+    pairs = {
+        "output": outputs,
+        "A's gradient": (by_hand_gradients[0], gradients[0]),
+        "B's gradient": (by_hand_gradients[1], gradients[1]),
+    }
+    return {name: float((one - other).detach().abs().max()) for name, (one, other) in pairs.items()}
+
+
 def step_size(alpha: float, r: int) -> float:
     """How far one step of Adam moves a layer of 64 inputs and outputs: the norm of the change of alpha / r x BA.
 
@@ -55,10 +94,14 @@ def step_size(alpha: float, r: int) -> float:
     return alpha / r * float((B.detach() @ A).norm())
 
 
-def rank_errors(values: Sequence[float]) -> list[float]:
-    """Relative Frobenius error of the best approximation at rank 0, 1, 2 …, of singular values (Eckart, Young 1936)."""
-    squares = [value**2 for value in values]
-    return [math.sqrt(sum(squares[rank:]) / sum(squares)) for rank in range(len(squares) + 1)]
+def rank_shares(values: Sequence[float]) -> list[float]:
+    """Share of a matrix's squared size that its best approximation of rank 0, 1, 2 … keeps, from its singular values.
+
+    The squared size is the sum of all squared entries, which is the sum of the squared singular values (Eckart and
+    Young 1936).
+    """
+    kept = [0.0, *itertools.accumulate(value**2 for value in values)]
+    return [part / kept[-1] for part in kept]
 
 
 def truncated(update: Any, r: int) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean as mean
 
 from ftkit import files, memory
-from ftkit.memory import Constants, ModelShape, TrainingSetup, estimate_setup, peak_gib
+from ftkit.memory import Constants, MemoryEstimate, ModelShape, TrainingSetup, estimate_setup, peak_gib
 
 _FINE, _ROUNDS = 1e-3, 6
 _RANGES = {  # where each constant is looked for
@@ -111,7 +111,7 @@ def fit_constants(points: Sequence[Measurement]) -> Constants:
             moved = [one[0] for one, other in zip(least, most, strict=True) if one != other]
             while moved and high - low > _FINE:
                 one, two = low + (high - low) / 3, high - (high - low) / 3
-                errors = [mean_error(_estimated(moved, replace(found, **{name: value}))) for value in (one, two)]
+                errors = [_error(_estimated(moved, replace(found, **{name: value}))) for value in (one, two)]
                 low, high = (low, two) if errors[0] <= errors[1] else (one, high)
             if moved:
                 found = replace(found, **{name: (low + high) / 2})
@@ -120,26 +120,34 @@ def fit_constants(points: Sequence[Measurement]) -> Constants:
     return replace(found, **{name: round(getattr(found, name), 2) for name in _RANGES})
 
 
-def held_out(points: Sequence[Measurement]) -> list[tuple[Measurement, float]]:
-    """Each point with its estimate in GiB, under constants that were fitted without its model."""
+def held_out(points: Sequence[Measurement]) -> list[tuple[Measurement, MemoryEstimate]]:
+    """Each point with its estimate, under constants that were fitted without its model.
+
+    How wide the range is was chosen with all of them in view (`memory.estimates`).
+    """
     estimates = []
     for model in dict.fromkeys(point.model for point in points):
         constants = fit_constants([point for point in points if point.model != model])
-        estimates += _estimated([point for point in points if point.model == model], constants)
+        alike = [point for point in points if point.model == model]
+        estimates += [(point, estimate_setup(point.shape, point.setup, constants=constants)) for point in alike]
     return estimates
 
 
-def mean_error(pairs: Sequence[tuple[Measurement, float]], quality: str = "") -> float:
+def mean_error(pairs: Sequence[tuple[Measurement, MemoryEstimate]], quality: str = "") -> float:
     """Mean absolute relative error of estimates such as `held_out` gives, over the points of one quality or over all.
 
     One odd log counts as one, not as the square of its oddness.
     """
-    return mean(abs(guess / point.allocated_gib - 1) for point, guess in pairs if quality in ("", point.quality))
+    return _error([(point, found.likely_gib) for point, found in pairs if quality in ("", point.quality)])
 
 
-def share_below_high(points: Sequence[Measurement]) -> float:
+def share_below_high(pairs: Sequence[tuple[Measurement, MemoryEstimate]], quality: str = "") -> float:
     """Share of runs whose peak, as the source reports it, is not above the high end of the estimate."""
-    return mean(estimate_setup(point.shape, point.setup).high_gib >= point.headline_gib for point in points)
+    return mean(found.high_gib >= point.headline_gib for point, found in pairs if quality in ("", point.quality))
+
+
+def _error(pairs: Sequence[tuple[Measurement, float]]) -> float:
+    return mean(abs(guess / point.allocated_gib - 1) for point, guess in pairs)
 
 
 def _estimated(points: Sequence[Measurement], constants: Constants) -> list[tuple[Measurement, float]]:

@@ -37,7 +37,8 @@ class Exam:
     def _parts(self) -> list[tables.Table]:
         rows: list[tuple[Any, ...]] = []
         for kind, (planted, caught) in self.kinds.items():
-            rows.append((kind, planted, caught, "✓" if caught == planted else "✗"))
+            name = "personal data" if kind == "pii" else kind.replace("-", " ")
+            rows.append((name, planted, caught, "✓" if caught == planted else "✗"))
         lines = ", ".join(map(str, self.lost_lines[:8]))
         rows.append(("good rows lost", "", self.lost, f"✗ lines {lines}" if lines else "✓"))
         return [tables.Table(("kind", "planted", "caught", ""), rows)]

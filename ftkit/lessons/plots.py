@@ -12,21 +12,22 @@ from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label, plain
 from ftkit.lessons import lora, quantization
 from ftkit.lessons.backends import SideBySide
 from ftkit.lessons.measured import Measurement
-from ftkit.memory import estimate_setup
+from ftkit.memory import MemoryEstimate
 
 _LOOKS = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, "-.", "^"), (RED, ":", "D"), (GREY, "-", "v"))
 
 
-def plot_against_measured(points: Sequence[Measurement], ax: Any = None) -> Any:
-    """Can it be believed? Each public measurement against its estimate; on the line they agree."""
+def plot_against_measured(pairs: Sequence[tuple[Measurement, MemoryEstimate]], ax: Any = None) -> Any:
+    """Can it be believed? Each measurement against its estimate, as `held_out` gives them; on the line they agree."""
     ax = axes(ax)
     marks = {"full": ("D", ORANGE), "lora": ("s", GREEN), "qlora": ("o", BLUE)}
     for method, (mark, colour) in marks.items():
-        chosen = [point for point in points if point.setup.method == method]
-        guesses = [estimate_setup(point.shape, point.setup).likely_gib for point in chosen]
-        peaks, name = [point.allocated_gib for point in chosen], f"{method}, {len(chosen)} runs"
+        chosen = [(point, found) for point, found in pairs if point.setup.method == method]
+        guesses = [found.likely_gib for _, found in chosen]
+        peaks, name = [point.allocated_gib for point, _ in chosen], f"{method}, {len(chosen)} runs"
         ax.scatter(peaks, guesses, marker=mark, color=colour, alpha=0.7, s=28, label=name if chosen else None)
-    ends = [0.8 * min(p.allocated_gib for p in points), 1.2 * max(p.allocated_gib for p in points)]
+    measured = [point.allocated_gib for point, _ in pairs]
+    ends = [0.8 * min(measured), 1.2 * max(measured)]
     ax.plot(ends, ends, color="black", linewidth=1)
     near = [[share * end for end in ends] for share in (0.95, 1.05)]
     ax.fill_between(ends, *near, color=GREY, alpha=0.3, linewidth=0, label="within 5 %")
@@ -54,22 +55,23 @@ def plot_spectrum(updates: Mapping[str, Sequence[float]], ax: Any = None) -> Any
 def plot_rank_tradeoff(
     layers: Sequence[lora.Target], values: Sequence[float], r: int = 16, alpha: int = 32, ax: Any = None
 ) -> Any:
-    """What does a rank buy? Error of the best approximation of an update, and the parameters of the whole adapter.
+    """What does a rank buy? Share of an update that the best approximation keeps, and parameters of the whole adapter.
 
     `layers` is what the adapter attaches to, `values` are the singular values of the update; rank `r` is marked.
     """
     ax = axes(ax)
     ranks = [rank for rank in (1, 2, 4, 8, 16, 32, 64, 128, 256) if rank < len(values)]
-    errors = lora.rank_errors(values)
+    shares = lora.rank_shares(values)
     counts = [lora.adapter_parameters(layers, rank) / 1e6 for rank in ranks]
-    ax.plot(ranks, [errors[rank] for rank in ranks], color=BLUE, marker="o", label="error of the approximation (left)")
+    ax.plot(ranks, [shares[rank] for rank in ranks], color=BLUE, marker="o", label="share of the update kept (left)")
     right = _right(ax, ranks, counts, "trainable parameters (right, log)", "trainable parameters, millions (log)")
     right.set_yscale("log")
     _powers_of_two(ax, ranks, r)
-    ax.set_ylim(0, 1)
+    _percent(ax)
+    ax.set_ylim(0, 1.02)
     size, factor = lora.adapter_parameters(layers, r) / 1e6, alpha / r
-    chosen = f"r={r}: error {errors[r]:.2f}, {size:.2f} M; BA counts {factor:g} times"
-    label(ax, "rank r", "relative error, 0 to 1", f"What does a rank buy?  {chosen}")
+    chosen = f"r={r}: {shares[r]:.0%} kept, {size:.2f} M; BA counts {factor:g} times"
+    label(ax, "rank r", "share of the squared size", f"What does a rank buy?  {chosen}")
     return ax
 
 
@@ -78,7 +80,7 @@ def plot_losses(losses: Mapping[str, Sequence[float]], ax: Any = None) -> Any:
     ax = axes(ax)
     _lines(ax, losses)
     ax.set_ylim(bottom=0)
-    label(ax, "weight updates", "loss, nats a trained token", "Which variant learns faster?")
+    label(ax, "weight updates", "loss (nats per token)", "Which variant learns faster?")
     return ax
 
 
@@ -115,7 +117,7 @@ def plot_blocksize(weights: Any, size: int = 64, kind: str = "nf4", ax: Any = No
     sizes = [16, 32, 64, 128, 256, 512, 1024, 4096]
     errors = [quantization.error(weights, kind, each) for each in sizes]
     ax.plot(sizes, errors, color=BLUE, marker="o", label="error (left)")
-    _right(ax, sizes, [32 / each for each in sizes], "bits for scales (right)", "bits a parameter for fp32 scales")
+    _right(ax, sizes, [32 / each for each in sizes], "bits for scales (right)", "bits per parameter for fp32 scales")
     _powers_of_two(ax, sizes, size)
     _percent(ax)
     ax.set_ylim(bottom=0)
@@ -130,7 +132,7 @@ def plot_saved_by_qlora(pairs: Sequence[Any], ax: Any = None) -> Any:
     sizes, ratios = [pair.parameters / 1e9 for pair in pairs], [pair.ratio for pair in pairs]
     dots = ax.scatter(sizes, ratios, c=[pair.length for pair in pairs], cmap="viridis_r", zorder=3)
     ax.figure.colorbar(dots, label="length of a row, tokens")
-    ax.axhspan(4, 8, color=ORANGE, alpha=0.3, label="the claim: 4 to 8 times")
+    ax.axhspan(4, 8, color=ORANGE, alpha=0.3, label="often claimed: 4 to 8 times")
     ax.axhline(1, color=GREY, linestyle=":", label="nothing saved")
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -152,27 +154,32 @@ def plot_adapter_weight(losses: Mapping[float, float], weight: float = 1.0, ax: 
     ax.plot([weight], [losses[weight]], color=ORANGE, marker="D", markersize=9)
     ax.set_ylim(bottom=0)
     title = f"How loud should the adapter be?  at {weight:g}: {losses[weight]:.3f}"
-    label(ax, "factor on BA", "held-out loss, nats a trained token", title)
+    label(ax, "factor on BA", "held-out loss", title)
     return ax
 
 
 def plot_backends(side: SideBySide) -> Any:
-    """What does a backend change? Tokens a second, memory and losses of the same run."""
+    """What does a backend change? Tokens a second with every repeat, memory and losses of the same run."""
     from matplotlib import pyplot
 
     layout = {"figsize": (10.5, 3.6), "layout": "constrained", "width_ratios": (1, 1, 1.3)}
     _, (speed, memory, loss) = pyplot.subplots(1, 3, **layout)
     names = [plain(run.name).replace(", ", ",\n") for run in side.runs]
-    speeds, peaks = [run.tokens_per_s for run in side.runs], [run.peak_gib for run in side.runs]
-    for ax, values, form in ((speed, speeds, "%.0f"), (memory, peaks, "%.2f")):
-        bars = ax.barh(names, values, color=[_LOOKS[i % len(_LOOKS)][0] for i in range(len(names))])
-        ax.bar_label(bars, fmt=form, padding=-34, color="white", fontweight="bold")
-        ax.invert_yaxis()
+    colours = [_LOOKS[i % len(_LOOKS)][0] for i in range(len(names))]
+    speed.barh(names, [run.tokens_per_s for run in side.runs], color=colours, alpha=0.5)
+    for place, run in enumerate(side.runs):
+        speed.plot(run.rates, [place] * len(run.rates), color="black", marker="|", markersize=14, linestyle="")
+        told = f"{run.tokens_per_s:.0f}" if run.steady else "too noisy" if run.spread is not None else "not repeated"
+        speed.annotate(told, (0, place), (4, 0), textcoords="offset points", va="center", fontweight="bold")
+    bars = memory.barh(names, [run.peak_gib for run in side.runs], color=colours)
+    memory.bar_label(bars, fmt="%.2f", padding=-34, color="white", fontweight="bold")
+    speed.invert_yaxis()
+    memory.invert_yaxis()
     memory.set_yticks([])
     plot_losses({run.name: run.losses for run in side.runs}, ax=loss)
-    label(speed, "tokens/s", "", "Is it faster?")
+    label(speed, "tokens/s, a stroke each repeat", "", "Is it faster?")
     label(memory, "peak, GiB", "", "Is it smaller?")
-    loss.set_title("Does it learn the same?", loc="left")
+    label(loss, "weight updates", "loss", "Does it learn the same?")
     return speed
 
 
@@ -199,6 +206,21 @@ def plot_by_length(rows: Sequence[Mapping[str, Any]], ax: Any = None) -> Any:
     ax.set_ylim(0, 1.08)
     _legend_below(ax)
     label(ax, "length of a sequence, tokens (1k is 1,024)", "against the plain run", "When does Unsloth pay?")
+    return ax
+
+
+def plot_speed_ups(speed_ups: Mapping[str, Sequence[float]], claim: float = 2.0, ax: Any = None) -> Any:
+    """Faster than what? One line of dots for each opponent, each dot a measured run; the claim is dotted."""
+    ax = axes(ax)
+    for place, (opponent, times) in enumerate(speed_ups.items()):
+        colour, _, marker = _LOOKS[place % len(_LOOKS)]
+        ax.plot(times, [place] * len(times), color=colour, marker=marker, linestyle="", label=opponent)
+    ax.axvline(claim, color=ORANGE, linestyle=":", label="the claim")
+    ax.axvline(1, color=GREY, linewidth=1)
+    ax.set_yticks(range(len(speed_ups)), list(map(plain, speed_ups)))
+    ax.invert_yaxis()
+    ax.set_xlim(left=0)
+    label(ax, "Unsloth, times as fast as this opponent", "", "Faster than what?")
     return ax
 
 

@@ -3,6 +3,7 @@
 Formats come from bitsandbytes; int4 and int8 are plain symmetric rounding in blocks, for comparison. Trains nothing.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,47 @@ def levels_of(kind: str) -> Any:
     return get_4bit_type(kind, device="cpu").float().unique()
 
 
+def nf4_levels() -> Any:
+    """The levels of NF4 by their construction (Dettmers et al. 2023, section 3), ascending, between -1 and 1.
+
+    Eight above zero and seven below, at evenly spaced shares of a normal distribution; zero; all over the largest.
+    """
+    import torch
+
+    outermost = 0.9677083  # halfway between 1 - 1/32 and 1 - 1/30: at 1 the level would be infinite
+    above = torch.special.ndtri(torch.linspace(outermost, 0.5, 9)[:-1].double())
+    below = -torch.special.ndtri(torch.linspace(outermost, 0.5, 8)[:-1].double())
+    levels = torch.cat([above, below, torch.zeros(1)]).float().sort().values
+    return levels / levels.max()
+
+
+def rounded(model: Any, kind: str = "nf4", blocksize: int | None = 64) -> Any:
+    """A copy of a 16-bit `model` in which the matrices of every layer went through `roundtrip`."""
+    import torch
+
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in projections(other):
+            weight.copy_(roundtrip(weight, kind, blocksize))
+    return other
+
+
+def projections(model: Any) -> list[Any]:
+    """The weights of a Llama-like model's layers, in order: those that 4-bit loading rounds."""
+    return [module.weight for name, module in model.named_modules() if name.endswith("_proj")]
+
+
+def packed_codes(model: Any) -> dict[str, Any]:
+    """A copy of what 4-bit layers store instead of weights: two codes a byte."""
+    import torch
+
+    codes = {}
+    for name, parameter in model.named_parameters():
+        if parameter.dtype == torch.uint8:
+            codes[name] = parameter.data.clone()
+    return codes
+
+
 def error(weights: Any, kind: str = "nf4", blocksize: int | None = 64) -> float:
     """Relative root-mean-square error of storing `weights` as `kind`: 0.1 means a tenth of their own size."""
     exact = weights.detach().float()
@@ -62,7 +104,7 @@ class Stored:
         return self._sums("all")[1] / 2**30
 
     def bits(self, part: str) -> float:
-        """Bits a parameter of one part, or of "all"."""
+        """Bits per parameter of one part, or of "all"."""
         count, size = self._sums(part)
         return 8 * size / count
 

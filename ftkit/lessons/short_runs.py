@@ -62,6 +62,40 @@ def fit(model: Any, rows: Sequence[TokenRow], *, steps: int, learning_rate: floa
     return losses
 
 
+def full_update(model: Any, layer: Any, rows: Sequence[TokenRow], *, steps: int, learning_rate: float) -> Any:
+    """What `fit` changes in the weight of `layer` when every entry is free; the model is left as it was."""
+    before = layer.weight.detach().clone()
+    try:
+        fit(model, rows, steps=steps, learning_rate=learning_rate, full=layer)
+        return layer.weight.detach() - before
+    finally:
+        layer.weight.data.copy_(before)
+
+
+def lora_update(
+    model: Any, name: str, rows: Sequence[TokenRow], *, r: int, alpha: float, steps: int, learning_rate: float
+) -> Any:
+    """What `fit` adds to the layer called `name` through LoRA alone: alpha / r x BA; the model is left as it was."""
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(model, LoraConfig(r=r, lora_alpha=alpha, target_modules=[name]))
+    try:
+        fit(adapted, rows, steps=steps, learning_rate=learning_rate)
+        return adapted.get_base_model().get_submodule(name).get_delta_weight("default").detach()
+    finally:
+        adapted.unload()
+
+
+def loss_with(model: Any, layer: Any, update: Any, rows: Sequence[TokenRow]) -> float:
+    """The loss over `rows` with `update` added to the weight of `layer`; the model is left as it was."""
+    before = layer.weight.detach().clone()
+    try:
+        layer.weight.data.add_(update)
+        return mean_loss(model, rows)
+    finally:
+        layer.weight.data.copy_(before)
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to adapt a model, after a short training."""
@@ -113,7 +147,7 @@ def compare_variants(
     """Train each variant from the same base on the same rows; the training losses, and a table with held-out losses.
 
     `model` has no adapter, and is left so. Of `variants` each name comes with the arguments of PEFT's `LoraConfig` that
-    make it; a `lora_alpha` of its own wins over `alpha`.
+    make it; a `lora_alpha` or a `learning_rate` of its own wins over what is given for all.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -121,16 +155,47 @@ def compare_variants(
     losses, table = {}, []
     for name, settings in variants.items():
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, LoraConfig(**{"lora_alpha": alpha, "task_type": "CAUSAL_LM", **settings}))
-        losses[name] = fit(adapted, rows, steps=steps, learning_rate=learning_rate)
+        own = {"lora_alpha": alpha, "learning_rate": learning_rate, "task_type": "CAUSAL_LM", **settings}
+        rate = own.pop("learning_rate")
+        adapted = get_peft_model(model, LoraConfig(**own))
+        losses[name] = fit(adapted, rows, steps=steps, learning_rate=rate)
         count = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         table.append(Variant(name, count, losses[name][0], losses[name][-1], mean_loss(adapted, held_out)))
         model = adapted.unload()
     return losses, Variants(tuple(table))
 
 
+def compare_rows(
+    model: Any,
+    parts: Mapping[str, Sequence[TokenRow]],
+    held_out: Sequence[TokenRow],
+    *,
+    steps: int,
+    learning_rate: float,
+    r: int = 16,
+    alpha: int = 16,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Train the same new adapter on each of `parts`; the loss of every held-out row, "untrained" first.
+
+    `model` has no adapter, and is left so.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    losses = {"untrained": row_losses(model, held_out)}
+    for name, rows in parts.items():
+        torch.manual_seed(seed)
+        settings = {"r": r, "lora_alpha": alpha, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+        adapted = get_peft_model(model, LoraConfig(**settings))
+        fit(adapted, rows, steps=steps, learning_rate=learning_rate)
+        losses[name] = row_losses(adapted, held_out)
+        model = adapted.unload()
+    return losses
+
+
 def answer_loss(model: Any, rows: Sequence[TokenRow]) -> Any:
-    """Mean cross-entropy of the answers' tokens, nats a token, as a tensor with its graph."""
+    """Mean cross-entropy of the answers' tokens, nats per token, as a tensor with its graph."""
     from torch.nn.functional import cross_entropy, pad
 
     ids, mask = padded([row["input_ids"] for row in rows], 0, model.device)
@@ -142,7 +207,7 @@ def answer_loss(model: Any, rows: Sequence[TokenRow]) -> Any:
 
 
 def mean_loss(model: Any, rows: Sequence[TokenRow]) -> float:
-    """Loss over all answer tokens of `rows`, nats a token."""
+    """Loss over all answer tokens of `rows`, nats per token."""
     models.keep_trainable(model)
     pairs = answer_nll(model, rows)
     return sum(nll for nll, _ in pairs) / sum(count for _, count in pairs)
@@ -155,7 +220,7 @@ def trained_tokens(rows: Sequence[TokenRow]) -> int:
 
 
 def row_losses(model: Any, rows: Sequence[TokenRow]) -> list[float]:
-    """Loss of each row, nats a token."""
+    """Loss of each row, nats per token."""
     models.keep_trainable(model)
     return [nll / count for nll, count in answer_nll(model, rows)]
 

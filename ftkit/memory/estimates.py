@@ -16,6 +16,8 @@ from ftkit.hardware import GIB
 from ftkit.memory.footprint import (
     CHUNK_TOKENS,
     CPU_CHUNK_TOKENS,
+    FITTED,
+    Constants,
     MemoryPart,
     TrainingSetup,
     moments,
@@ -153,10 +155,15 @@ def estimate(
 
 
 def estimate_setup(
-    shape: ModelShape, setup: TrainingSetup, *, backend: str = "transformers", device: str = "cuda"
+    shape: ModelShape,
+    setup: TrainingSetup,
+    *,
+    backend: str = "transformers",
+    device: str = "cuda",
+    constants: Constants = FITTED,
 ) -> MemoryEstimate:
     """The estimate for a `memory.TrainingSetup`: settings without a `TrainConfig`, such as those of a published run."""
-    candidates = moments(shape, setup)
+    candidates = moments(shape, setup, constants)
     peak = max(candidates, key=total)
     before = []  # what a process on a CPU holds before training
     if device == "cpu":

@@ -87,8 +87,20 @@ def _reading(id: str, variant: str = "", *, step: int | None = None, **facts: An
 def _not_a_number(history: Any) -> list[Reading]:
     for name, pairs in (("training", history.losses), ("validation", history.val_losses)):
         if lost := [step for step, value in pairs if not math.isfinite(value)]:
-            return [_reading("nan", step=lost[0], name=name, lost=len(lost), seen=len(pairs))]
+            if len(lost) == len(pairs) and not any(_norm(p) for p in history.points if p.loss is not None):
+                return [_reading("nothing-trained", "masked", step=lost[0], seen=len(pairs))]
+            norms = [_norm(p) for p in history.points if p.step in lost and getattr(p, "grad_norm", None) is not None]
+            variant = "logged" if norms and all(map(math.isfinite, norms)) else ""
+            return [_reading("nan", variant, step=lost[0], name=name, lost=len(lost), seen=len(pairs))]
+    if lost := [p.step for p in history.points if p.loss == 0 and not math.isfinite(_norm(p))]:
+        return [_reading("nan", "hidden", step=lost[0], lost=len(lost), seen=len(history.losses))]
     return []
+
+
+def _norm(point: Any) -> float:
+    """The gradient's norm at a point; 1, as good as any, where nobody noted it."""
+    norm = getattr(point, "grad_norm", None)
+    return 1.0 if norm is None else norm
 
 
 def _skipped(history: Any, config: Any) -> list[Reading]:

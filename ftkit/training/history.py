@@ -84,12 +84,12 @@ class History:
 
     @property
     def losses(self) -> list[tuple[int, float]]:
-        """Training loss as `(step, loss)`, nats a trained token."""
+        """Training loss as `(step, loss)`, nats per trained token."""
         return [(p.step, p.loss) for p in self.points if p.loss is not None]
 
     @property
     def val_losses(self) -> list[tuple[int, float]]:
-        """Validation loss as `(step, loss)`, nats a trained token."""
+        """Validation loss as `(step, loss)`, nats per trained token."""
         return [(p.step, p.val_loss) for p in self.points if p.val_loss is not None]
 
     @property
@@ -125,12 +125,12 @@ class History:
         waiting = "; stopped on request, the same call goes on from here" if self.stopped else ""
         facts = [
             ("updates", f"{self.steps}{skipped}{waiting}"),
-            ("training loss", f"{first:.3f} → {self.final_loss:.3f} nats a token"),
+            ("training loss", f"{first:.3f} → {self.final_loss:.3f}"),
             ("time", f"{self.seconds:.0f} s ({self.tokens_per_s:.0f} tokens/s)"),
             ("peak memory", f"{self.peak_memory_gib:.2f} GiB"),
         ]
         if self.val_losses:
-            facts.append(("validation loss", f"{self.val_losses[-1][1]:.3f} nats a token"))
+            facts.append(("validation loss", f"{self.val_losses[-1][1]:.3f}"))
         facts.append(("reading", "; ".join(reading.title for reading in self.diagnosis.readings)))
         return [tables.Table((), facts)]
 

@@ -7,6 +7,8 @@ redraws them at every move of a slider, where a picture would be too slow.
 import base64
 import io
 import itertools
+import math
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,11 +20,11 @@ from ftkit.training.history import History, HistoryPoint
 _COLOURS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, figures.GREY, "#CC79A7", "#56B4E9")
 _MARKERS = "os^Dvx+"
 _DRAWING_SHARE = 0.01  # of a run's time that its figure may take
-_UPDATES, _LOSS = "weight updates", "loss, nats a trained token"
+_UPDATES, _LOSS = "weight updates", "loss (nats per token)"
 
 
 def plot_loss(history: History, ax: Any = None) -> Any:
-    """Is it learning? Training loss raw and smoothed, validation loss, in nats a trained token."""
+    """Is it learning? Training loss raw and smoothed, validation loss, in nats per trained token."""
     ax = figures.axes(ax)
     _draw_loss(ax, history)
     if history.points:
@@ -42,6 +44,8 @@ def plot_runs(runs: Mapping[str, History], ax: Any = None) -> Any:
     looks = itertools.cycle(zip(_COLOURS, _MARKERS, strict=True))
     for (name, history), (colour, marker) in zip(runs.items(), looks, strict=False):
         _draw_loss(ax, history, name=name, colours=(colour, colour), marker=marker)
+    ax.autoscale(axis="y")  # the first curve has fixed the upper end, and another may lie above it
+    ax.set_ylim(bottom=0)
     if runs:
         ax.legend(frameon=False, fontsize="small")
     figures.label(ax, _UPDATES, _LOSS, "Which settings learn better? (dashed: validation)")
@@ -51,9 +55,11 @@ def plot_runs(runs: Mapping[str, History], ax: Any = None) -> Any:
 def plot_curves(runs: Mapping[str, History], axes: Any = None) -> Any:
     """How do these runs differ in shape? One small figure a run: training loss raw and smoothed, and validation loss.
 
+    A dotted line, with its height, is where the last third of the training loss lies: the scales differ.
+
     Args:
         runs: `{name: history}`.
-        axes: as many axes as runs; a row of new ones by default.
+        axes: as many axes as runs; by default new ones, up to four in a row, or rows of three.
 
     Returns:
         The axes, in the order of `runs`.
@@ -61,14 +67,33 @@ def plot_curves(runs: Mapping[str, History], axes: Any = None) -> Any:
     if axes is None:
         from matplotlib import pyplot
 
-        size = (2.9 * len(runs), 2.9)
-        axes = pyplot.subplots(1, len(runs), figsize=size, layout="constrained", squeeze=False)[1][0]
-    for ax, (name, history) in zip(axes, runs.items(), strict=True):
+        columns = len(runs) if len(runs) <= 4 else 3
+        rows = math.ceil(len(runs) / columns)
+        size = (2.9 * columns, 2.9 * rows)
+        grid = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)[1]
+        axes = grid.flat[: len(runs)]
+        for ax in grid.flat[len(runs) :]:
+            ax.set_axis_off()
+    for place, (ax, (name, history)) in enumerate(zip(axes, runs.items(), strict=True)):
         _draw_loss(ax, history)
+        _draw_end(ax, history, label="last third" if place == 0 else None)
         figures.label(ax, _UPDATES, "", figures.plain(name))
-    axes[0].set_ylabel("loss, nats a token")
-    axes[0].legend(frameon=False)
+    axes[0].set_ylabel(_LOSS)
+    axes[0].legend(frameon=False, fontsize="small")
     return list(axes)
+
+
+def _draw_end(ax: Any, history: History, label: str | None) -> None:
+    """Where the last third of the training loss lies; crosses at the bottom where a loss is no number."""
+    last = [value for _, value in history.losses[-max(1, len(history.losses) // 3) :] if math.isfinite(value)]
+    if last:
+        end = statistics.median(last)
+        ax.axhline(end, color=figures.GREY, linestyle=":", linewidth=1.5, label=label)
+        edge = ax.get_yaxis_transform()
+        ax.text(1.0, end, f"{end:.2g}", transform=edge, color=figures.GREY, ha="right", va="bottom", fontsize="small")
+    if lost := [step for step, value in history.losses if not math.isfinite(value)]:
+        ax.plot(lost, [0.0] * len(lost), "x", color=figures.RED, label="not a number", clip_on=False)
+        ax.legend(frameon=False, fontsize="small", handles=ax.lines[-1:])
 
 
 def _draw_loss(
@@ -91,6 +116,7 @@ def _draw_loss(
             color=training,
             linewidth=2,
             label=figures.plain(name) if name else "training, smoothed",
+            clip_on=False,  # a loss of 0 lies on the axis
         )
     if history.val_losses:
         steps, values = zip(*history.val_losses, strict=True)

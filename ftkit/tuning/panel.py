@@ -136,7 +136,7 @@ class Panel:
             Line(measured, "validation", figures.ORANGE, dash="5 4", marked=True),
         ]
         room = max(2 * reached, 20)  # to grow into, without a long run's beginning looking like a dot
-        unit, right = "loss, nats a trained token", min(max(total, reached), room)
+        unit, right = "loss per token", min(max(total, reached), room)
         svg = chart(curves, x="weight updates", y=unit, width=720, height=210, x_max=right)
         self.live.value = element("div", svg, class_="ftkit-live", data_points=len(trained))
 

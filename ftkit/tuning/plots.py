@@ -33,7 +33,7 @@ def plot_search(report: SearchReport, figure: Any = None) -> Any:
     top = max(values) + 0.15 * (max(values) - min(values) or 1.0)
     for panel, axis in zip(panels, report.space, strict=True):
         _panel(panel, axis, report, top)
-    panels[0].set_ylabel("validation loss, nats a token")
+    panels[0].set_ylabel("validation loss per token")
     panels[0].set_title("Which setting moved the score?", loc="left")
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, frameon=False, loc="outside lower center", ncols=len(names))
@@ -55,7 +55,7 @@ def plot_rate_range(found: RateRange, ax: Any = None) -> Any:
     ax.set_ylim(0, 1.6 * max(found.smoothed[0], min(found.smoothed)))  # the explosion itself needs no room
     ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     question = "Where does learning begin, and where does it break?"
-    label(ax, "learning rate (log)", "loss, nats a trained token", question)
+    label(ax, "learning rate (log)", "loss per token", question)
     return ax
 
 
@@ -85,14 +85,16 @@ def _panel(panel: Any, axis: Axis, report: SearchReport, top: float) -> None:
         panel.set_xticks(range(len(axis.choices)), [plain(short(choice)) for choice in axis.choices])
         panel.set_xlim(-0.5, len(axis.choices) - 0.5)
         return
-    middle = (axis.low + axis.high) / 2
+    middle, room = (axis.low + axis.high) / 2, (axis.high - axis.low) / 10
+    ends = axis.low - room, axis.high + room
     if axis.log:
         panel.set_xscale("log")
-        middle = (axis.low * axis.high) ** 0.5
+        middle, factor = (axis.low * axis.high) ** 0.5, (axis.high / axis.low) ** 0.1
+        ends = axis.low / factor, axis.high * factor
     ticks = [axis.low, axis.rounded(float(f"{middle:.1g}")), axis.high]
     panel.set_xticks(ticks, [short(tick) for tick in ticks])
     panel.set_xticks([], minor=True)
-    panel.margins(x=0.1)
+    panel.set_xlim(*ends)  # the whole space, tried or not
 
 
 def _place(axis: Axis, trial: Trial) -> Any:

@@ -27,7 +27,7 @@ _FELL = 0.1  # a fall by less than this share of the first loss is noise
 @tables.shown
 @dataclass(frozen=True)
 class RateRange:
-    """The ramp: a learning rate and the loss before its update, step by step, in nats a trained token.
+    """The ramp: a learning rate and the loss before its update, step by step, per trained token.
 
     `blew_up` is the rate at which the loss exploded and the test stopped; None where it never did.
     """

@@ -62,7 +62,7 @@ class Trial:
 class SearchReport:
     """All trials so far of one search; shows itself as a table, best first.
 
-    The value of a trial is its last validation loss, nats a trained token: lower is better.
+    The value of a trial is its last validation loss, per trained token: lower is better.
     """
 
     config: TrainConfig
@@ -133,7 +133,7 @@ class SearchReport:
         if all(trial.state != "finished" for trial in self.trials):
             return f"None of {len(self.trials)} trials finished."
         best, start = self.best_trial, self.start
-        said = f"Best of {len(self.trials)} trials: {best.label}, validation loss {best.value:.3f} nats a token"
+        said = f"Best of {len(self.trials)} trials: {best.label}, validation loss {best.value:.3f}"
         if start is None or start.value is None:
             return f"{said}."
         if start is best:

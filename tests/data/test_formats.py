@@ -434,6 +434,8 @@ WITH_SYSTEM = [{"role": "system", "content": "S"}, *WANTED]
         ("messages", {"messages": WITH_SYSTEM}, WITH_SYSTEM),
         ("prompt-completion", {"prompt": "Q", "completion": "A"}, WANTED),
         ("prompt-completion", {"prompt": WITH_SYSTEM[:2], "completion": WANTED[1:]}, WITH_SYSTEM),
+        ("prompt-answer", {"prompt": "Q", "answer": "A"}, WANTED),
+        ("prompt-answer", {"prompt": WITH_SYSTEM[:2], "answer": "A"}, WITH_SYSTEM),
         (
             "chatml",
             {

@@ -28,7 +28,7 @@ def test_leakage_finds_copies_and_near_copies_on_prompt_and_on_both():
     assert [(o.test, o.train, o.on) for o in report.exact] == [(1, 1, "all"), (2, 2, "prompt")]
     assert [(o.test, o.train) for o in report.near] == [(3, 4)]
     assert report.leaked_rows == (1, 2, 3)
-    with pytest.raises(DataError, match=r"2 of 8 test rows stand in the training set(.|\n)*test row 1 = train row 1"):
+    with pytest.raises(DataError, match=r"2 of 8 test rows are training rows too(.|\n)*test row 1 = train row 1"):
         report.refuse_exact()
     assert "3" in report._repr_html_()
 

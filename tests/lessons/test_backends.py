@@ -13,21 +13,64 @@ import pytest
 from ftkit import hardware, lessons, models
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, FtkitError, MissingArtifact, MissingExtra
+from ftkit.lessons import backends
 from ftkit.lessons.backends import BackendRun, SideBySide
 
 
-def run(name, tokens_per_s=100.0, peak_gib=2.0, losses=(2.0, 1.0), **facts):
-    return BackendRun(name, "a machine", "2026-01-01", losses, tokens_per_s, peak_gib, 0, {"torch": "2"}, **facts)
+def run(name, rates=(100.0, 100.0), peak_gib=2.0, losses=(2.0, 1.0), **facts):
+    return BackendRun(name, "a machine", "2026-01-01", losses, tuple(rates), peak_gib, 0, {"torch": "2"}, **facts)
 
 
 @pytest.fixture
 def side():
-    return SideBySide((run("plain"), run("fast", 150.0, 1.5, (2.0, 1.1))))
+    return SideBySide((run("plain"), run("fast", (140.0, 160.0), 1.5, (2.0, 1.1))))
 
 
 def test_speed_up_is_a_ratio_of_tokens_a_second(side):
     assert side.speed_up("fast", "plain") == 1.5
     assert side.speed_up("plain", "fast") == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("rates", "told"), [((100, 120), 1.1), ((100, 121), None), ((100,), None)])
+def test_no_speed_is_told_where_repeats_differ_by_more_than_a_fifth(rates, told):
+    """Nor where there is no repeat."""
+    both = SideBySide((run("plain"), run("other", rates)))
+    assert both.speed_up("other", "plain") == told
+    assert both.speed_up("plain", "other") == (told and pytest.approx(1 / told))
+
+
+@pytest.mark.parametrize(
+    ("rates", "told"),
+    [
+        ((100, 110), "105 (repeats within 10%)"),
+        ((100, 150), "too noisy to read: repeats differ by 50%"),
+        ((100,), "not repeated"),
+    ],
+)
+def test_speed_comes_with_the_spread_or_not_at_all(rates, told):
+    assert run("one", rates).speed == told
+    assert told in str(SideBySide((run("one", rates),)))
+
+
+def test_a_ratio_names_the_memory_even_where_speed_is_too_noisy(side):
+    assert side.ratio("fast", "plain") == "fast over plain: 1.50 times the speed, 0.75 times the memory"
+    noisy = side + SideBySide((run("noisy", (100, 200)),))
+    assert noisy.ratio("noisy", "plain") == "noisy over plain: speed too noisy to read, 1.00 times the memory"
+
+
+def test_runs_are_repeated_in_turn(monkeypatch):
+    """A neighbour that slows the machine for a while slows both."""
+    order, rates = [], iter((100.0, 200.0, 110.0, 210.0))
+
+    def measured(name, config, model, rows, late):
+        order.append(name)
+        return run(name, (next(rates),), peak_gib=len(order))
+
+    monkeypatch.setattr(backends, "_in_a_process", measured)
+    configs = {"plain": TrainConfig(max_steps=3), "Unsloth": TrainConfig(max_steps=3)}
+    both = lessons.measure_backends(configs, model="any")
+    assert order == ["plain", "Unsloth", "plain", "Unsloth"]
+    assert [(r.rates, r.peak_gib) for r in both.runs] == [((100.0, 110.0), 3), ((200.0, 210.0), 4)]
 
 
 def test_memory_saved_is_a_share_and_may_be_negative(side):
@@ -64,7 +107,7 @@ def test_save_holds_device_day_and_versions(side, tmp_path):
 def test_table_says_where_and_when_once(side):
     assert str(side).splitlines()[-1] == "a machine, 2026-01-01"
     assert side._repr_html_().count("2026-01-01") == 1
-    assert "<td>150</td><td>1.50</td>" in side._repr_html_()
+    assert "<td>150 (repeats within 14%)</td><td>1.50</td>" in side._repr_html_()
 
 
 def test_names_are_escaped():
@@ -98,10 +141,9 @@ def measured():
         eval_steps=0,
         save_steps=0,
     )
-    plain = lessons.measure_backends({"plain": settings.replace(backend="transformers")}, model=models.BUNDLED, rows=8)
-    return plain + lessons.measure_backends(
-        {"late": settings.replace(backend="unsloth")}, model=models.BUNDLED, rows=8, late=True
-    )
+    short = {"model": models.BUNDLED, "rows": 8, "repeats": 1}
+    plain = lessons.measure_backends({"plain": settings.replace(backend="transformers")}, **short)
+    return plain + lessons.measure_backends({"late": settings.replace(backend="unsloth")}, **short, late=True)
 
 
 @pytest.mark.slow
@@ -308,6 +350,16 @@ def test_published_improvements_agree_with_the_speeds():
         r["unsloth_tokens_per_s"] / r["plain_tokens_per_s"] for r in lessons.load_record("length").rows if r["plain_gb"]
     ]
     assert [round(100 * ratio) for ratio in ratios] == [111, 116, 117, 116, 114, 111]
+
+
+def test_recorded_speed_ups_name_their_opponent():
+    """The maker's own lie on both sides of two; against a newer torch or FlashAttention none reaches it."""
+    found = lessons.recorded_speed_ups()
+    (old, newer, plain, flash, own) = found.values()
+    assert min(old) < 2 < max(old)
+    assert max(newer + plain + flash + own) < 2
+    assert [round(value, 2) for value in (plain[0], flash[0], min(own), max(own))] == [1.68, 1.36, 0.88, 1.36]
+    assert len(flash) == 7
 
 
 def test_columns_are_named_with_their_units():

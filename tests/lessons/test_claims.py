@@ -25,10 +25,11 @@ def test_every_cell_of_the_table_is_there(table):
     assert table["7B to 8B", "qlora"].says_gib == 8
 
 
-def test_full_fine_tuning_of_an_8b_is_put_too_low(table):
-    """60 GB against 10 bytes a parameter; the nearest measurement of that class is above 60 as well."""
+def test_full_fine_tuning_of_an_8b_wants_8_bit_adam_to_fit_60_gb(table):
+    """60 GB is less than 10 bytes per parameter, and than the nearest measurement of that class."""
     cell = table["7B to 8B", "full"]
-    assert cell.verdict.startswith("too low")
+    assert cell.verdict == "a best case: 8-bit Adam"
+    assert cell.lean.likely_gib < 60 < cell.usual.likely_gib
     assert cell.nearest.allocated_gib > 60
 
 
@@ -56,22 +57,19 @@ def test_a_measurement_without_checkpointing_says_so(table):
 
 def test_each_claim_stands_beside_a_computed_value(points):
     computed = {row[0]: row[2] for row in lessons.memory_claims(points).rows}
-    assert "67 GB in mixed precision, 40 in pure bf16" in computed["gradients and optimiser states of a 7B"]
-    assert "75 GiB" in computed["7B to 8B, full fine-tuning"]
+    assert (
+        "27 GB with Adam's averages in 8-bit, 40 in 16-bit, 67 in 32-bit"
+        in computed["gradients and optimiser states of a 7B"]
+    )
+    assert "75 GiB for an 8B all in 16-bit, 49 with Adam in 8-bit" in computed["7B to 8B, full fine-tuning"]
     assert "measured 62 to 63" in computed["QLoRA of a 70B"]
     assert "(to 76)" in computed["QLoRA of a 70B"]
     assert "0.373" in computed["double quantisation saves"]
 
 
-def test_qlora_shrinks_a_run_by_1_5_to_2_2_times(points):
-    text = next(row[2] for row in lessons.memory_claims(points).rows if row[0] == "QLoRA reduces memory")
-    whole = float(text.split("the whole run ")[1].split(" times")[0])
-    assert 1.5 <= whole <= 2.2
-
-
 def test_tables_show_themselves(table, points):
     for report in (table, lessons.memory_claims(points)):
-        assert "too low" in str(report)
+        assert "a best case" in str(report)
         assert report._repr_html_().startswith("<table>")
 
 

@@ -65,3 +65,8 @@ def test_explore_redraws_when_a_slider_moves(monkeypatch):
     assert (slider.value, list(slider.options)) == (2, [1, 2, 4])
     slider.value = 4
     assert drawn[-1] == 4
+
+
+def test_a_measurement_that_is_too_noisy_makes_no_guess_wrong(capsys):
+    lessons.predict("tokens/s", 3.0).compare(None)
+    assert capsys.readouterr().out == "○ tokens/s: too noisy to read here, so no guess is right or wrong.\n"

@@ -60,34 +60,67 @@ def test_unknown_targets_are_refused(model):
         lessons.targets(model, ["w_proj"])
 
 
+def test_the_table_sums_each_kind_of_matrix_over_the_layers(model):
+    """The last row is the whole adapter."""
+    layers = lessons.targets(model, SEVEN)
+    table = lessons.target_table(layers, 3)
+    assert [row[0] for row in table.rows] == [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "all",
+    ]
+    assert table.rows[-1][-1] == f"{lessons.adapter_parameters(layers, 3):,}"
+
+
+def by_hand(x, W, A, B, alpha):  # noqa: N803
+    return x @ W.T + alpha / A.shape[0] * (x @ A.T @ B.T)
+
+
+@pytest.mark.parametrize(("alpha", "equal"), [(16, True), (32, False)])
+def test_a_layer_by_hand_equals_pefts_only_with_its_alpha(alpha, equal):
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    net = torch.nn.Sequential(torch.nn.Linear(64, 48, bias=False))
+    layer = get_peft_model(net, LoraConfig(r=8, lora_alpha=16, target_modules=["0"])).base_model.model[0]
+    gaps = lessons.gaps_to_peft(by_hand, layer, alpha)
+    assert set(gaps) == {"output", "A's gradient", "B's gradient"}
+    assert (max(gaps.values()) < 1e-5) is equal
+
+
 def test_an_update_of_rank_two_is_held_by_rank_two():
     import torch
 
     update = torch.randn(20, 2) @ torch.randn(2, 30)
-    errors = lessons.rank_errors(torch.linalg.svdvals(update).tolist())
-    assert errors[0] == 1
-    assert errors[1] > 0.01
-    assert errors[2] < 1e-3
+    shares = lessons.rank_shares(torch.linalg.svdvals(update).tolist())
+    assert shares[0] == 0
+    assert shares[1] < 0.9999
+    assert shares[2] == pytest.approx(1, abs=1e-6)
     assert torch.allclose(lessons.truncated(update, 2), update, atol=1e-4)
 
 
 @given(st.lists(st.floats(0.001, 1000), min_size=1, max_size=40))
-def test_errors_fall_from_one_to_zero(values):
+def test_shares_rise_from_zero_to_one(values):
     """Each further direction can only help (Eckart and Young)."""
-    errors = lessons.rank_errors(sorted(values, reverse=True))
-    assert errors[0] == pytest.approx(1)
-    assert errors[-1] == 0
-    assert all(a >= b for a, b in itertools.pairwise(errors))
+    shares = lessons.rank_shares(sorted(values, reverse=True))
+    assert shares[0] == 0
+    assert shares[-1] == pytest.approx(1)
+    assert all(a <= b for a, b in itertools.pairwise(shares))
 
 
-def test_truncation_has_the_error_that_the_singular_values_promise():
+def test_truncation_keeps_what_the_singular_values_promise():
     import torch
 
     update = torch.randn(12, 9)
-    errors = lessons.rank_errors(torch.linalg.svdvals(update).tolist())
+    shares = lessons.rank_shares(torch.linalg.svdvals(update).tolist())
     for r in (1, 4, 8):
-        left = (lessons.truncated(update, r) - update).norm() / update.norm()
-        assert float(left) == pytest.approx(errors[r], abs=1e-5)
+        lost = (lessons.truncated(update, r) - update).square().sum() / update.square().sum()
+        assert 1 - float(lost) == pytest.approx(shares[r], abs=1e-5)
 
 
 def test_alpha_moves_a_layer_and_the_step_grows_with_it():

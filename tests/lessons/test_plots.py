@@ -6,12 +6,15 @@ from ftkit import lessons
 from ftkit.figures import blank_axes
 from ftkit.lessons.backends import BackendRun, SideBySide
 from ftkit.lessons.lora import Target
+from ftkit.memory import estimate_setup
 
 LAYERS = [Target("q", 64, 64), Target("v", 64, 32)]
 
 
-def measured(name, tokens_per_s=100.0, peak_gib=2.0, losses=(2.0, 1.0)):
-    return BackendRun(name, "a machine", "2026-01-01", losses, tokens_per_s, peak_gib, 0, {})
+def measured(name, tokens_per_s=100.0, peak_gib=2.0, losses=(2.0, 1.0), apart=1.1):
+    """A run of two repeats that lie `apart`, around a median of `tokens_per_s`."""
+    slow = 2 * tokens_per_s / (1 + apart)
+    return BackendRun(name, "a machine", "2026-01-01", losses, (slow, apart * slow), peak_gib, 0, {})
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +67,8 @@ def test_spectrum_shows_shares_of_the_largest():
 
 
 def test_rank_figure_names_the_marked_rank():
-    """r=8: 8 * (128 + 96) parameters, and BA counts 16 / 8 times."""
-    assert "r=8" in (title := draw("rank_tradeoff", blank_axes()).get_title(loc="left"))
+    """r=8: 8 * (128 + 96) parameters, and BA counts 16 / 8 times; halving values lose a quarter of the rest each."""
+    assert "r=8: 100% kept" in (title := draw("rank_tradeoff", blank_axes()).get_title(loc="left"))
     assert "0.00 M; BA counts 2 times" in title
 
 
@@ -81,6 +84,13 @@ def test_by_length_computes_gains_and_draws_the_claim():
     assert faster.get_ydata()[0] == pytest.approx(2556 / 2295 - 1)
     assert saved.get_ydata()[0] == pytest.approx(1 / 6)
     assert (twice.get_ydata()[0], sixty.get_ydata()[0]) == (1.0, 0.6)
+
+
+def test_speed_ups_have_a_line_for_each_opponent_and_the_claim():
+    ax = lessons.plot_speed_ups({"plain": [1.5, 3.0], "newer": [1.2]}, ax=blank_axes())
+    plain, newer, claim, _ = ax.get_lines()
+    assert (list(plain.get_xdata()), list(newer.get_xdata()), claim.get_xdata()[0]) == ([1.5, 3.0], [1.2], 2.0)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["plain", "newer"]
 
 
 def test_by_length_leaves_out_what_ran_out_of_memory_and_says_so():
@@ -104,25 +114,27 @@ def test_backends_answer_three_questions():
         "Does it learn the same?",
     ]
     assert (speed.get_xlabel(), memory.get_xlabel(), loss.get_ylabel()) == (
-        "tokens/s",
+        "tokens/s, a stroke each repeat",
         "peak, GiB",
-        "loss, nats a trained token",
+        "loss",
     )
-    assert [bar.get_width() for bar in speed.patches] == [100, 101, 102, 103, 104, 105]
+    assert [bar.get_width() for bar in speed.patches] == pytest.approx([100, 101, 102, 103, 104, 105])
     assert len(loss.get_lines()) == 6
 
 
 def test_backends_write_the_numbers_on_the_bars():
-    speed, memory, _ = lessons.plot_backends(
-        SideBySide((measured("plain"), measured("Unsloth", 151.4, 1.234)))
-    ).figure.axes
-    assert [text.get_text() for text in speed.texts] == ["100", "151"]
-    assert [text.get_text() for text in memory.texts] == ["2.00", "1.23"]
+    """A speed only where the repeats agree; their strokes are drawn all the same."""
+    runs = (measured("plain"), measured("Unsloth", 151.4, 1.234), measured("noisy", apart=1.3))
+    speed, memory, _ = lessons.plot_backends(SideBySide(runs)).figure.axes
+    assert [text.get_text() for text in speed.texts] == ["100", "151", "too noisy"]
+    assert [text.get_text() for text in memory.texts] == ["2.00", "1.23", "2.00"]
+    assert [len(line.get_xdata()) for line in speed.get_lines()] == [2, 2, 2]
 
 
 def test_the_scatter_shows_every_point():
     points = lessons.measurements()[0]
-    ax = lessons.plot_against_measured(points, ax=blank_axes())
+    pairs = [(point, estimate_setup(point.shape, point.setup)) for point in points]
+    ax = lessons.plot_against_measured(pairs, ax=blank_axes())
     drawn = sum(
         len(collection.get_offsets())
         for collection in ax.collections

@@ -25,6 +25,33 @@ def test_codes_equal_those_of_bitsandbytes_on_ten_thousand_blocks():
     assert torch.equal(packed_by_hand(blocks).reshape(-1), theirs.reshape(-1))
 
 
+def test_levels_from_quantiles_equal_the_librarys_table():
+    import torch
+
+    assert torch.allclose(lessons.nf4_levels(), levels_of("nf4"), atol=1e-7, rtol=0)
+
+
+def test_rounded_is_a_copy_whose_layers_are_rounded(model):
+    """Embedding and norms stay, and so does the model that was given."""
+    weight, embedding = model.model.layers[0].mlp.up_proj.weight, model.get_input_embeddings().weight
+    before = weight.clone()
+    other = lessons.rounded(model, "nf4")
+    assert other.model.layers[0].mlp.up_proj.weight.equal(lessons.roundtrip(before, "nf4"))
+    assert other.get_input_embeddings().weight.equal(embedding)
+    assert weight.equal(before)
+    assert len(lessons.projections(model)) == 7 * 2
+
+
+def test_packed_codes_are_copies_of_the_bytes():
+    import torch
+
+    layer = torch.nn.Linear(4, 4)
+    layer.codes = torch.nn.Parameter(torch.tensor([1, 2], dtype=torch.uint8), requires_grad=False)
+    codes = lessons.packed_codes(layer)
+    layer.codes.data += 1
+    assert {name: tensor.tolist() for name, tensor in codes.items()} == {"codes": [1, 2]}
+
+
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_roundtrip_equals_bitsandbytes(kind):
     """Stored and read back, every weight comes out as the library would have it."""

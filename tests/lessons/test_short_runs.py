@@ -76,6 +76,27 @@ def test_a_layer_is_trained_in_full_and_frozen_again(model, token_rows):
     assert not any(weight.requires_grad for weight in model.parameters())
 
 
+def test_a_full_update_is_what_changed_and_leaves_the_model(model, token_rows):
+    """Added again, it gives the loss of the trained model."""
+    layer = model.model.layers[0].mlp.up_proj
+    before, untrained = layer.weight.clone(), lessons.mean_loss(model, token_rows)
+    update = lessons.full_update(model, layer, token_rows, steps=3, learning_rate=1e-2)
+    assert layer.weight.equal(before)
+    assert lessons.loss_with(model, layer, update, token_rows) < untrained
+    assert lessons.mean_loss(model, token_rows) == untrained
+
+
+def test_an_update_by_lora_has_its_rank_and_leaves_the_model(model, token_rows):
+    import torch
+
+    untrained = lessons.mean_loss(model, token_rows)
+    how = {"r": 2, "alpha": 4, "steps": 3, "learning_rate": 1e-2}
+    update = lessons.lora_update(model, "model.layers.0.mlp.up_proj", token_rows, **how)
+    assert torch.linalg.matrix_rank(update) == 2
+    assert lessons.mean_loss(model, token_rows) == untrained
+    assert not hasattr(model.model.layers[0].mlp.up_proj, "lora_A")
+
+
 @pytest.mark.parametrize("longest", [256, 1])
 def test_fit_suits_the_attention_to_short_rows_and_takes_it_back(adapted, token_rows, monkeypatch, longest):
     """A lesson need not mind: on a CPU plain attention is faster for short rows, and longer ones keep the fused."""
@@ -127,6 +148,14 @@ def test_compare_is_the_same_twice(model, token_rows):
     assert first == second
 
 
+def test_a_variant_may_set_its_rate(model, token_rows):
+    """Rates are compared like any other setting: at rate 0 nothing is learnt."""
+    variants = {rate: {"r": 2, "target_modules": ["q_proj"], "learning_rate": rate} for rate in (0.0, 1e-2)}
+    _, table = lessons.compare_variants(model, variants, token_rows, token_rows, steps=2, learning_rate=1.0)
+    assert table[0.0].held_out_loss == pytest.approx(lessons.mean_loss(model, token_rows))
+    assert table[1e-2].held_out_loss < table[0.0].held_out_loss
+
+
 def test_a_variant_may_set_alpha_itself(model, token_rows):
     """`alpha` is only what a variant gets that says nothing of it."""
     variants = {"loud": {"r": 2, "lora_alpha": 64, "target_modules": ["q_proj"]}}
@@ -145,6 +174,16 @@ def test_variants_show_themselves(model, token_rows):
 def test_an_unknown_variant_is_named(model):
     with pytest.raises(KeyError, match="no variant 'x'"):
         Variants(())["x"]
+
+
+def test_rows_are_compared_from_the_same_start(model, token_rows):
+    """The same rows under two names make the same adapter; the base is left as it was."""
+    before = lessons.row_losses(model, token_rows)
+    parts = {"one": token_rows, "other": token_rows}
+    losses = lessons.compare_rows(model, parts, token_rows, steps=2, learning_rate=1e-2, r=2)
+    assert list(losses) == ["untrained", "one", "other"]
+    assert losses["one"] == losses["other"] != losses["untrained"]
+    assert losses["untrained"] == before == lessons.row_losses(model, token_rows)
 
 
 def test_mean_loss_weighs_tokens_and_row_losses_rows(model, token_rows):

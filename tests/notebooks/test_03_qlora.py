@@ -42,6 +42,17 @@ def test_nf4_rounds_best_among_four_bits(facts):
     assert error["int8"] < error["nf4"] < min(error["fp4"], error["int4"])
 
 
+def test_a_forgotten_format_costs(facts):
+    """FP4, which Transformers takes unless asked for NF4, loses more on invoices."""
+    assert facts["loss_nf4"] < facts["loss_fp4"] < facts["loss_one_scale"]
+
+
+def test_nf4_is_not_what_transformers_takes_by_default():
+    from transformers import BitsAndBytesConfig
+
+    assert BitsAndBytesConfig(load_in_4bit=True).bnb_4bit_quant_type == "fp4"
+
+
 def test_one_scale_for_a_matrix_ruins_the_model(facts):
     assert facts["loss_one_scale"] > 2
 
@@ -60,7 +71,9 @@ def test_only_the_adapter_moved(book):
 def test_figures_are_left_and_shown(book):
     for name in ("levels", "rounding", "blocksize", "training"):
         book.run.require(f"figures/{name}.png")
-    assert book.page.read_text().count("data:image/png;base64") >= 4
+    page = book.page.read_text()
+    assert page.count("data:image/png;base64") >= 4
+    assert "No description has been provided" not in page
 
 
 def test_no_warning_reaches_the_reader(book):

@@ -1,5 +1,6 @@
 """Unsloth is measured beside plain libraries, and what it replaces is found by looking."""
 
+import itertools
 import json
 
 import pytest
@@ -17,16 +18,28 @@ def book(execute):
 
 @pytest.fixture(scope="module")
 def runs(book):
-    return {run["name"]: run for run in json.loads(book.run.require("side_by_side.json").read_text())}
+    files = ("side_by_side.json", "imported_last.json")
+    found = [json.loads(book.run.require(file).read_text()) for file in files]
+    return {run["name"]: run for run in itertools.chain.from_iterable(found)}
 
 
 def test_four_runs_with_device_day_and_versions(runs):
-    assert list(runs) == ["plain", "Unsloth", "Unsloth, checkpointing on", "Unsloth, imported last"]
+    assert list(runs) == ["plain", "Unsloth", "Unsloth, checkpointing on", "imported last"]
     for run in runs.values():
         assert len(run["losses"]) == 3
-        assert run["tokens_per_s"] > 0
+        assert min(run["rates"]) > 0
         assert run["device"]
         assert run["versions"]["unsloth"]
+    assert [len(run["rates"]) for run in runs.values()] == [2, 2, 2, 1]
+
+
+def test_a_ratio_is_told_only_where_the_repeats_agree(book, runs):
+    """On a busy machine there may be none."""
+    spreads = [max(runs[name]["rates"]) / min(runs[name]["rates"]) for name in ("plain", "Unsloth")]
+    told = "Unsloth over plain: speed too noisy to read" not in book.text
+    assert told is (max(spreads) <= 1.2)
+    assert (book.run.facts["unsloth"]["speed_up"] is not None) is told
+    assert "imported last over" not in book.text
 
 
 def test_the_plain_run_is_plain(runs):
@@ -49,7 +62,7 @@ def test_what_was_replaced_is_found_in_the_notebook_too(book):
 
 
 def test_imported_last_it_warns_and_leaves_names_stale(book, runs):
-    assert "Unsloth is imported after" in runs["Unsloth, imported last"]["warned"]
+    assert "Unsloth is imported after" in runs["imported last"]["warned"]
     assert "trl.SFTTrainer" in book.run.facts["unsloth"]["stale"]
 
 
@@ -73,7 +86,10 @@ def test_no_check_of_the_notebook_failed(book):
 def test_figures_are_left_and_shown(book):
     book.run.require("figures/backends.png")
     book.run.require("figures/by_length.png")
-    assert book.page.read_text().count("data:image/png;base64") >= 2
+    book.run.require("figures/opponents.png")
+    page = book.page.read_text()
+    assert page.count("data:image/png;base64") >= 3
+    assert "No description has been provided" not in page
 
 
 def test_no_warning_reaches_the_reader(book):
@@ -82,10 +98,10 @@ def test_no_warning_reaches_the_reader(book):
 
 SOLUTIONS = {
     "times = ...": "times = 4050 / 3542",
-    "tokens = ...": "tokens = 16384",
+    "share = ...": "share = 131 / 100 - 1",
     "    return ...": "    return 'unsloth' in function.__code__.co_filename",
 }
-MISTAKES = {"times = ...": "times = 2.0", "tokens = ...": "tokens = 1024", "    return ...": "    return True"}
+MISTAKES = {"times = ...": "times = 2.0", "share = ...": "share = 0.2", "    return ...": "    return True"}
 
 
 class Patched:

@@ -1,5 +1,6 @@
 """The data notebook finds every planted defect, loses no good row, and leaves splits that do not leak."""
 
+import csv
 import json
 
 import pytest
@@ -33,7 +34,7 @@ def test_no_check_of_the_notebook_failed(book):
 
 
 def test_the_leak_in_the_given_test_file_is_refused(book):
-    assert "2 of 43 test rows stand in the training set" in book.text
+    assert "2 of 43 test rows are training rows too" in book.text
 
 
 def test_the_splits_that_it_leaves_do_not_leak(book):
@@ -58,6 +59,12 @@ def test_general_rows_are_mixed_in_and_no_task_is_half_of_the_rest(book):
     assert {drop["rule"] for drop in drops} == {"balance"}
 
 
+def test_the_quality_score_is_tested_against_a_random_choice(book):
+    """Both halves are trained on, and the difference on unseen rows comes with its interval."""
+    assert "loss of random minus loss of chosen, on rows that neither has seen: measured" in book.text
+    assert "random minus chosen, 95 % interval" in book.page.read_text()
+
+
 def test_a_threshold_that_is_too_strict_costs_the_look_alikes(book):
     assert "6 rows that should have stayed are gone" in book.text
 
@@ -70,6 +77,39 @@ def test_figures_are_left_and_shown(book):
 
 def test_no_warning_reaches_the_reader(book):
     assert "Warning" not in book.text
+
+
+def test_every_figure_has_words(book):
+    for words in ("Rows dropped by each rule: well-formed 3,", "Row lengths: longest 5,"):
+        assert f'alt="{words}' in book.page.read_text()
+
+
+@pytest.fixture(scope="module")
+def own(execute, tmp_path_factory):
+    """The same cells on a reader's file: 60 rows of a CSV, a copy among them, and one without an answer."""
+    path = tmp_path_factory.mktemp("own") / "mine.csv"
+    parcels = [(f"Where is parcel {i} of street {i % 7} now?", f"Parcel {i} is at desk {i % 5}.") for i in range(60)]
+    rows = [("question", "reply"), *parcels, parcels[2], ("And parcel 99?", "")]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return execute("07_data", my_file=path, my_columns="question, reply", max_steps=1, max_examples=8)
+
+
+def test_an_own_file_is_cleaned_and_split_and_its_broken_row_named(own):
+    saved = json.loads(own.run.require("data/report.json").read_text())
+    assert saved["total"] == 62
+    assert {(drop["place"], drop["rule"]) for drop in saved["dropped"]} == {
+        ("line 62", "exact duplicates"),
+        ("line 63", "well-formed"),
+    }
+    assert "line 63: has an empty answer" in own.text
+    splits = data.load_splits(own.run)
+    assert splits.train["source"][:].count("task") + len(splits.val) + len(splits.test) == 60
+
+
+def test_planted_defects_are_asked_of_the_sample_alone(own):
+    assert "planted defects that were caught" not in own.text
+    assert "No list of defects: read a random sample of what is left." in own.text
 
 
 SOLUTIONS = {

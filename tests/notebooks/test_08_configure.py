@@ -31,13 +31,19 @@ def test_no_check_of_the_notebook_failed(book):
 
 
 def test_the_form_returns_its_defaults_without_a_front_end(book):
-    assert "unchanged · {" in book.text
+    assert "The settings are as they were" in book.text
 
 
 def test_too_low_learns_less_than_right(book):
     low, right, high = SearchReport.open(Run.open(book.run / "rates")).trials
     assert right.value < 0.5 * low.value
     assert high.value is None or high.value > right.value
+
+
+def test_the_marks_of_the_figure_are_joined_by_dashes(book):
+    """One validation loss a run would be a lone mark, while the title speaks of dashes."""
+    for trial in SearchReport.open(Run.open(book.run / "rates")).trials:
+        assert trial.value is None or len(trial.history.val_losses) >= 2
 
 
 def test_the_ramp_suggests_a_rate_below_the_blow_up(book):
@@ -49,6 +55,17 @@ def test_passes_over_few_rows_overfit(book):
     history = History.load(book.run / "passes/history.csv")
     assert "overfitting" in history.diagnosis.ids
     assert history.final_loss < 0.05
+    assert [step for step, _ in history.val_losses] == [1, 2, 3, 4, 5, 6]
+    assert "<td>0</td><td>not trained yet</td>" in book.page.read_text()
+
+
+def test_the_warnings_of_the_found_settings_are_shown_and_three_of_them_answered(book):
+    """The rows are short and few: back to the machine's own length, a batch of eight, and all rows."""
+    page = book.page.read_text()
+    for said in ("max_length=160 is below the usual", "4 examples stand behind each update", "Each row is read 3.3"):
+        assert said in page
+    chosen = TrainConfig.load(book.run / "config.yaml")
+    assert (chosen.max_length, chosen.effective_batch_size) == (512, 8)
 
 
 def test_both_ways_to_batch_eight_have_the_same_loss(book):
@@ -56,7 +73,8 @@ def test_both_ways_to_batch_eight_have_the_same_loss(book):
 
 
 def test_a_warm_up_longer_than_the_run_never_reaches_its_rate(book):
-    assert "With a warm-up of 50 the rate ends at 80% of what was asked for" in book.text
+    assert "rate at the end of 40 steps, warm-up 50, as a share of the peak: measured 0.8" in book.text
+    assert "With a warm-up of 50 the rate ends at 80% of what was asked" in book.page.read_text()
 
 
 def test_the_search_begins_with_the_config_or_draws_from_the_ramps_zone(book):
@@ -91,6 +109,9 @@ def test_every_row_of_the_table_was_measured(book):
 def test_figures_are_left(book):
     for name in ("rates", "rate_range", "warmup", "search"):
         book.run.require(f"figures/{name}.png")
+    page = book.page.read_text()
+    for words in ("Loss of three runs", "The loss falls fastest", "With a warm-up of 50", "Validation loss of each"):
+        assert f'alt="{words}' in page
 
 
 def test_no_warning_reaches_the_reader(book):
@@ -100,7 +121,7 @@ def test_no_warning_reaches_the_reader(book):
 SOLUTIONS = {
     "steps = ...": "steps = 8",
     "warmup = ...": "warmup = 15",
-    "space = ...": "space = {'lora_r': (8, 64), 'learning_rate': (1e-4, 1e-3)}",
+    "own_space = ...": "own_space = {'lora_r': (8, 64), 'learning_rate': (1e-4, 1e-3)}",
 }
 
 

@@ -95,6 +95,31 @@ def test_a_loss_of_zero_means_that_nothing_is_trained():
     assert diagnose(curve([0.0] * 10)).ids == ("nothing-trained",)
 
 
+def test_a_zero_beside_a_gradient_that_is_no_number_is_a_hidden_nan():
+    """Plain trainers write 0 for a loss that is no number."""
+    points = [HistoryPoint(step, 0.0, grad_norm=math.nan) for step in range(1, 11)]
+    found = diagnose(History.of(points))
+    assert (found.ids, found.verdict) == (("nan",), "Not a number, logged as 0 from step 1")
+
+
+def test_a_zero_beside_a_gradient_of_zero_is_nothing_trained():
+    points = [HistoryPoint(step, 0.0, grad_norm=0.0) for step in range(1, 11)]
+    assert diagnose(History.of(points)).ids == ("nothing-trained",)
+
+
+def test_a_nan_beside_a_gradient_that_is_a_number_is_in_the_log_alone():
+    """A plain Trainer sums losses up: after one batch without a trained token every later mean is NaN."""
+    points = [HistoryPoint(step, 1.0 if step < 5 else math.nan, grad_norm=2.0) for step in range(1, 11)]
+    found = diagnose(History.of(points))
+    assert (found.ids, found.verdict) == (("nan",), "Not a number from step 5, in the log alone")
+
+
+def test_a_mean_over_nothing_with_a_gradient_of_zero_is_nothing_trained():
+    """TRL's loss where every label is masked, and no filter hides it."""
+    points = [HistoryPoint(step, math.nan, grad_norm=0.0) for step in range(1, 11)]
+    assert diagnose(History.of(points)).ids == ("nothing-trained",)
+
+
 @pytest.mark.parametrize(("missing", "severity"), [(2, "note"), (30, "problem")])
 def test_skipped_updates_are_counted(missing, severity):
     """A few at the start are fp16 finding its scale."""

@@ -1,5 +1,7 @@
 """A loss figure has units, several runs can be told apart, and a bar stands in where there is no page."""
 
+import math
+
 from ftkit import figures, training
 from ftkit.training import History, HistoryPoint
 from ftkit.training.plots import live_loss
@@ -36,10 +38,10 @@ def test_each_run_has_a_panel_with_its_curves():
     axes = training.plot_curves(runs, [figures.blank_axes(), figures.blank_axes()])
     assert [ax.get_title(loc="left") for ax in axes] == ["A", "B"]
     assert [[list(line.get_ydata()) for line in ax.lines] for ax in axes] == [
-        [[2.0, 1.0], smooth([2.0, 1.0]), [1.5]],
-        [[3.0, 4.0], smooth([3.0, 4.0])],
+        [[2.0, 1.0], smooth([2.0, 1.0]), [1.5], [1.0, 1.0]],
+        [[3.0, 4.0], smooth([3.0, 4.0]), [4.0, 4.0]],
     ]
-    assert axes[0].get_ylabel() == "loss, nats a token"
+    assert axes[0].get_ylabel() == "loss (nats per token)"
     assert axes[1].get_xlabel() == "weight updates"
 
 
@@ -48,7 +50,28 @@ def test_without_axes_it_makes_a_row_of_them():
     assert len(training.plot_curves(runs)) == 4
 
 
+def test_more_than_four_stand_in_rows_of_three():
+    runs = {name: History.of([HistoryPoint(1, 2.0)]) for name in "ABCDE"}
+    axes = training.plot_curves(runs)
+    assert [ax.get_subplotspec().colspan.start for ax in axes] == [0, 1, 2, 0, 1]
+
+
+def test_a_loss_that_is_no_number_is_marked_where_it_would_be():
+    lost = History.of([HistoryPoint(1, 2.0), HistoryPoint(2, math.nan), HistoryPoint(3, math.nan)])
+    (ax,) = training.plot_curves({"lost": lost}, [figures.blank_axes()])
+    assert list(ax.lines[-1].get_xdata()) == [2, 3]
+    assert ax.lines[-1].get_label() == "not a number"
+
+
 def test_compare_runs_draws_one_line_a_run_with_units():
     ax = training.plot_runs({"a": History.of(CURVE), "b": History.of(CURVE[:4])}, figures.blank_axes())
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
-    assert "nats a trained token" in ax.get_ylabel()
+    assert "nats per token" in ax.get_ylabel()
+
+
+def test_no_run_leaves_the_figure_of_several():
+    """The first curve is the lowest: the others' losses still lie below the upper end."""
+    runs = {"low": History.of([HistoryPoint(1, 0.5)]), "high": History.of([HistoryPoint(1, 3.0, val_loss=4.0)])}
+    ax = training.plot_runs(runs, figures.blank_axes())
+    assert ax.get_ylim()[0] == 0
+    assert ax.get_ylim()[1] > 4
