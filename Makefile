@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: quickstart test test-fast test-axolotl axolotl test-skypilot lab check badges install clean help
+.PHONY: quickstart test test-fast test-axolotl axolotl test-skypilot lab check badges pages install clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -15,7 +15,8 @@ help:
 	@echo "make test-skypilot  the exported task, read by SkyPilot itself (installs it into .venv-skypilot)"
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make check       format, lint, types, fast tests"
-	@echo "make badges      rewrite colab_badges.md from the notebooks"
+	@echo "make badges      rewrite the tables in colab_badges.md and README from the notebooks"
+	@echo "make pages       execute all notebooks and write them into pages/, for any static host"
 
 quickstart: install
 	@$(BIN)/python -m ftkit quickstart
@@ -65,6 +66,10 @@ check: install
 
 badges: install
 	@$(BIN)/python -m tools.badges
+
+# ONLY="00_quickstart 06_hardware" executes these alone; the others are shown as they are.
+pages: install
+	@$(BIN)/python -m tools.pages $(ONLY)
 
 install: $(VENV)/.installed
 

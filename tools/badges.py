@@ -1,7 +1,7 @@
-"""The table of notebooks in `colab_badges.md`, and the badge in each notebook's first cell.
+"""The tables of notebooks in `colab_badges.md` and in README, and the badge in each notebook's first cell.
 
-Made from the notebooks' titles, from the recorded costs in `notebooks/costs.json`, and from the repository's
-address, which `pyproject.toml` alone holds. `python -m tools.badges` rewrites the table. Runs no notebook.
+Made from the notebooks' title cells, from the recorded costs in `notebooks/costs.json`, and from the repository's
+address, which `pyproject.toml` alone holds. `python -m tools.badges` rewrites both tables. Runs no notebook.
 
 ```json
 {"00_quickstart": {"minutes": 4.5, "peak_gib": 2.0, "device": "2 CPU cores", "date": "2026-11-23"}}
@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 IMAGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
 UNMEASURED = "not measured yet"
+
+BEGIN, END = "<!-- lessons: written by make badges -->", "<!-- end of lessons -->"
 
 _BADGE = re.compile(rf"\[!\[[^\]]*\]\({re.escape(IMAGE)}\)\]\([^)]*\)")
 
@@ -74,6 +76,26 @@ def title(notebook: Path) -> str:
     raise ConfigError(f"{notebook.name} has no Markdown heading; begin its first cell with '# Question?'.")
 
 
+def promise(notebook: Path) -> str:
+    """The paragraph after the badge of a notebook's first cell: what a reader leaves with; empty where none is."""
+    paragraphs = next(_markdown(notebook), "").split("\n\n")
+    after = [place + 1 for place, text in enumerate(paragraphs) if _BADGE.search(text)]
+    return " ".join(paragraphs[after[0]].split()) if after and after[0] < len(paragraphs) else ""
+
+
+def reading(notebook: Path) -> int | None:
+    """Minutes that a notebook's first cell gives a reader; None where it says nothing."""
+    found = re.search(r"\b(\d+) minutes to read\b", next(_markdown(notebook), ""))
+    return int(found[1]) if found else None
+
+
+def minutes(read: int | None, cost: Cost | None) -> str:
+    """What a lesson takes of a person and of a machine, as one line."""
+    parts = [f"{read} minutes to read"] if read else []
+    parts += [f"{cost.minutes:g} to run on {cost.device}"] if cost else []
+    return ", ".join(parts) or UNMEASURED
+
+
 def load_costs(path: Path) -> dict[str, Cost]:
     """Read recorded costs by notebook name; all problems of the file are raised at once."""
     if not path.exists():
@@ -118,6 +140,30 @@ def render(notebooks_dir: Path, repository: str, costs: Mapping[str, Cost]) -> s
     return "\n".join(lines) + "\n"
 
 
+def lessons(notebooks_dir: Path, costs: Mapping[str, Cost]) -> str:
+    """The table for README: what each notebook asks, and the minutes it takes of a reader and of a machine."""
+    lines = ["| Notebook | Question | Minutes to read | Minutes to run |", "|---|---|---|---|"]
+    for notebook in sorted(notebooks_dir.glob("*.ipynb")):
+        name, read, cost = notebook.stem, reading(notebook), costs.get(notebook.stem)
+        file, run = f"[{name}]({notebooks_dir.name}/{name}.ipynb)", f"{cost.minutes:g}" if cost else UNMEASURED
+        cells = (file, title(notebook), str(read or ""), run)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def with_lessons(text: str, table: str) -> str:
+    """`text` with `table` between its two markers.
+
+    Raises:
+        ConfigError: it lacks a marker.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ConfigError(f"README.md wants the table of notebooks between {BEGIN} and {END}; one of them is missing.")
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+
+
 def wrong_badges(notebooks_dir: Path, repository: str) -> list[str]:
     """Say which notebooks lack their own badge in the first Markdown cell, or show another one there."""
     problems = []
@@ -129,10 +175,13 @@ def wrong_badges(notebooks_dir: Path, repository: str) -> list[str]:
 
 
 def main(root: Path = ROOT) -> int:
-    """Rewrite `colab_badges.md` in `root`; 1 where a notebook's own badge is wrong, which is then printed."""
+    """Rewrite `colab_badges.md` and README's table in `root`; 1 where a notebook's badge is wrong, which is printed."""
     notebooks, repository = root / "notebooks", slug(root / "pyproject.toml")
-    text = render(notebooks, repository, load_costs(notebooks / "costs.json"))
-    (root / "colab_badges.md").write_text(text, encoding="utf-8")
+    costs, readme = load_costs(notebooks / "costs.json"), root / "README.md"
+    (root / "colab_badges.md").write_text(render(notebooks, repository, costs), encoding="utf-8")
+    if readme.exists():
+        text = with_lessons(readme.read_text(encoding="utf-8"), lessons(notebooks, costs))
+        readme.write_text(text, encoding="utf-8")
     problems = wrong_badges(notebooks, repository)
     for problem in problems:
         sys.stderr.write(f"{problem}\n")

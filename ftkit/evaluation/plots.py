@@ -36,7 +36,7 @@ def plot_scores(groups: Mapping[str, Mapping[str, Any]], ax: Any = None) -> Any:
         ax.bar(x, heights, 0.92 * width, color=colour, hatch=hatch, edgecolor="white", label=plain(name))
         ax.errorbar(x, heights, yerr=[below, above], fmt="none", color="black", capsize=3, linewidth=1)
         for left, height, reach in zip(x, heights, above, strict=True):
-            ax.annotate(f"{height:.0f}", (left, height + reach), (0, 3), textcoords="offset points", ha="center")
+            ax.annotate(f"{height:.3g}", (left, height + reach), (0, 3), textcoords="offset points", ha="center")
     ax.set_xticks(range(len(groups)), list(map(plain, groups)))
     ax.set_ylim(0, 118)
     ax.set_yticks(range(0, 101, 20))

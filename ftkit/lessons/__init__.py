@@ -33,6 +33,7 @@ from ftkit.lessons.lora import (
     truncated,
 )
 from ftkit.lessons.measured import held_out, mean_error, measured_pairs, measurements, share_below_high
+from ftkit.lessons.own import own_rows
 from ftkit.lessons.planted import mark
 from ftkit.lessons.plots import (
     plot_adapter_weight,
@@ -104,6 +105,7 @@ __all__ = [
     "measurements",
     "memory_claims",
     "nf4_levels",
+    "own_rows",
     "packed_codes",
     "patches_written",
     "per_gpu_gib",
