@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ftkit import figures
+from ftkit.tables import escaped
 from ftkit.training.history import History, HistoryPoint
 
 _COLOURS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, figures.GREY, "#CC79A7", "#56B4E9")
@@ -189,7 +190,8 @@ class LiveLoss:
     def _page(self, points: Sequence[HistoryPoint], total: int) -> str:
         step = points[-1].step if points else 0
         line = f"step {step} of {total} {_latest(points)} {self._left(step, total)}"
-        picture = f'<br><img alt="loss curve" src="data:image/png;base64,{self._picture}">' if self._picture else ""
+        alt = escaped(f"Training loss over the weight updates, {step} of {total} {_latest(points)}")
+        picture = f'<br><img alt="{alt}" src="data:image/png;base64,{self._picture}">' if self._picture else ""
         return f'<progress value="{step}" max="{total}" style="width:24em"></progress> {line}{picture}'
 
     def _left(self, step: int, total: int) -> str:
