@@ -92,5 +92,5 @@ def test_a_word_of_the_glossary_leads_to_its_heading(browser, site):
     page.locator('a[href^="00_quickstart.html#"]').first.click()
     heading = page.locator("h2:target")
     heading.wait_for()
-    assert 0 <= heading.bounding_box()["y"] < 844
+    assert -1 < heading.bounding_box()["y"] < 844  # half a pixel may be above the edge
     page.close()
