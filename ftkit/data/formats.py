@@ -195,10 +195,13 @@ def check_mapping(mapping: Mapping[str, str]) -> None:
     """Refuse a mapping that lacks the prompt or the answer, or names something else, with a DataError."""
     if set(mapping) in ({"messages"}, {"text"}):
         return
-    if unknown := set(mapping) - {"prompt", "answer", *_MORE} or {"prompt", "answer"} - set(mapping):
+    unknown = sorted(set(mapping) - {"prompt", "answer", *_MORE})
+    missing = sorted({"prompt", "answer"} - set(mapping))
+    if unknown or missing:
+        told = f"{', '.join(unknown)} is none of these" if unknown else f"{', '.join(missing)} is missing"
         raise DataError(
             f"mapping wants 'prompt' and 'answer', optionally {', '.join(map(repr, _MORE))}; or 'messages' alone, "
-            f"or 'text' alone. {', '.join(sorted(unknown))} is wrong."
+            f"or 'text' alone, each with the name of its column. {told}."
         )
 
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 LESSONS = ("00_quickstart", "06_hardware", "10_axolotl")
 WIDE, PHONE = 1250, 390
 FAULTS = """() => [
-    ...[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => 'not shown: ' + i.outerHTML.slice(0, 90)),
+    ...[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => 'unseen: ' + i.outerHTML.slice(0, 90)),
     ...[...document.images].filter(i => !i.alt.trim()).map(i => 'no words: ' + i.outerHTML.slice(0, 90)),
 ]"""
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftkit.data import from_messages, order_problem, parse_calls, to_messages
-from ftkit.data.formats import detect_format
+from ftkit.data.formats import check_mapping, detect_format
 from ftkit.data.turns import blank, refuse_media
 from ftkit.errors import DataError
 
@@ -112,6 +112,15 @@ def test_alpaca_joins_instruction_and_input_and_puts_system_first():
         {"role": "user", "content": "Sum up.\n\nA text."},
         {"role": "assistant", "content": "Short."},
     ]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "told"),
+    [({"prompt": "q"}, "answer is missing"), ({"prompt": "q", "reply": "r"}, "reply is none of these")],
+)
+def test_half_a_mapping_is_refused_with_what_it_lacks(mapping, told):
+    with pytest.raises(DataError, match=told):
+        check_mapping(mapping)
 
 
 def test_raw_columns_by_mapping():

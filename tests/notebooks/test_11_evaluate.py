@@ -75,10 +75,9 @@ def test_no_warning_reaches_the_reader(book):
 
 def test_ones_own_file_goes_through_the_same_cells(execute, tmp_path):
     """Answers without any price: the metric that looks for prices is left out, and told."""
-    rows = [{"prompt": f"What is {n} plus {n + 1}?", "completion": f"It is {2 * n + 1}."} for n in range(80)]
-    path = tmp_path / "sums.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    own = execute("11_evaluate", my_file=path, max_steps=3, max_examples=8)
+    path = tmp_path / "sums.csv"
+    path.write_text("question,reply\n" + "\n".join(f"What is {n} plus {n + 1}?,It is {2 * n + 1}." for n in range(80)))
+    own = execute("11_evaluate", my_file=path, my_columns="question,reply", max_steps=3, max_examples=8)
     base, told, short = reports(own, "base", "told", "short")
     assert len(base.rows) == len(told.rows) == len(short.rows) == 8
     assert not (own.run / "eval/long.jsonl").exists()
