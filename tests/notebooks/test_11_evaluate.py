@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def book(execute):
-    return execute("11_evaluate")
+    return execute("11_evaluate", max_examples=20)
 
 
 def reports(book, *names):
