@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from ftkit import data
+from ftkit import data, evaluation
 from ftkit.config import TrainConfig
 from ftkit.hardware import detect
 from ftkit.lessons import check
@@ -99,7 +99,7 @@ SOLUTIONS = {
     "effective_batch_size = ...": "effective_batch_size = config.per_device_train_batch_size "
     "* config.gradient_accumulation_steps",
     "epochs = ...": "epochs = max_steps * config.effective_batch_size / len(splits.train)",
-    "products = ...": "products = 1",
+    "i_changed = ...": "i_changed = 'the price of both together, not of one'",
 }
 
 
@@ -111,7 +111,9 @@ def test_exercises_are_solved_by_the_hidden_solutions(quickstart, capsys):
         "max_steps": config.max_steps,
         "splits": data.split(data.load_examples("invoices")),
         "check": check,
-        "answer": "Products:\n- Copper Lamp: $12.50 (×2)",
+        "evaluation": evaluation,
+        "answer": "Products:\n- Copper Lamp: $25.00 (×2)",
+        "wanted": "Products:\n- Copper Lamp: $12.50 (×2)",
     }
     sources = ["".join(cell["source"]) for cell in quickstart.cells if cell["cell_type"] == "code"]
     for blank, solution in SOLUTIONS.items():
