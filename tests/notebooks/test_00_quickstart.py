@@ -1,6 +1,7 @@
 """The quickstart keeps its promise: near nothing before, at least nine in ten after, on invoices it never saw."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from ftkit import data, evaluation
 from ftkit.config import TrainConfig
 from ftkit.hardware import detect
 from ftkit.lessons import check
+from ftkit.runs import Run
 from ftkit.training import History
 
 pytestmark = pytest.mark.slow
+QUESTIONS = Path(__file__).parent / "harbour" / "questions.csv"
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +127,15 @@ def test_exercises_are_solved_by_the_hidden_solutions(quickstart, capsys):
 
 def test_no_warning_reaches_the_reader(quickstart):
     assert "Warning" not in quickstart.text
+
+
+def test_a_file_of_ones_own_is_trained_on_and_measured(execute):
+    """Two columns under other names; few rows and updates, since only the way is tested here."""
+    book = execute("00_quickstart", my_file=QUESTIONS, my_columns="question, answer", max_steps=2, max_examples=4)
+    own = Run.open(book.root / "quickstart-own")
+    assert own.facts["finished"] == ["train", "evaluate"]
+    own.require("adapter/adapter_model.safetensors")
+    summary = json.loads(own.require("eval/summary.json").read_text())
+    assert summary["before"]["digest"] == summary["after"]["digest"]
+    assert summary["before"]["rows"] == summary["after"]["rows"] == 4
+    assert "is empty" not in book.text
