@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftkit import data, evaluation
+from ftkit import data, evaluation, models
 from ftkit.config import TrainConfig
 from ftkit.hardware import detect
 from ftkit.lessons import check
@@ -129,13 +129,26 @@ def test_no_warning_reaches_the_reader(quickstart):
     assert "Warning" not in quickstart.text
 
 
-def test_a_file_of_ones_own_is_trained_on_and_measured(execute):
-    """Two columns under other names; few rows and updates, since only the way is tested here."""
-    book = execute("00_quickstart", my_file=QUESTIONS, my_columns="question, answer", max_steps=2, max_examples=4)
-    own = Run.open(book.root / "quickstart-own")
+def test_a_file_of_ones_own_is_trained_on_and_measured(quickstart):
+    """The cells for it alone: two columns under other names; few rows and updates, since only the way is tested."""
+    sources = ["".join(cell["source"]) for cell in quickstart.cells if cell["cell_type"] == "code"]
+    config = TrainConfig.load(quickstart.run.require("config.yaml")).replace(max_steps=2, warmup_steps=0, eval_steps=0)
+    names = {
+        "my_file": str(QUESTIONS),
+        "my_columns": "question, answer",
+        "max_examples": 4,
+        "seed": 1,
+        "display": print,
+    }
+    names |= {"config": config, "in_16bit": config.replace(load_in_4bit=False, backend="transformers")}
+    names |= {"run": quickstart.run, "base_model": models.BUNDLED}
+    exec(next(source for source in sources if source.startswith("from ftkit import Run")), names)
+    for source in sources:
+        if "own_examples" in source:
+            exec(source, names)
+    own = Run.open(quickstart.root / "quickstart-own")
     assert own.facts["finished"] == ["train", "evaluate"]
     own.require("adapter/adapter_model.safetensors")
     summary = json.loads(own.require("eval/summary.json").read_text())
     assert summary["before"]["digest"] == summary["after"]["digest"]
     assert summary["before"]["rows"] == summary["after"]["rows"] == 4
-    assert "is empty" not in book.text
