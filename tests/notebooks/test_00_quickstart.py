@@ -141,7 +141,7 @@ def test_a_file_of_ones_own_is_trained_on_and_measured(quickstart):
         "display": print,
     }
     names |= {"config": config, "in_16bit": config.replace(load_in_4bit=False, backend="transformers")}
-    names |= {"run": quickstart.run, "base_model": models.BUNDLED}
+    names |= {"run": quickstart.run, "base_model": models.BUNDLED, "display": print}
     exec(next(source for source in sources if source.startswith("from ftkit import Run")), names)
     for source in sources:
         if "own_examples" in source:
