@@ -15,10 +15,9 @@ from tools import pages
 pytestmark = pytest.mark.slow
 LESSONS = ("00_quickstart", "06_hardware", "10_axolotl")
 WIDE, PHONE = 1250, 390
-FAULTS = """() => [
-    ...[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => 'not shown: ' + i.outerHTML.slice(0, 90)),
-    ...[...document.images].filter(i => !i.alt.trim()).map(i => 'no words: ' + i.outerHTML.slice(0, 90)),
-]"""
+FAULTS = """() => [...document.images]
+    .filter(image => !image.complete || !image.naturalWidth || !image.alt.trim())
+    .map(image => image.outerHTML.slice(0, 90))"""
 
 
 def as_if_executed(notebook: Path, folder: Path) -> Path:
