@@ -90,7 +90,11 @@ def page(path: Path) -> str:
     else:
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(path.read_text(encoding="utf-8"))])
     body, _ = _exporter().from_notebook_node(book)
-    body = re.sub(r'href="([\w-]+)\.(?:ipynb|md)(#[^"]*)?"', r'href="\1.html\2"', body)
+    body = re.sub(r'href="([\w-]+)\.ipynb(#[^"]*)?"', r'href="\1.html\2"', body)
+    # a Markdown file's headings are linked as GitHub names them, in small letters
+    body = re.sub(r'href="([\w-]+)\.md(#[^"]*)?"', lambda m: f'href="{m[1]}.html{(m[2] or "").lower()}"', body)
+    if path.suffix == ".md":
+        body = re.sub(r'(id|href)="(#?[^".:]+)"', lambda m: f'{m[1]}="{m[2].lower()}"', body)
     title = re.search(r"^# (.+)$", book.cells[0].source, re.M)
     return _FRAME.format(title=html.escape(title[1] if title else path.stem), body=body)
 

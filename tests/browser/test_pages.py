@@ -15,9 +15,10 @@ from tools import pages
 pytestmark = pytest.mark.slow
 LESSONS = ("00_quickstart", "06_hardware", "10_axolotl")
 WIDE, PHONE = 1250, 390
-FAULTS = """() => [...document.images]
-    .filter(image => !image.complete || !image.naturalWidth || !image.alt.trim())
-    .map(image => image.outerHTML.slice(0, 90))"""
+FAULTS = """() => [
+    ...[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => 'unseen: ' + i.outerHTML.slice(0, 90)),
+    ...[...document.images].filter(i => !i.alt.trim()).map(i => 'no words: ' + i.outerHTML.slice(0, 90)),
+]"""
 
 
 def as_if_executed(notebook: Path, folder: Path) -> Path:
@@ -91,5 +92,5 @@ def test_a_word_of_the_glossary_leads_to_its_heading(browser, site):
     page.locator('a[href^="00_quickstart.html#"]').first.click()
     heading = page.locator("h2:target")
     heading.wait_for()
-    assert 0 <= heading.bounding_box()["y"] < 844
+    assert -1 < heading.bounding_box()["y"] < 844  # half a pixel may be above the edge
     page.close()

@@ -61,7 +61,7 @@ def ran(monkeypatch):
 def test_links_lead_to_pages_and_nothing_is_fetched_from_elsewhere(root):
     text = pages.page(root / "notebooks/00_first.ipynb")
     assert 'href="01_second.html#A-head"' in text
-    assert 'href="GLOSSARY.html#Words"' in text
+    assert 'href="GLOSSARY.html#words"' in text
     assert "<img" not in text
     assert badges.link("00_first") in text
 
