@@ -1,36 +1,24 @@
-"""A reader's own file is read as the library reads it, and an empty name leaves it out with a sentence."""
+"""A reader's own file is read with the columns that were typed, or left out with a sentence."""
 
 import pytest
 
+from ftkit import lessons
 from ftkit.errors import DataError
-from ftkit.lessons import own_rows
-
-ANSWERED = [{"role": "user", "content": "Two?"}, {"role": "assistant", "content": "2"}]
 
 
-@pytest.fixture
-def table(tmp_path):
-    path = tmp_path / "own.csv"
-    path.write_text("question,reply\nTwo?,2\n")
-    return str(path)
+def test_nothing_is_read_where_nothing_was_named(capsys):
+    assert lessons.own_rows("") is None
+    assert capsys.readouterr().out.startswith("my_file is empty")
 
 
-def test_no_name_says_so_and_gives_nothing(capsys):
-    assert own_rows("") is None
-    assert capsys.readouterr().out == "my_file is empty: nothing of your own is used.\n"
+@pytest.mark.parametrize(("head", "columns"), [("prompt,answer", ""), ("question,reply", "question, reply")])
+def test_two_columns_become_a_chat(tmp_path, head, columns):
+    (tmp_path / "own.csv").write_text(f"{head}\nWhat is 1 plus 1?,2\n")
+    (row,) = lessons.own_rows(str(tmp_path / "own.csv"), columns)
+    assert [turn["content"] for turn in row["messages"]] == ["What is 1 plus 1?", "2"]
 
 
-def test_columns_are_prompt_and_answer_in_this_order(table):
-    assert own_rows(table, "question, reply")[0]["messages"] == ANSWERED
-
-
-def test_a_file_that_says_what_it_holds_needs_no_columns(tmp_path):
-    path = tmp_path / "own.jsonl"
-    path.write_text('{"messages": [{"role": "user", "content": "Two?"}, {"role": "assistant", "content": "2"}]}\n')
-    assert own_rows(str(path))[0]["messages"] == ANSWERED
-
-
-@pytest.mark.parametrize("columns", ["question", "question, answer"])
-def test_columns_that_do_not_fit_are_refused(table, columns):
-    with pytest.raises(DataError):
-        own_rows(table, columns)
+def test_one_column_alone_is_refused_with_what_is_missing(tmp_path):
+    (tmp_path / "own.csv").write_text("question,reply\nWhat is 1 plus 1?,2\n")
+    with pytest.raises(DataError, match="answer is missing"):
+        lessons.own_rows(str(tmp_path / "own.csv"), "question")
