@@ -100,6 +100,46 @@ def test_costs_of_an_unknown_notebook_are_refused(notebooks):
         badges.render(notebooks, "someone/kit", {"00_quikstart": COST})
 
 
+FIRST_CELL = "# Can I?\n\n{badge}\n\nYou leave\nwith one.\n\n2 minutes\n\n25 minutes to read. You need Python."
+
+
+def test_the_title_cell_says_what_a_reader_gets_and_how_long_it_takes(tmp_path):
+    """The promise is the paragraph after the badge; minutes are those "to read", and not the machine's."""
+    path = write_notebook(tmp_path, "00_quickstart", FIRST_CELL.format(badge=badges.badge("00_quickstart", "a/kit")))
+    assert badges.promise(path) == "You leave with one."
+    assert badges.reading(path) == 25
+
+
+def test_a_title_cell_may_say_neither(notebooks):
+    """A notebook without them has no promise and no minutes, and the table says so."""
+    assert badges.promise(notebooks / "01_decide.ipynb") == ""
+    assert badges.reading(notebooks / "01_decide.ipynb") is None
+    assert badges.minutes(None, None) == badges.UNMEASURED
+    assert badges.minutes(25, COST) == "25 minutes to read, 4.5 to run on 2 CPU cores"
+
+
+def test_the_lessons_of_the_readme_have_a_row_each(notebooks):
+    """Question, minutes to read, minutes to run."""
+    *_, first, second = badges.lessons(notebooks, {"00_quickstart": COST}).splitlines()
+    assert first == "| [00_quickstart](notebooks/00_quickstart.ipynb) | Can I? |  | 4.5 |"
+    assert second == "| [01_decide](notebooks/01_decide.ipynb) | Do I need A \\| B? |  | not measured yet |"
+
+
+def test_only_what_is_between_the_markers_is_written_anew():
+    """Before and after them a person writes; a second writing changes nothing."""
+    text = f"before\n{badges.BEGIN}\nold\n{badges.END}\nafter\n"
+    made = badges.with_lessons(text, "| new |")
+    assert made == f"before\n{badges.BEGIN}\n\n| new |\n\n{badges.END}\nafter\n"
+    assert badges.with_lessons(made, "| new |") == made
+
+
+@pytest.mark.parametrize("text", ["", badges.BEGIN, badges.END])
+def test_a_readme_without_markers_is_refused(text):
+    """A lost marker is named instead of a table that is written nowhere."""
+    with pytest.raises(ConfigError, match="one of them is missing"):
+        badges.with_lessons(text, "| new |")
+
+
 def test_costs_are_read(tmp_path):
     """The recorded file becomes one Cost a notebook; without the file there are none."""
     path = tmp_path / "costs.json"
@@ -127,13 +167,15 @@ def test_wrong_badges_are_found(notebooks):
 
 
 def test_main_writes_the_table(notebooks, tmp_path, capsys):
-    """The command writes colab_badges.md beside the notebooks' folder, and fails on a wrong badge."""
+    """The command writes colab_badges.md and README's table, and fails on a wrong badge."""
+    (tmp_path / "README.md").write_text(f"{badges.BEGIN}\n{badges.END}\n")
     write_pyproject(tmp_path, "https://github.com/someone/kit")
     assert badges.main(tmp_path) == 1
     assert "01_decide.ipynb" in capsys.readouterr().err
     (notebooks / "01_decide.ipynb").unlink()
     assert badges.main(tmp_path) == 0
     assert (tmp_path / "colab_badges.md").read_text() == badges.render(notebooks, "someone/kit", {})
+    assert badges.lessons(notebooks, {}) in (tmp_path / "README.md").read_text()
 
 
 class TestRepository:
@@ -148,6 +190,18 @@ class TestRepository:
         notebooks = ROOT / "notebooks"
         made = badges.render(notebooks, badges.slug(), badges.load_costs(notebooks / "costs.json"))
         assert (ROOT / "colab_badges.md").read_text(encoding="utf-8") == made
+
+    def test_lessons_of_the_readme_are_current(self):
+        """So is README's table, with the minutes to read that the notebooks' first cells name."""
+        readme, notebooks = (ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "notebooks"
+        made = badges.lessons(notebooks, badges.load_costs(notebooks / "costs.json"))
+        assert badges.with_lessons(readme, made) == readme
+
+    def test_each_lesson_says_how_long_it_takes_to_read(self):
+        """An honest 15 to 30 minutes, and one promise."""
+        for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+            assert 15 <= (badges.reading(notebook) or 0) <= 30, notebook.name
+            assert badges.promise(notebook), notebook.name
 
     def test_each_badge_opens_its_own_notebook(self):
         """Every notebook's first Markdown cell holds its own badge and no other."""
