@@ -53,6 +53,7 @@ from ftkit.lessons.quantization import error, nf4_levels, packed_codes, projecti
 from ftkit.lessons.recorded_runs import hidden_nan, sick_runs
 from ftkit.lessons.scaling import per_gpu_gib, published_scaling
 from ftkit.lessons.short_runs import (
+    accumulated_loss,
     compare_rows,
     compare_variants,
     fit,
@@ -64,11 +65,11 @@ from ftkit.lessons.short_runs import (
     plain_weight,
     row_losses,
     tokens,
-    trained_tokens,
 )
 from ftkit.lessons.twins import search_twins
 
 __all__ = [
+    "accumulated_loss",
     "adapter_difference",
     "adapter_files",
     "adapter_parameters",
@@ -142,7 +143,6 @@ __all__ = [
     "targets",
     "tokens",
     "train_with_axolotl",
-    "trained_tokens",
     "truncated",
     "you_should_see",
 ]

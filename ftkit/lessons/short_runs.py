@@ -5,7 +5,6 @@ mind is done here: 4-bit weights stay trainable on a CPU, short rows train with 
 that was freed goes back.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -213,10 +212,13 @@ def mean_loss(model: Any, rows: Sequence[TokenRow]) -> float:
     return sum(nll for nll, _ in pairs) / sum(count for _, count in pairs)
 
 
-def trained_tokens(rows: Sequence[TokenRow]) -> int:
-    """Tokens that the loss sees: all with a label, but for a row's first, which nothing predicts."""
-    labels = itertools.chain.from_iterable(row["labels"][1:] for row in rows)
-    return sum(label != IGNORED for label in labels)
+def accumulated_loss(model: Any, rows: Sequence[TokenRow], size: int) -> tuple[float, float]:
+    """Loss of `rows` cut into batches of `size`: by tokens, as training adds it up, and as the mean of their means."""
+    models.keep_trainable(model)
+    batches = [answer_nll(model, rows[start : start + size]) for start in range(0, len(rows), size)]
+    sums = [(sum(nll for nll, _ in pairs), sum(count for _, count in pairs)) for pairs in batches]
+    by_tokens = sum(nll for nll, _ in sums) / sum(count for _, count in sums)
+    return by_tokens, sum(nll / count for nll, count in sums) / len(sums)
 
 
 def row_losses(model: Any, rows: Sequence[TokenRow]) -> list[float]:

@@ -27,9 +27,11 @@ def test_tokens_mask_the_prompt(rows, tokenizer):
     assert row["labels"][0] == chat.IGNORED
 
 
-def test_trained_tokens_are_those_with_a_label_but_for_the_first():
-    rows = [{"input_ids": [5, 6, 7], "labels": [5, chat.IGNORED, 7]}, {"input_ids": [8, 9], "labels": [8, 9]}]
-    assert lessons.trained_tokens(rows) == 2
+def test_batches_add_up_by_tokens_and_not_by_means(model, token_rows):
+    by_tokens, by_batches = lessons.accumulated_loss(model, token_rows, 1)
+    assert by_tokens == pytest.approx(lessons.mean_loss(model, token_rows), rel=1e-6)
+    per_row = lessons.row_losses(model, token_rows)
+    assert by_batches == pytest.approx(sum(per_row) / len(per_row), rel=1e-6)
 
 
 def test_fit_learns_and_returns_the_loss_before_each_update(adapted, token_rows):
@@ -188,7 +190,7 @@ def test_rows_are_compared_from_the_same_start(model, token_rows):
 
 def test_mean_loss_weighs_tokens_and_row_losses_rows(model, token_rows):
     """A long answer counts more in the mean over tokens."""
-    counts = [lessons.trained_tokens([row]) for row in token_rows]
+    counts = [sum(label != chat.IGNORED for label in row["labels"][1:]) for row in token_rows]
     per_row = lessons.row_losses(model, token_rows)
     wanted = sum(n * loss for n, loss in zip(counts, per_row, strict=True)) / sum(counts)
     assert lessons.mean_loss(model, token_rows) == pytest.approx(wanted, rel=1e-6)
