@@ -75,12 +75,14 @@ def plot_rank_tradeoff(
     return ax
 
 
-def plot_losses(losses: Mapping[str, Sequence[float]], ax: Any = None) -> Any:
-    """Which variant learns faster? Training losses over each other."""
+def plot_losses(
+    losses: Mapping[str, Sequence[float]], ax: Any = None, title: str = "Which variant learns faster?"
+) -> Any:
+    """Training losses over each other."""
     ax = axes(ax)
     _lines(ax, losses)
     ax.set_ylim(bottom=0)
-    label(ax, "weight updates", "loss (nats per token)", "Which variant learns faster?")
+    label(ax, "weight updates", "loss (nats per token)", title)
     return ax
 
 
