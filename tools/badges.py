@@ -142,11 +142,11 @@ def render(notebooks_dir: Path, repository: str, costs: Mapping[str, Cost]) -> s
 
 def lessons(notebooks_dir: Path, costs: Mapping[str, Cost]) -> str:
     """The table for README: what each notebook asks, and the minutes it takes of a reader and of a machine."""
-    lines = ["| Notebook | Question | Minutes to read | Minutes to run |", "|---|---|---|---|"]
+    lines = ["| # | Question | Minutes to read | Minutes to run |", "|---|---|---|---|"]
     for notebook in sorted(notebooks_dir.glob("*.ipynb")):
         name, read, cost = notebook.stem, reading(notebook), costs.get(notebook.stem)
-        file, run = f"[{name}]({notebooks_dir.name}/{name}.ipynb)", f"{cost.minutes:g}" if cost else UNMEASURED
-        cells = (file, title(notebook), str(read or ""), run)
+        question = f"[{title(notebook)}]({notebooks_dir.name}/{name}.ipynb)"
+        cells = (name.partition("_")[0], question, str(read or ""), f"{cost.minutes:g}" if cost else UNMEASURED)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 

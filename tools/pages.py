@@ -38,6 +38,7 @@ STYLE = Path(__file__).with_suffix(".css")
 GLOSSARY = "GLOSSARY"
 
 _PICTURE = re.compile(r'<img [^>]*?src="data:image/png;base64,([^"]+)"[^>]*>')
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 _ALT = re.compile(r'alt="([^"]*)"')
 _FRAME = """<!doctype html>
 <html lang="en">
@@ -83,6 +84,10 @@ def page(path: Path) -> str:
     if path.suffix == ".ipynb":
         book = nbformat.read(path, as_version=4)
         book.cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+        for cell in book.cells:  # a widget is nothing without its kernel
+            shown = [output for output in cell.get("outputs", []) if _WIDGET not in output.get("data", {})]
+            cell.update({"outputs": shown} if cell.cell_type == "code" else {})
+        book.metadata.pop("widgets", None)
         first = next(cell for cell in book.cells if cell.cell_type == "markdown")
         first.source = first.source.replace(
             badges.badge(path.stem), f"[Open in Colab]({badges.link(path.stem)})"
@@ -95,6 +100,8 @@ def page(path: Path) -> str:
     body = re.sub(r'href="([\w-]+)\.md(#[^"]*)?"', lambda m: f'href="{m[1]}.html{(m[2] or "").lower()}"', body)
     if path.suffix == ".md":
         body = re.sub(r'(id|href)="(#?[^".:]+)"', lambda m: f'{m[1]}="{m[2].lower()}"', body)
+    # a table keeps a readable width on a phone, and scrolls alone
+    body = re.sub(r"<table.*?</table>", lambda m: f'<div class="wide">{m[0]}</div>', body, flags=re.S)
     title = re.search(r"^# (.+)$", book.cells[0].source, re.M)
     return _FRAME.format(title=html.escape(title[1] if title else path.stem), body=body)
 

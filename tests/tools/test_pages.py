@@ -66,6 +66,21 @@ def test_links_lead_to_pages_and_nothing_is_fetched_from_elsewhere(root):
     assert badges.link("00_first") in text
 
 
+def test_a_table_scrolls_alone_and_a_widget_is_left_out(root):
+    """Neither may move the page: a phone shows a wide table's part, and no script waits for a kernel."""
+    book = nbformat.read(root / "notebooks/00_first.ipynb", 4)
+    widget = {pages._WIDGET: {"model_id": "a", "version_major": 2, "version_minor": 0}, "text/plain": "0%"}
+    cell = shown("<table><tr><td>1</td></tr></table>")
+    cell.outputs.append(v4.new_output("display_data", data=widget))
+    book.cells.append(cell)
+    nbformat.write(book, root / "00_first.ipynb")
+    text = pages.page(root / "00_first.ipynb")
+    assert '<div class="wide"><table>' in text
+    assert "</table></div>" in text
+    assert "widget" not in text
+    assert "<script" not in text
+
+
 def test_a_page_does_not_show_where_it_was_made(root):
     """Papermill's cell of injected parameters holds a path of this machine."""
     book = nbformat.read(root / "notebooks/00_first.ipynb", 4)
