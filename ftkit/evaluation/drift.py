@@ -69,7 +69,7 @@ class Forgetting:
     def verdict(self) -> str:
         """One plain sentence."""
         c = self.change
-        moved = f"{c.value:+.3f} nats a token [{c.low:+.3f}, {c.high:+.3f}] on {len(self.texts)} texts"
+        moved = f"{c.value:+.3f} nats per token [{c.low:+.3f}, {c.high:+.3f}] on {len(self.texts)} texts"
         times = f"perplexity {math.exp(min(self.off, 700)):.1f} became {math.exp(min(self.on, 700)):.1f}"
         if self.forgot:
             return f"The adapter made these texts less likely: {moved}; {times}."

@@ -77,7 +77,7 @@ def axolotl_stored(file: str | Path) -> dict[str, int]:
 
 
 def train_with_axolotl(file: str | Path) -> list[float]:
-    """Let Axolotl train what a YAML file says, and give back the loss of each logged update, nats a token.
+    """Let Axolotl train what a YAML file says, and give back the loss of each logged update, nats per token.
 
     Raises:
         MissingExtra: Axolotl is not installed beside ftkit.

@@ -167,7 +167,7 @@ def check_probe(model: Any, tokenizer: Any, part: TokenisedPart, config: TrainCo
     if not rows:
         return
     loss, expected = _losses(model, rows, tokenizer.pad_token_id or 0)
-    seen = f"loss {loss:.3f} nats a token on train rows {', '.join(str(row.number) for row in rows)}"
+    seen = f"loss {loss:.3f} nats per token on train rows {', '.join(str(row.number) for row in rows)}"
     guessing = math.log(max(2, model.config.get_text_config().vocab_size))
     if not math.isfinite(loss):
         yield finding("probe-loss-not-finite", seen=seen)
