@@ -39,7 +39,7 @@ class Forgetting:
     """How the loss on general text moved.
 
     Args:
-        off, on: loss a token (nats) over all texts together, without and with the adapter.
+        off, on: loss per token (nats) over all texts together, without and with the adapter.
         change: on minus off, with its interval; whole texts are drawn, since tokens of one text belong together.
         texts: the same, text by text.
     """
@@ -55,7 +55,7 @@ class Forgetting:
         return self.change.low > 0
 
     def against(self, other: "Forgetting") -> Score:
-        """What this adapter adds to the loss a token beyond `other`, text by text, with its interval.
+        """What this adapter adds to the loss per token beyond `other`, text by text, with its interval.
 
         Raises:
             DataError: the two were measured on other texts.
@@ -69,7 +69,7 @@ class Forgetting:
     def verdict(self) -> str:
         """One plain sentence."""
         c = self.change
-        moved = f"{c.value:+.3f} nats a token [{c.low:+.3f}, {c.high:+.3f}] on {len(self.texts)} texts"
+        moved = f"{c.value:+.3f} nats per token [{c.low:+.3f}, {c.high:+.3f}] on {len(self.texts)} texts"
         times = f"perplexity {math.exp(min(self.off, 700)):.1f} became {math.exp(min(self.on, 700)):.1f}"
         if self.forgot:
             return f"The adapter made these texts less likely: {moved}; {times}."

@@ -111,5 +111,5 @@ def plot_forgetting(reports: Mapping[str, Forgetting], ax: Any = None) -> Any:
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(reports)), list(map(plain, reports)))
     ax.set_ylim(len(reports) - 0.5, -0.7)
-    label(ax, "change of loss, nats a token (line: 95 % interval)", "", "What did each adapter forget?")
+    label(ax, "change of loss, nats per token (line: 95 % interval)", "", "What did each adapter forget?")
     return ax
