@@ -39,7 +39,7 @@ class Forgetting:
     """How the loss on general text moved.
 
     Args:
-        off, on: loss a token (nats) over all texts together, without and with the adapter.
+        off, on: loss per token (nats) over all texts together, without and with the adapter.
         change: on minus off, with its interval; whole texts are drawn, since tokens of one text belong together.
         texts: the same, text by text.
     """
@@ -55,7 +55,7 @@ class Forgetting:
         return self.change.low > 0
 
     def against(self, other: "Forgetting") -> Score:
-        """What this adapter adds to the loss a token beyond `other`, text by text, with its interval.
+        """What this adapter adds to the loss per token beyond `other`, text by text, with its interval.
 
         Raises:
             DataError: the two were measured on other texts.

@@ -17,7 +17,7 @@ from ftkit.lessons.backends import (
     recorded_speed_ups,
     supported_families,
 )
-from ftkit.lessons.broken_runs import adapter_difference, break_four, kill_half_way
+from ftkit.lessons.broken_runs import adapter_difference, break_four, kill_half_way, no_figure
 from ftkit.lessons.claims import hardware_table, memory_claims, settings_table
 from ftkit.lessons.commands import stream
 from ftkit.lessons.exercises import check, explore, predict, you_should_see
@@ -106,6 +106,7 @@ __all__ = [
     "measurements",
     "memory_claims",
     "nf4_levels",
+    "no_figure",
     "own_rows",
     "packed_codes",
     "patches_written",

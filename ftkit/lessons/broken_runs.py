@@ -110,7 +110,7 @@ def break_four(
     for name, setting in settings.items():
         model, tokenizer = models.load(base_model, setting)
         run = runs[name] = Run.create("train-" + name.replace(" ", "-"), root)
-        done = training.train(model, tokenizer, rows[name], setting, run, resume=False, watch=_no_figure)
+        done = training.train(model, tokenizer, rows[name], setting, run, resume=False, watch=no_figure)
         histories[name] = done
         facts = run.facts["train"]
         kept = f", the adapter of update {facts['best_step']} is kept" if setting.early_stopping_patience else ""
@@ -119,8 +119,8 @@ def break_four(
     return BrokenRuns(histories, settings, runs, tuple(order))
 
 
-def _no_figure(points: Any, total: int) -> None:
-    """Four runs need no picture each."""
+def no_figure(points: Any, total: int) -> None:
+    """A `watch` for `training.train` that draws nothing: runs that are compared later need no picture each."""
 
 
 def kill_half_way(

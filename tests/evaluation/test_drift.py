@@ -1,4 +1,4 @@
-"""What the adapter did to general text: the loss a token, off and on, against a loss computed by hand."""
+"""What the adapter did to general text: the loss per token, off and on, against a loss computed by hand."""
 
 import math
 

@@ -48,8 +48,8 @@ def test_the_gate_raises_and_names_what_was_lost(book):
 
 
 def test_switched_off_the_base_answers_bit_for_bit_and_merged_and_back_it_does_not(book):
-    assert "largest difference from the base, adapter off: 0.0\n" in book.text
-    assert "largest difference from the base, merged and back: 0.0" not in book.text
+    assert "largest difference from base, adapter off: 0.0\n" in book.text
+    assert "largest difference from base, merged and back: 0.0" not in book.text
 
 
 def test_each_remedy_left_an_adapter_and_no_general_row_is_the_suites(book):
