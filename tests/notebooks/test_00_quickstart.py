@@ -1,6 +1,8 @@
 """The quickstart keeps its promise: near nothing before, at least nine in ten after, on invoices it never saw."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,23 +131,27 @@ def test_no_warning_reaches_the_reader(quickstart):
     assert "Warning" not in quickstart.text
 
 
+OWN = """
+from ftkit import Run, models
+from ftkit.config import TrainConfig
+
+run, base_model, display = Run.open({run!r}), models.BUNDLED, print
+config = TrainConfig.load(run.require("config.yaml")).replace(max_steps=2, warmup_steps=0, eval_steps=0)
+in_16bit = config.replace(load_in_4bit=False, backend="transformers")
+my_file, my_columns, max_examples, seed = {file!r}, "question, answer", 4, 1
+"""
+
+
 def test_a_file_of_ones_own_is_trained_on_and_measured(quickstart):
-    """The cells for it alone: two columns under other names; few rows and updates, since only the way is tested."""
+    """The cells for it alone: two columns under other names; few rows and updates, since only the way is tested.
+
+    In a process of its own, as a kernel is one: Unsloth has to be imported before transformers.
+    """
     sources = ["".join(cell["source"]) for cell in quickstart.cells if cell["cell_type"] == "code"]
-    config = TrainConfig.load(quickstart.run.require("config.yaml")).replace(max_steps=2, warmup_steps=0, eval_steps=0)
-    names = {
-        "my_file": str(QUESTIONS),
-        "my_columns": "question, answer",
-        "max_examples": 4,
-        "seed": 1,
-        "display": print,
-    }
-    names |= {"config": config, "in_16bit": config.replace(load_in_4bit=False, backend="transformers")}
-    names |= {"run": quickstart.run, "base_model": models.BUNDLED, "display": print}
-    exec(next(source for source in sources if source.startswith("from ftkit import Run")), names)
-    for source in sources:
-        if "own_examples" in source:
-            exec(source, names)
+    cells = [source for source in sources if source.startswith("from ftkit import Run") or "own_examples" in source]
+    script = "\n".join([OWN.format(run=str(quickstart.run.path), file=str(QUESTIONS)), *cells])
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     own = Run.open(quickstart.root / "quickstart-own")
     assert own.facts["finished"] == ["train", "evaluate"]
     own.require("adapter/adapter_model.safetensors")
