@@ -113,12 +113,14 @@ def _exporter() -> HTMLExporter:
 
 
 def picture(text: str) -> tuple[bytes, str] | None:
-    """The last figure of a page before the deliberate mistake, as PNG, with its words; None where it has none."""
-    found = list(_PICTURE.finditer(text.partition('id="Break-it')[0]))
+    """The figure of the cell tagged `thumbnail`, else the last before the deliberate mistake: PNG and its words."""
+    before, tagged, after = text.partition("celltag_thumbnail")
+    found = list(_PICTURE.finditer(after if tagged else before.partition('id="Break-it')[0]))
     if not found:
         return None
-    words = _ALT.search(found[-1][0])
-    return base64.b64decode(found[-1][1]), html.unescape(words[1]) if words else ""
+    chosen = found[0 if tagged else -1]
+    words = _ALT.search(chosen[0])
+    return base64.b64decode(chosen[1]), html.unescape(words[1]) if words else ""
 
 
 def index(notebooks: Sequence[Path], pictures: Mapping[str, str], costs: Mapping[str, badges.Cost]) -> str:

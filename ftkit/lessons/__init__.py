@@ -48,6 +48,7 @@ from ftkit.lessons.plots import (
     plot_saved_by_qlora,
     plot_spectrum,
     plot_speed_ups,
+    plot_translation,
 )
 from ftkit.lessons.quantization import error, nf4_levels, packed_codes, projections, rounded, roundtrip, stored
 from ftkit.lessons.recorded_runs import hidden_nan, sick_runs
@@ -124,6 +125,7 @@ __all__ = [
     "plot_saved_by_qlora",
     "plot_spectrum",
     "plot_speed_ups",
+    "plot_translation",
     "predict",
     "projections",
     "published_scaling",

@@ -226,6 +226,23 @@ def plot_speed_ups(speed_ups: Mapping[str, Sequence[float]], claim: float = 2.0,
     return ax
 
 
+def plot_translation(fields: Mapping[str, Mapping[str, int]], ax: Any = None) -> Any:
+    """What becomes of a file's fields on the other side? A bar for each direction, with how many have which fate."""
+    ax = axes(ax)
+    fates = list(dict.fromkeys(itertools.chain.from_iterable(fields.values())))
+    left = dict.fromkeys(fields, 0)
+    for fate, (colour, hatch) in zip(fates, ((BLUE, ""), (ORANGE, "//"), (GREY, "..")), strict=False):
+        counts = [fields[way].get(fate, 0) for way in fields]
+        bars = ax.barh(list(fields), counts, left=list(left.values()), color=colour, hatch=hatch, edgecolor="white")
+        bars.set_label(fate)
+        ax.bar_label(bars, [count or "" for count in counts], label_type="center", bbox={"fc": "white", "ec": "none"})
+        left = {way: left[way] + count for way, count in zip(fields, counts, strict=True)}
+    ax.invert_yaxis()
+    label(ax, "fields", "", "What becomes of a file's fields on the other side?")
+    _legend_below(ax)
+    return ax
+
+
 def _lines(ax: Any, series: Mapping[str, Sequence[float]], size: float = 4, xs: Sequence[float] | None = None) -> None:
     """Lines that differ in colour, dash and marker, over 1, 2, 3 … unless `xs` says otherwise, with a legend."""
     for (name, values), (colour, dash, marker) in zip(series.items(), itertools.cycle(_LOOKS), strict=False):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftkit import data, evaluation, models
+from ftkit import data, evaluation
 from ftkit.config import TrainConfig
 from ftkit.hardware import detect
 from ftkit.lessons import check

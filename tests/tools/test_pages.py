@@ -100,6 +100,13 @@ def test_the_picture_is_the_last_before_the_deliberate_mistake(root, tmp_path):
     assert data.startswith(b"\x89PNG")
 
 
+def test_a_tagged_cell_gives_the_picture(root, tmp_path):
+    cells = [v4.new_markdown_cell(title("00_first")), *(shown(png(tmp_path, word)) for word in ("one", "two", "three"))]
+    cells[2].metadata["tags"] = ["thumbnail"]
+    nbformat.write(v4.new_notebook(cells=cells), tmp_path / "00_first.ipynb")
+    assert pages.picture(pages.page(tmp_path / "00_first.ipynb"))[1] == "two"
+
+
 def test_a_page_without_a_figure_has_no_picture(root):
     assert pages.picture(pages.page(root / "notebooks/00_first.ipynb")) is None
 
