@@ -22,3 +22,9 @@ def test_one_column_alone_is_refused_with_what_is_missing(tmp_path):
     (tmp_path / "own.csv").write_text("question,reply\nWhat is 1 plus 1?,2\n")
     with pytest.raises(DataError, match="answer is missing"):
         lessons.own_rows(str(tmp_path / "own.csv"), "question")
+
+
+def test_a_third_column_is_not_dropped_silently(tmp_path):
+    (tmp_path / "own.csv").write_text("question,reply,source\nWhat is 1 plus 1?,2,me\n")
+    with pytest.raises(DataError, match='names 3 columns; two are wanted: "prompt, answer"'):
+        lessons.own_rows(str(tmp_path / "own.csv"), "question, reply, source")

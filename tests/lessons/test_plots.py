@@ -141,3 +141,11 @@ def test_the_scatter_shows_every_point():
         if len(collection.get_offsets()) > 1 or collection.get_label().endswith("runs")
     )
     assert drawn == len(points)
+
+
+def test_the_bars_of_a_translation_add_up():
+    counts = {"there": {"a field": 3, "kept": 2}, "back": {"a field": 4}}
+    ax = lessons.plot_translation(counts, ax=blank_axes())
+    assert [patch.get_width() for patch in ax.patches] == [3, 4, 2, 0]
+    assert [patch.get_x() for patch in ax.patches] == [0, 0, 3, 4]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a field", "kept"]
