@@ -1,30 +1,22 @@
 """Prompt, retrieve or fine-tune? A guide that asks; documents that are searched and cited; approaches measured."""
 
 from ftkit.decision.approaches import APPROACHES, compare_approaches
-from ftkit.decision.documents import Chunk, Document, read_documents
-from ftkit.decision.embedding import embed
-from ftkit.decision.guide import DecisionForm, Recommendation, decision_form, plot_guide, recommend
+from ftkit.decision.documents import Document, read_documents
+from ftkit.decision.guide import decision_form, plot_guide, recommend
 from ftkit.decision.plots import plot_approaches, plot_cost, plot_data_needed
-from ftkit.decision.retrieval import CitedPrompt, Hit, Index, Recall, cited_prompt, recall
+from ftkit.decision.retrieval import Index, cited_prompt, recall
 from ftkit.decision.verdicts import Approach, Decision, Terms
 
 __all__ = [
     "APPROACHES",
     "Approach",
-    "Chunk",
-    "CitedPrompt",
     "Decision",
-    "DecisionForm",
     "Document",
-    "Hit",
     "Index",
-    "Recall",
-    "Recommendation",
     "Terms",
     "cited_prompt",
     "compare_approaches",
     "decision_form",
-    "embed",
     "plot_approaches",
     "plot_cost",
     "plot_data_needed",

@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from ftkit.decision import embed, embedding
+from ftkit.decision import embedding
+from ftkit.decision.embedding import embed
 from ftkit.errors import MissingExtra, ModelError
 
 # Cosines as the model's card and sentence-transformers have them, to two digits.

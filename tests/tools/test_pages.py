@@ -175,6 +175,7 @@ def test_what_a_reader_would_miss_is_told(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_the_lessons_themselves_lead_somewhere(tmp_path):
     """All sources as they are: every link between them, and into the glossary, has an end."""
     assert pages.main(["--as-they-are", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "none")]) == 0
