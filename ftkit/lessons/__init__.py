@@ -33,7 +33,7 @@ from ftkit.lessons.lora import (
     truncated,
 )
 from ftkit.lessons.measured import held_out, mean_error, measured_pairs, measurements, share_below_high
-from ftkit.lessons.own import own_rows
+from ftkit.lessons.own import column_mapping, own_rows
 from ftkit.lessons.planted import mark
 from ftkit.lessons.plots import (
     plot_adapter_weight,
@@ -81,6 +81,7 @@ __all__ = [
     "axolotl_stored",
     "break_four",
     "check",
+    "column_mapping",
     "compare_rows",
     "compare_variants",
     "error",

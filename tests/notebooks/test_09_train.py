@@ -135,7 +135,7 @@ def test_ones_own_file_and_the_settings_of_the_lesson_before_are_taken(tmp_path)
     names = {"my_file": str(QUESTIONS), "my_columns": "question, answer", "run_root": str(tmp_path)}
     names |= {"base_model": "smollm2-135m-instruct", "max_steps": 12, "max_examples": 4, "seed": 42}
     TrainConfig(learning_rate=7e-4, lora_r=8, max_length=160).save(tmp_path / "configure/config.yaml")
-    for start in ("import copy", "usual =", "names ="):
+    for start in ("import copy", "usual =", "columns ="):
         source = next(source for source in sources if source.startswith(start))
         exec(source.split("model, tokenizer = models.load")[0], names)
     assert (names["config"].learning_rate, names["config"].lora_r, names["config"].save_steps) == (7e-4, 8, 3)
