@@ -72,6 +72,8 @@ def diagnose(history: Any, config: Any = None) -> Diagnosis:
         found += _shape(train, config)
         if not any(r.id in ("diverging", "nothing-trained") for r in found):
             found += _validation(train, val, config)
+        if any(r.id == "overfitting" for r in found):  # rows known by heart leave nothing to fall
+            found = [r for r in found if r.id != "flat"]
     if all(r.severity == "note" and r.id in ("skipped", "spikes") for r in found):
         found.append(_healthy(train, val))
     gravity = list(_SIGN)

@@ -36,9 +36,13 @@ class Executed:
 
     @property
     def text(self) -> str:
-        """Everything printed, streams and plain-text results."""
+        """Everything printed, streams and plain-text results; a kernel may cut a line of a stream in two."""
         outputs = [o for c in self.cells for o in c.get("outputs", [])]
-        return "\n".join("".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for o in outputs)
+        return "".join("".join(o["text"]) if "text" in o else f"\n{_plain(o)}\n" for o in outputs)
+
+
+def _plain(output: dict) -> str:
+    return "".join(output.get("data", {}).get("text/plain", ""))
 
 
 @pytest.fixture(scope="session")

@@ -35,10 +35,14 @@ def test_only_the_answer_with_its_stop_token_is_trained(book):
 
 
 def test_trl_by_hand_loses_what_the_kits_train_loses(facts):
-    """Step by step, on a CPU up to the digits that TRL logs; and on rows that neither has seen."""
-    on_cpu = hardware.detect().device == "cpu"
-    assert facts["loss_gap"] < (1e-3 if on_cpu else 0.05)
-    assert facts["in_4bit"] == pytest.approx(facts["in_kit"], rel=1e-3 if on_cpu else 0.1)
+    """Step by step, in 32 bits up to the digits that TRL logs; and on rows that neither has seen.
+
+    In bf16 the first two losses agree as well; then rounding, which depends on how the head's work is divided, grows.
+    """
+    machine = hardware.detect()
+    exact = machine.device == "cpu" and not machine.bf16
+    assert facts["loss_gap"] < (1e-3 if exact else 0.05)
+    assert facts["in_4bit"] == pytest.approx(facts["in_kit"], rel=1e-3 if exact else 0.1)
 
 
 def code_of(book):

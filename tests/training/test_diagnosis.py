@@ -71,6 +71,13 @@ def test_one_spike_that_passes_is_a_note_beside_a_healthy_curve():
     assert (found.ids, found.healthy) == (("healthy", "spikes"), True)
 
 
+def test_rows_known_by_heart_are_not_told_to_learn_faster():
+    """A loss that ends noisy and low while validation rises: raising the rate would be the wrong advice."""
+    losses = (0.9, 0.3, 0.26, 0.2, 0.09, 0.07, 0.33, 0.08, 0.28, 0.07, 0.21, 0.06, 0.3, 0.07, 0.17, 0.075, 0.25, 0.074)
+    found = diagnose(curve(losses, (0.4, 0.37, 0.45, 0.5, 0.57), noise=0))
+    assert found.ids == ("overfitting",)
+
+
 def test_overfitting_names_the_step_from_which_it_runs():
     found = diagnose(curve(falling(40, end=0.01), (0.9, 0.6, 0.8, 1.1)))
     assert (found.readings[0].step, found.verdict) == (20, "Overfitting from step 20")
