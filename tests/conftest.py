@@ -27,8 +27,13 @@ from toys import make_model, make_tokenizer
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
-# Files of slow tests that take longer than most, in minutes; those of notebooks stand in notebooks/costs.json.
+# Files of slow tests that take longer than most, in minutes of one thread; for other notebooks see notebooks/costs.json.
 LONG = {
+    "test_01_decide": 9.0,
+    "test_00_quickstart": 7.0,
+    "test_05_unsloth": 6.0,
+    "test_09_train": 4.5,
+    "test_08_configure": 4.3,
     "test_kill": 2.5,
     "test_export": 1.8,
     "test_processes": 1.5,
@@ -62,7 +67,7 @@ def pytest_runtest_setup(item):
 def pytest_collection_modifyitems(items):
     """The longest files first, so that of two workers none ends alone with one of them (`--no-loadscope-reorder`)."""
     costs = json.loads((Path(__file__).parents[1] / "notebooks/costs.json").read_text())
-    minutes = LONG | {f"test_{name}": cost["minutes"] for name, cost in costs.items()}
+    minutes = {f"test_{name}": cost["minutes"] for name, cost in costs.items()} | LONG
     items.sort(key=lambda item: -minutes.get(item.path.stem, 0))
 
 
