@@ -27,7 +27,7 @@ from toys import make_model, make_tokenizer
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
-# Files of slow tests that take longer than most, in minutes of one thread; for other notebooks see notebooks/costs.json.
+# Files of slow tests that take longer than most, in minutes of one thread; of other notebooks see costs.json.
 LONG = {
     "test_01_decide": 9.0,
     "test_00_quickstart": 7.0,
