@@ -227,7 +227,7 @@ def plot_speed_ups(speed_ups: Mapping[str, Sequence[float]], claim: float = 2.0,
 
 
 def plot_translation(fields: Mapping[str, Mapping[str, int]], ax: Any = None) -> Any:
-    """What becomes of a file's fields on the other side? A bar for each direction, with how many have which fate."""
+    """What becomes of settings and fields on the other side? A bar for each direction, by how many have which fate."""
     ax = axes(ax)
     fates = list(dict.fromkeys(itertools.chain.from_iterable(fields.values())))
     left = dict.fromkeys(fields, 0)
@@ -238,7 +238,7 @@ def plot_translation(fields: Mapping[str, Mapping[str, int]], ax: Any = None) ->
         ax.bar_label(bars, [count or "" for count in counts], label_type="center", bbox={"fc": "white", "ec": "none"})
         left = {way: left[way] + count for way, count in zip(fields, counts, strict=True)}
     ax.invert_yaxis()
-    label(ax, "fields", "", "What becomes of a file's fields on the other side?")
+    label(ax, "settings or fields", "", "What becomes of each on the other side?")
     _legend_below(ax)
     return ax
 

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ _TIE = 0.1  # nats by which a choice is no better than another: rounding to 16 b
 _EQUAL = {"f32": 0.9, "f16": 0.9, "bf16": 0.9}  # least share of equal answers
 _LIKE = 0.75  # least mean F1 of words with the merged model's answers, for weights that are rounded further
 _POINTS = 0.10  # most that a score may fall
+_SMALL_BYTES = 2 * 2**30  # a file that may be served twice at once
 _LIKELIEST = 10  # tokens of each place whose log-probabilities are compared
 _ANSWERS = "answers.json"
 _ADAPTER = "adapter on its base"
@@ -271,14 +273,16 @@ def _likeliest(
     import torch
 
     found: dict[int, _Choices] = {}
-    rows = [[*asked, *said] for asked, said in zip(prompts, answers, strict=True)]
+    said = [ids or [0] for ids in answers]  # of an empty answer, what would come first
+    rows = [[*asked, *ids] for asked, ids in zip(prompts, said, strict=True)]
+    labels = [[chat.IGNORED] * len(asked) + ids for asked, ids in zip(prompts, said, strict=True)]
     with models.evaluating(model):
-        for picked in models.batches([len(row) for row in rows], 4):
+        for picked in models.batches([len(row) for row in rows], 8):
             ids, mask = models.padded([rows[i] for i in picked], 0, model.device)
-            logits = model(input_ids=ids, attention_mask=mask).logits
+            wanted, _ = models.padded([labels[i] for i in picked], chat.IGNORED, model.device)
+            logits, wanted = models.answer_logits(model, ids, mask, wanted)
             for place, i in enumerate(picked):
-                first = len(prompts[i]) - 1
-                last = torch.log_softmax(logits[place, first : first + max(1, len(answers[i]))].float(), dim=-1).cpu()
+                last = torch.log_softmax(logits[place][wanted[place] != chat.IGNORED].float(), dim=-1).cpu()
                 own = last.topk(min(_LIKELIEST, last.shape[-1]))
                 tokens = own.indices if others is None else others[i].tokens
                 found[i] = _Choices(tokens, last.gather(1, tokens), own.indices[:, 0], own.values[:, 0])
@@ -322,22 +326,38 @@ def _served(merged: Path, gguf: Path, rows: list[dict[str, Any]], max_new_tokens
     asked = [_as_asked(row, tokenizer) for row in rows]
     texts = [chat.render(row, tokenizer, add_generation_prompt=True) for row in asked]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    served_texts, served_ids, after = [], [], []
     longest = max(map(len, ids)) + max_new_tokens + 1
-    with serving.server(gguf, threads=threads, context_tokens=max(serving.CONTEXT_TOKENS, longest)) as url:
-        for row in asked:
-            text = serving.post(url, "/apply-template", _over_http(row))["prompt"]
-            served_texts.append(text)
-            how = {"content": text, "add_special": True, "parse_special": True}
-            served_ids.append(serving.post(url, "/tokenize", how)["tokens"])
-        for text in served_texts:
-            how = {"prompt": text, "n_predict": max_new_tokens, "temperature": 0}
-            reply = serving.post(url, "/completion", how)
-            stopped = reply.get("stop_type") in ("eos", "word")
-            after.append(Answer(reply["content"], int(reply["tokens_predicted"]), stopped))
+    how = {"threads": threads, "context_tokens": max(serving.CONTEXT_TOKENS, longest)}
+    read, cut, after = zip(*_ask(gguf, asked, max_new_tokens, how), strict=True)
     start = tokenizer.bos_token or ""
-    texts, served_texts = ([text.removeprefix(start) for text in side] for side in (texts, served_texts))
-    return _compared(merged, gguf, rows, (texts, ids, before), (served_texts, served_ids, after))
+    texts, served_texts = ([text.removeprefix(start) for text in side] for side in (texts, read))
+    return _compared(merged, gguf, rows, (texts, ids, before), (served_texts, cut, after))
+
+
+def _ask(
+    gguf: Path, rows: Sequence[Mapping[str, Any]], max_new_tokens: int, how: Mapping[str, Any]
+) -> list[tuple[str, list[int], Answer]]:
+    """Text, token ids and answer of each row; a small file is served twice, since one thread leaves a core idle."""
+    small = gguf.is_file() and gguf.stat().st_size < _SMALL_BYTES
+    servers = min(2, len(rows)) if small else 1
+
+    def part(first: int) -> list[tuple[str, list[int], Answer]]:
+        """The rows of one server: each `servers`-th from `first` on."""
+        found = []
+        with serving.server(gguf, **how) as url:
+            for row in rows[first::servers]:
+                text = serving.post(url, "/apply-template", _over_http(row))["prompt"]
+                cut = {"content": text, "add_special": True, "parse_special": True}
+                ids = serving.post(url, "/tokenize", cut)["tokens"]
+                asked = {"prompt": text, "n_predict": max_new_tokens, "temperature": 0}
+                reply = serving.post(url, "/completion", asked)
+                stopped = reply.get("stop_type") in ("eos", "word")
+                found.append((text, ids, Answer(reply["content"], int(reply["tokens_predicted"]), stopped)))
+        return found
+
+    with ThreadPoolExecutor(servers) as pool:
+        parts = list(pool.map(part, range(servers)))
+    return [parts[number % servers][number // servers] for number in range(len(rows))]
 
 
 def _over_http(row: Mapping[str, Any]) -> dict[str, Any]:
