@@ -32,7 +32,7 @@ def plot_approaches(decision: Decision, ax: Any = None) -> Any:
 
 def plot_cost(decision: Decision, ax: Any = None) -> Any:
     """What does a better score cost? Minutes for all answers that are wanted, with training and search."""
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     ax = axes(ax)
     for one in decision.scored:
@@ -43,7 +43,8 @@ def plot_cost(decision: Decision, ax: Any = None) -> Any:
         ax.plot([minutes], [score.value], marker, color=colour, markerfacecolor=fill, markersize=7)
         ax.annotate(plain(one.name), (minutes, score.value), (6, 4), textcoords="offset points", fontsize="small")
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+    least, most = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)) if most > 10 * least else MaxNLocator(6))
     ax.xaxis.set_major_formatter("{x:,g}")
     ax.xaxis.set_minor_locator(NullLocator())
     said = f"minutes of this machine for {decision.terms.answers:,} answers, with what is spent once (log)"

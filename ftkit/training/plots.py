@@ -49,7 +49,7 @@ def plot_runs(runs: Mapping[str, History], ax: Any = None) -> Any:
     ax.set_ylim(bottom=0)
     if runs:
         ax.legend(frameon=False, fontsize="small")
-    figures.label(ax, _UPDATES, _LOSS, "Which settings learn better? (dashed: validation)")
+    figures.label(ax, _UPDATES, _LOSS, "Which settings learn better? (lines: smoothed; dashed: validation)")
     return ax
 
 
