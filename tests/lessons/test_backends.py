@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ftkit import hardware, lessons, models
+from ftkit import lessons
 from ftkit.config import TrainConfig
 from ftkit.errors import ConfigError, FtkitError, MissingArtifact, MissingExtra
 from ftkit.lessons import backends
@@ -127,41 +127,6 @@ def test_a_failed_run_says_which_and_why(tmp_path):
         lessons.measure_backends(
             {"wrong": TrainConfig(backend="transformers", max_steps=2)}, model=str(tmp_path / "no-such-model")
         )
-
-
-@pytest.fixture(scope="module")
-def measured():
-    """A plain run, and one that imports Unsloth last, on the bundled model."""
-    settings = TrainConfig.for_hardware(
-        hardware.detect(),
-        max_steps=2,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=1,
-        warmup_steps=0,
-        eval_steps=0,
-        save_steps=0,
-    )
-    short = {"model": models.BUNDLED, "rows": 8, "repeats": 1}
-    plain = lessons.measure_backends({"plain": settings.replace(backend="transformers")}, **short)
-    return plain + lessons.measure_backends({"late": settings.replace(backend="unsloth")}, **short, late=True)
-
-
-@pytest.mark.slow
-def test_unsloth_never_enters_the_plain_process(measured):
-    assert (measured["plain"].replaced, measured["plain"].stale, measured["plain"].warned) == (0, (), "")
-
-
-@pytest.mark.slow
-def test_late_import_warns_and_leaves_stale_names(measured):
-    assert measured["late"].warned.startswith("Unsloth is imported after")
-    assert "trl.SFTTrainer" in measured["late"].stale
-    assert measured["late"].replaced > 0
-
-
-@pytest.mark.slow
-def test_both_learn_the_same(measured):
-    assert measured.loss_gap("late", "plain") < 0.05
-    assert all(r.tokens_per_s > 0 and 0.1 < r.peak_gib < 4 and len(r.losses) == 2 for r in measured.runs)
 
 
 GOOD = "def forward(self):\n    return 'new'\ndef helper():\n    return 'new'\nclass Other:\n    pass\n"

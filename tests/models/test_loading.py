@@ -138,38 +138,6 @@ def test_bundled_model_knows_where_to_stop():
     assert "Tokyo" in answer.text
 
 
-BACKEND = """
-import json, sys
-from ftkit import data, hardware, models
-from ftkit.config import TrainConfig
-from ftkit.runs import Run
-from ftkit.training import train
-config = TrainConfig.for_hardware(
-    hardware.detect(), backend=sys.argv[1], max_steps=1, warmup_steps=0, eval_steps=0, save_steps=0,
-    per_device_train_batch_size=2, gradient_accumulation_steps=1,
-)
-model, tokenizer = models.load(models.BUNDLED, config)
-invoices = data.load_examples("invoices")
-small = data.Splits(invoices.select(range(8)), invoices.select(range(8, 10)), invoices.select(range(10, 12)))
-history = train(model, tokenizer, small, config, Run.create(sys.argv[1], sys.argv[2]))
-adapted, _ = models.load_adapter(Run.open(sys.argv[2] + "/" + sys.argv[1]) / "adapter")
-print(json.dumps([models.backend_of(model), history.losses[0][1], models.parameters(adapted)]))
-"""
-
-
-@pytest.mark.slow
-def test_both_backends_start_from_the_same_loss(tmp_path):
-    """Unsloth and PEFT on bitsandbytes, each in its own process, 4-bit: the first loss agrees within 2 %."""
-    results = {}
-    for name in ("unsloth", "transformers"):
-        done = subprocess.run([sys.executable, "-c", BACKEND, name, str(tmp_path)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        results[name] = json.loads(done.stdout.splitlines()[-1])
-    assert [r[0] for r in results.values()] == ["unsloth", "transformers"]
-    assert results["unsloth"][1] == pytest.approx(results["transformers"][1], rel=0.02)
-    assert {tuple(r[2]) for r in results.values()} == {tuple(results["unsloth"][2])}
-
-
 def test_an_empty_name_is_refused_as_empty():
     with pytest.raises(ModelError, match="name is empty"):
         models.load("")
