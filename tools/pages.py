@@ -113,14 +113,16 @@ def _exporter() -> HTMLExporter:
 
 
 def picture(text: str) -> tuple[bytes, str] | None:
-    """The figure of the cell tagged `thumbnail`, else the last before the deliberate mistake: PNG and its words."""
-    before, tagged, after = text.partition("celltag_thumbnail")
-    found = list(_PICTURE.finditer(after if tagged else before.partition('id="Break-it')[0]))
+    """The first figure from the cell tagged `thumbnail` on, else the last before the deliberate mistake.
+
+    PNG and its words; None where there is no figure.
+    """
+    tagged = list(_PICTURE.finditer(text.partition("celltag_thumbnail")[2]))
+    found = tagged[:1] or list(_PICTURE.finditer(text.partition('id="Break-it')[0]))
     if not found:
         return None
-    chosen = found[0 if tagged else -1]
-    words = _ALT.search(chosen[0])
-    return base64.b64decode(chosen[1]), html.unescape(words[1]) if words else ""
+    words = _ALT.search(found[-1][0])
+    return base64.b64decode(found[-1][1]), html.unescape(words[1]) if words else ""
 
 
 def index(notebooks: Sequence[Path], pictures: Mapping[str, str], costs: Mapping[str, badges.Cost]) -> str:
