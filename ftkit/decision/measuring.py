@@ -130,7 +130,9 @@ class Bench:
         inner = Run.create(f"{folder_name(job.name)}-{key[:8]}", runs)
         if not inner.finished("train"):
             model, tokenizer = models.load(self.task.base, job.config)
-            parts = Splits(job.train, job.val, self.task.splits.test, self.task.splits.searched)
+            # one passage stands before many questions, which were compared without it
+            searched = data.THRESHOLD if job.way.passages else self.task.splits.searched
+            parts = Splits(job.train, job.val, self.task.splits.test, searched)
             if training.train(model, tokenizer, parts, job.config, inner, watch=watch).stopped:
                 raise KeyboardInterrupt
             del model
