@@ -41,9 +41,14 @@ def plot_cost(decision: Decision, ax: Any = None) -> Any:
         ax.plot([minutes, minutes], [score.low, score.high], color=colour, linewidth=1)
         fill = colour if one is decision.chosen else "white"
         ax.plot([minutes], [score.value], marker, color=colour, markerfacecolor=fill, markersize=7)
-        ax.annotate(plain(one.name), (minutes, score.value), (6, 4), textcoords="offset points", fontsize="small")
     ax.set_xscale("log")
+    ax.margins(y=0.12)  # room for names below
     least, most = ax.get_xlim()
+    for place, one in enumerate(sorted(decision.scored, key=decision.terms.minutes)):  # neighbours above and below
+        minutes, score = decision.terms.minutes(one), decision.score(one)
+        side, align = (6, "left") if minutes**2 < least * most else (-6, "right")
+        how = {"xytext": (side, -12 if place % 2 else 5), "textcoords": "offset points", "ha": align}
+        ax.annotate(plain(one.name), (minutes, score.value), fontsize="small", **how)
     ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)) if most > 10 * least else MaxNLocator(6))
     ax.xaxis.set_major_formatter("{x:,g}")
     ax.xaxis.set_minor_locator(NullLocator())
