@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 Report = TypeVar("Report")
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # what a terminal obeys, and what nobody sees
 _LONG_LINE, _MANY_LINES = 1_500, 120
+_WORDS = 40  # a longer cell is a sentence: notebooks set cells flush right, as numbers are read
 _PROSE = "text-align:left;white-space:pre-wrap;vertical-align:top;max-width:28em"
 
 
@@ -56,11 +57,15 @@ class Table:
         return f"<table>{caption}{f'<tr>{head}</tr>' if head else ''}{rows}</table>"
 
     def _row(self, row: Sequence[Any]) -> str:
-        style = f' style="{_PROSE}"' if self.prose else ""
         names = 0 if self.head else 1
         heads = "".join(f"<th>{escaped(cell)}</th>" for cell in row[:names])
-        cells = "".join(f"<td{style}>{escaped(cell)}</td>" for cell in row[names:])
+        cells = "".join(f"<td{self._style(cell)}>{escaped(cell)}</td>" for cell in row[names:])
         return f"<tr>{heads}{cells}</tr>"
+
+    def _style(self, cell: Any) -> str:
+        if self.prose:
+            return f' style="{_PROSE}"'
+        return ' style="text-align:left"' if len(str(cell)) > _WORDS else ""
 
 
 def shown(report: type[Report]) -> type[Report]:

@@ -46,3 +46,8 @@ def test_line_breaks_stay_on_a_page_and_are_marked_in_a_terminal():
 
 def test_emoji_and_other_scripts_stay_whole():
     assert tables.visible("👩‍🔬 ❤️ مرحبا") == "👩‍🔬 ❤️ مرحبا"
+
+
+def test_a_sentence_is_flush_left_among_numbers():
+    page = Table(("name", "value", "what it does"), [("lr", 0.1, "how far each update moves the weights of a model")])
+    assert '<td>0.1</td><td style="text-align:left">how far' in page._repr_html_()
