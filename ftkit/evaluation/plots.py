@@ -81,7 +81,7 @@ def plot_comparison(comparison: Comparison, ax: Any = None) -> Any:
         color=GREY,
         alpha=0.15,
         linewidth=0,
-        label=f"{plain(spelt(comparison.metric))}: too small to be found",
+        label=f"{plain(spelt(comparison.metric))}: would often be missed",
     )
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(names)), list(map(plain, names)))
