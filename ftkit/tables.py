@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 Report = TypeVar("Report")
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # what a terminal obeys, and what nobody sees
 _LONG_LINE, _MANY_LINES = 1_500, 120
-_WORDS = 40  # a longer cell is a sentence: notebooks set cells flush right, as numbers are read
+_SENTENCE = 40  # characters of a cell that is longer than a number or a name
 _PROSE = "text-align:left;white-space:pre-wrap;vertical-align:top;max-width:28em"
 
 
@@ -51,21 +51,23 @@ class Table:
 
     def _repr_html_(self) -> str:
         caption = f"<caption>{escaped(self.caption)}</caption>" if self.caption else ""
-        left = ' style="text-align:left"' if self.prose else ""
-        head = "".join(f"<th{left}>{escaped(cell)}</th>" for cell in self.head)
-        rows = "".join(map(self._row, self.rows))
+        styles = [self._style(i) for i in range(max(map(len, (self.head, *self.rows)), default=0))]
+        head = "".join(f"<th{style}>{escaped(cell)}</th>" for cell, style in zip(self.head, styles, strict=False))
+        styles = [f' style="{_PROSE}"'] * len(styles) if self.prose else styles
+        rows = "".join(self._row(row, styles) for row in self.rows)
         return f"<table>{caption}{f'<tr>{head}</tr>' if head else ''}{rows}</table>"
 
-    def _row(self, row: Sequence[Any]) -> str:
+    def _row(self, row: Sequence[Any], styles: Sequence[str]) -> str:
         names = 0 if self.head else 1
         heads = "".join(f"<th>{escaped(cell)}</th>" for cell in row[:names])
-        cells = "".join(f"<td{self._style(cell)}>{escaped(cell)}</td>" for cell in row[names:])
+        styled = zip(row[names:], styles[names:], strict=False)
+        cells = "".join(f"<td{style}>{escaped(cell)}</td>" for cell, style in styled)
         return f"<tr>{heads}{cells}</tr>"
 
-    def _style(self, cell: Any) -> str:
-        if self.prose:
-            return f' style="{_PROSE}"'
-        return ' style="text-align:left"' if len(str(cell)) > _WORDS else ""
+    def _style(self, column: int) -> str:
+        """Notebooks set cells flush right, as numbers are read; a column that holds a sentence is flush left."""
+        sentences = any(len(str(row[column])) > _SENTENCE for row in self.rows if column < len(row))
+        return ' style="text-align:left"' if self.prose or sentences else ""
 
 
 def shown(report: type[Report]) -> type[Report]:

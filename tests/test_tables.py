@@ -48,6 +48,9 @@ def test_emoji_and_other_scripts_stay_whole():
     assert tables.visible("👩‍🔬 ❤️ مرحبا") == "👩‍🔬 ❤️ مرحبا"
 
 
-def test_a_sentence_is_flush_left_among_numbers():
-    page = Table(("name", "value", "what it does"), [("lr", 0.1, "how far each update moves the weights of a model")])
-    assert '<td>0.1</td><td style="text-align:left">how far' in page._repr_html_()
+def test_a_column_of_sentences_is_flush_left_as_a_whole():
+    rows = [("lr", 0.1, "how far each update moves the weights of a model"), ("seed", 1, "of the draws")]
+    page = Table(("name", "value", "what it does"), rows)._repr_html_()
+    assert page.count('style="text-align:left"') == 3
+    assert '<th style="text-align:left">what it does</th>' in page
+    assert '<td>1</td><td style="text-align:left">of the draws</td>' in page

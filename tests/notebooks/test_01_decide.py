@@ -22,7 +22,7 @@ HARBOUR = Path(__file__).parent / "harbour"
 def book(execute):
     return execute(
         "01_decide",
-        max_steps=12,
+        max_steps=16,
         my_file=HARBOUR / "questions.csv",
         my_columns="question,answer",
         my_documents=HARBOUR / "documents",
