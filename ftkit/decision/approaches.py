@@ -50,7 +50,7 @@ def compare_approaches(
     passages: int = 3,
     embedder: str | None = EMBEDDER,
     max_length: int = 2048,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
     timed: int = 2,
     terms: Terms | None = None,
@@ -84,7 +84,8 @@ def compare_approaches(
         passages: of the documents in a prompt.
         embedder: for passages and nearest examples, as in `Index.build`; None searches by words alone.
         max_length: most tokens of a prompt and its answer.
-        max_new_tokens: most tokens of an answer.
+        max_new_tokens: most tokens of an answer; by default twice the longest that is wanted, at least 48 and at most
+            half of `max_length`.
         batch_size: prompts answered at once.
         timed: test rows that are asked one at a time, to measure the latency; 0 for none.
         terms: limits, prices and the difference that does not matter.
@@ -120,19 +121,23 @@ def compare_approaches(
     if any(way.constrained for way in ways.values()):
         constraint = Constraint.of(answer_format or {}, tokenizer, model)
         notes += _refuse_unkept(constraint, splits)
+    limit = min(max_length, models.context_tokens(model) or max_length)
     shared = Task(
         base=base,
         splits=splits,
         config=config,
         scoring={**scoring, "tokenizer": tokenizer, "number_format": evaluation.number_format(model)},
         tokenizer=tokenizer,
-        limit=min(max_length, models.context_tokens(model) or max_length),
+        limit=limit,
+        shots=shots,
+        passages=passages,
+        max_new_tokens=max_new_tokens or min(_room(splits, tokenizer), limit // 2),
+        batch_size=batch_size,
         folds=_refuses_system(tokenizer),
         timed=timed,
         seed=seed,
         index=index,
         questions=questions,
-        **numbers,
     )
     jobs = _jobs(shared, ways, curve)
     key = hashlib.sha256(f"{_FORMAT} {models.base_digest(model)} {tokenizer.chat_template}".encode()).hexdigest()
@@ -156,6 +161,12 @@ def compare_approaches(
     decision.save(run / f"decision/{re.sub(r'[^A-Za-z0-9]+', '_', decision.metric).strip('_')}.json")
     run.finish("decide", chosen=decision.chosen.name if decision.chosen else None, prompts=decision.prompts)
     return decision
+
+
+def _room(splits: Splits, tokenizer: Any) -> int:
+    """Tokens that an answer may take: the wanted ones fit twice, and who says it in a short sentence is not cut."""
+    wanted = [answer_turn(row)["content"] or "" for row in itertools.chain(splits.train, splits.test)]
+    return max(48, 2 * max(map(len, tokenizer(wanted, add_special_tokens=False)["input_ids"])))
 
 
 def _jobs(task: Task, ways: Mapping[str, Way], curve: Sequence[float]) -> list[Job]:

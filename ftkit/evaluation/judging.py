@@ -89,7 +89,7 @@ class Agreement:
 
 @tables.shown
 @dataclass(frozen=True)
-class Ratings:
+class JudgeRatings:
     """What a judge gave, from 1 to `scale` a criterion.
 
     Args:
@@ -194,7 +194,7 @@ def rate(
     price: tuple[float, float] | None = None,
     budget: float | None = None,
     draws: int = 3,
-) -> Ratings:
+) -> JudgeRatings:
     """Let a judge rate each answer from 1 to `scale` by every criterion, with a reason.
 
     Args:
@@ -232,7 +232,7 @@ def rate(
         )
     given = {name: [row["scores"][name] for row in rated] for name in names}
     agreement = [_agreement(name, given[name], labels, scale) for name, labels in (human or {}).items()]
-    return Ratings(
+    return JudgeRatings(
         judge=_name(judge),
         scores={
             name: mean_within([(row["scores"][name], row["cluster"]) for row in rated], 1, scale) for name in names

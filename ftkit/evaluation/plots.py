@@ -10,7 +10,7 @@ from ftkit.evaluation.drift import Forgetting
 from ftkit.evaluation.scoring import spelt
 from ftkit.figures import BLUE, GREEN, GREY, ORANGE, RED, axes, label, plain
 
-_LOOKS = ((GREY, "//"), (BLUE, ""), (ORANGE, ".."), (GREEN, "xx"))  # told apart without colours as well
+_LOOKS = ((GREY, "//"), (BLUE, ""), (ORANGE, ".."), (GREEN, "xx"), (RED, "\\\\"))  # told apart without colours as well
 _DOTS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (RED, "D"), (GREY, "v"))
 
 

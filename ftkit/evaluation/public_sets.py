@@ -17,7 +17,7 @@ from typing import Any
 
 from ftkit import tables
 from ftkit.errors import DataError, without_secrets
-from ftkit.evaluation.judging import Judge, Preferences, Ratings, compare_pairs, rate, spelt_on_scale
+from ftkit.evaluation.judging import Judge, JudgeRatings, Preferences, compare_pairs, rate, spelt_on_scale
 from ftkit.evaluation.statistics import Score, mean_within
 from ftkit.evaluation.win_rates import win_rate
 from ftkit.models import Endpoint, LocalModel
@@ -46,7 +46,7 @@ class MTBench:
     overall: Score
     turns: dict[int, Score]
     categories: dict[str, Score]
-    ratings: Ratings | None
+    ratings: JudgeRatings | None
     pairs: Preferences | None
 
     def _parts(self) -> list[Table | str]:
@@ -214,7 +214,7 @@ def alpaca_difficulty(gamed: Source, count: int) -> tuple[list[float], list[tupl
 def _summed(
     rows: Sequence[Mapping[str, Any]],
     values: Sequence[float | None],
-    ratings: Ratings | None,
+    ratings: JudgeRatings | None,
     pairs: Preferences | None,
 ) -> MTBench:
     """Means over everything, turns and categories; a question's two turns are one cluster."""

@@ -91,7 +91,8 @@ def _draw_end(ax: Any, history: History, label: str | None) -> None:
         end = statistics.median(last)
         ax.axhline(end, color=figures.GREY, linestyle=":", linewidth=1.5, label=label)
         edge = ax.get_yaxis_transform()
-        ax.text(1.0, end, f"{end:.2g}", transform=edge, color=figures.GREY, ha="right", va="bottom", fontsize="small")
+        # At the left: at the right end the last validation loss may lie on it.
+        ax.text(0.02, end, f"{end:.2g}", transform=edge, color=figures.GREY, va="bottom", fontsize="small")
     if lost := [step for step, value in history.losses if not math.isfinite(value)]:
         ax.plot(lost, [0.0] * len(lost), "x", color=figures.RED, label="not a number", clip_on=False)
         ax.legend(frameon=False, fontsize="small", handles=ax.lines[-1:])

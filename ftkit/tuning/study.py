@@ -147,8 +147,10 @@ class SearchReport:
             value = "" if trial.value is None else f"{trial.value:.3f}"
             state = f"{trial.state}: {trial.reason}" if trial.reason else trial.state
             settings = [short(trial.settings[name]) for name in names]
-            rows.append([trial.number, *settings, value, state, f"{trial.seconds:.0f}"])
-        return [Table(["trial", *names, "validation loss", "state", "seconds"], rows), self.verdict()]
+            update = max((step for step, _ in trial.history.val_losses), default="")
+            rows.append([trial.number, *settings, value, update, state, f"{trial.seconds:.0f}"])
+        head = ["trial", *names, "validation loss", "after update", "state", "seconds"]
+        return [Table(head, rows), self.verdict()]
 
 
 def search(

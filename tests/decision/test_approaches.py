@@ -152,6 +152,18 @@ class TestMeasuring:
         assert one.note == "10 of 10 answers were cut at 8 tokens."
         assert one.answer_tokens == 8
 
+    @pytest.mark.parametrize("words", [2, 40, 200])
+    def test_by_default_wanted_answers_fit_twice(self, base, run, settings, words):
+        """At least 48 tokens, and at most half of what a prompt and its answer may take."""
+        answer = " ".join(["noon"] * words)
+        rows = dataset_of([chat(f"What says order {i}?", answer)["messages"] for i in range(2)])
+        splits = Splits(rows.select([0]), rows.select([]), rows.select([1]))
+        (one,) = compare_approaches(
+            base, splits, run, approaches=("zero_shot",), **settings | {"max_new_tokens": None}
+        ).approaches
+        twice = 2 * len(make_tokenizer()(answer)["input_ids"])
+        assert one.note == f"1 of 1 answers were cut at {min(max(48, twice), 256)} tokens."
+
 
 class TestSearch:
     """A system prompt is chosen on val, never on test."""

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def book(execute):
-    return execute("03_qlora")
+    return execute("03_qlora", max_examples=24)
 
 
 @pytest.fixture(scope="module")

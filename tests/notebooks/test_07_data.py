@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def book(execute):
-    return execute("07_data", max_examples=8)
+    return execute("07_data", max_steps=4, max_examples=8)
 
 
 @pytest.fixture(scope="module")
