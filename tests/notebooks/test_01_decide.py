@@ -58,7 +58,7 @@ def test_a_form_is_taught_by_training(book):
     found = decided(book, "decide-form", "exact_match")
     by_name = scores(found)
     assert by_name["zero_shot"] == 0
-    assert by_name["fine_tune"] == max(by_name.values()) > 0.3
+    assert by_name["fine_tune"] == max(by_name.values()) > 0.2
 
 
 def test_ones_own_file_and_folder_end_in_a_table_a_figure_and_a_sentence(book):
