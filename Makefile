@@ -21,14 +21,15 @@ help:
 quickstart: install
 	@$(BIN)/python -m ftkit quickstart
 
-# Two files at a time, the longest first, a thread each; a browser's clicks do not wait for a busy neighbour.
+# Two files at a time, the longest first, a thread each. A browser's clicks do not wait for a busy neighbour, so what
+# takes long is done before they come.
 TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 FAST := $(TWO) -m "not slow"
 
 test: install
 	@$(FAST)
 	@$(TWO) -m slow --ignore tests/browser --ignore tests/axolotl_real
-	@$(BIN)/python -m pytest -m slow tests/browser
+	@$(TWO) -m slow tests/browser
 
 test-fast: install
 	@$(FAST)

@@ -122,7 +122,10 @@ def _page(notebook: Path) -> Path:
     """Write an executed notebook as one self-contained page beside it."""
     from nbconvert import HTMLExporter
 
-    body, _ = HTMLExporter(template_name="lab").from_filename(str(notebook))
+    exporter = HTMLExporter(template_name="lab")
+    # what a kernel sent in two pieces is one text again, without a gap between them
+    exporter.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", enabled=True)
+    body, _ = exporter.from_filename(str(notebook))
     # a page is read or printed: a long line of code goes on below instead of ending at the margin
     wrapped = "<style>.jp-CodeMirrorEditor .highlight pre { white-space: pre-wrap; }</style></head>"
     return files.write_text(notebook.with_suffix(".html"), body.replace("</head>", wrapped, 1))

@@ -14,6 +14,7 @@ class Sizes:
 """
 
 import html
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ Report = TypeVar("Report")
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # what a terminal obeys, and what nobody sees
 _LONG_LINE, _MANY_LINES = 1_500, 120
 _SENTENCE = 40  # characters of a cell that is longer than a number or a name
+_NUMBER = re.compile(r"[<+-]?[\d.,]+%?\s|[<>]\s[\d.]+")  # with what belongs to it: an interval, a unit, a sign
 _PROSE = "text-align:left;white-space:pre-wrap;vertical-align:top;max-width:28em"
 
 
@@ -52,7 +54,8 @@ class Table:
     def _repr_html_(self) -> str:
         caption = f"<caption>{escaped(self.caption)}</caption>" if self.caption else ""
         styles = [self._style(i) for i in range(max(map(len, (self.head, *self.rows)), default=0))]
-        head = "".join(f"<th{style}>{escaped(cell)}</th>" for cell, style in zip(self.head, styles, strict=False))
+        names = [escaped(name).replace(" %", "&nbsp;%") for name in self.head]
+        head = "".join(f"<th{style}>{name}</th>" for name, style in zip(names, styles, strict=False))
         styles = [f' style="{_PROSE}"'] * len(styles) if self.prose else styles
         rows = "".join(self._row(row, styles) for row in self.rows)
         return f"<table>{caption}{f'<tr>{head}</tr>' if head else ''}{rows}</table>"
@@ -61,13 +64,19 @@ class Table:
         names = 0 if self.head else 1
         heads = "".join(f"<th>{escaped(cell)}</th>" for cell in row[:names])
         styled = zip(row[names:], styles[names:], strict=False)
-        cells = "".join(f"<td{style}>{escaped(cell)}</td>" for cell, style in styled)
+        cells = "".join(f"<td{style or _whole(cell)}>{escaped(cell)}</td>" for cell, style in styled)
         return f"<tr>{heads}{cells}</tr>"
 
     def _style(self, column: int) -> str:
         """Notebooks set cells flush right, as numbers are read; a column that holds a sentence is flush left."""
         sentences = any(len(str(row[column])) > _SENTENCE for row in self.rows if column < len(row))
         return ' style="text-align:left"' if self.prose or sentences else ""
+
+
+def _whole(cell: Any) -> str:
+    """A number with its interval or unit stays on one line, however narrow the window."""
+    text = str(cell)
+    return ' style="white-space:nowrap"' if len(text) <= _SENTENCE and _NUMBER.match(text) else ""
 
 
 def shown(report: type[Report]) -> type[Report]:

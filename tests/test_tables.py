@@ -54,3 +54,11 @@ def test_a_column_of_sentences_is_flush_left_as_a_whole():
     assert page.count('style="text-align:left"') == 3
     assert '<th style="text-align:left">what it does</th>' in page
     assert '<td>1</td><td style="text-align:left">of the draws</td>' in page
+
+
+def test_a_number_stays_on_one_line_with_what_belongs_to_it():
+    cells = ("+40.0 [+22.0, +54.2]", "< 0.001", "128 s (295 tokens/s)", "40", "two words", "16-bit, averages in 8-bit")
+    page = Table(["score [95 %]", *"abcde"], [cells])._repr_html_()
+    assert page.count('<td style="white-space:nowrap">') == 3
+    assert "<th>score [95&nbsp;%]</th>" in page
+    assert "<td>40</td><td>two words</td><td>16-bit, averages in 8-bit</td>" in page

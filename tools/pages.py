@@ -109,7 +109,9 @@ def page(path: Path) -> str:
 @cache
 def _exporter() -> HTMLExporter:
     """Cells as plain HTML without a style of their own; making it takes longer than using it."""
-    return HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", enabled=True)
+    return exporter
 
 
 def picture(text: str) -> tuple[bytes, str] | None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, SupportsFloat
 from ftkit import tables
 from ftkit.errors import DataError
 from ftkit.evaluation import statistics
-from ftkit.evaluation.scoring import ENDING, EvalReport, labels_of, left_unscored, spelt
+from ftkit.evaluation.scoring import EvalReport, labels_of, left_unscored, spelt
 from ftkit.evaluation.statistics import Score
 from ftkit.tables import Table
 
@@ -116,15 +116,17 @@ class Comparison:
         """Plain sentences, one a system beside the baseline."""
         return " ".join(self._sentences())
 
+    def _formats(self) -> list[str]:
+        return list(dict.fromkeys(report.number_format for report in self.reports))
+
     def _sentences(self) -> list[str]:
         said = [self._sentence(self._of(report.name)) for report in self.reports[1:]]
         if len(self.reports) > 2:
             said.append(
-                f"The highest {spelt(self.metric)} has {self.best.name}. The best of several on one sample is partly "
+                f"{self.best.name} has the highest {spelt(self.metric)}. The best of several on one sample is partly "
                 "luck: confirm it on prompts that did not choose it."
             )
-        formats = list(dict.fromkeys(report.number_format for report in self.reports))
-        if len(formats) > 1:
+        if len(formats := self._formats()) > 1:
             said.append(
                 f"MIND: the weights are stored in other formats ({', '.join(formats)}), which alone can differ."
             )
@@ -165,16 +167,19 @@ class Comparison:
 
     def _parts(self) -> list[Table | str]:
         metrics = list(dict.fromkeys(d.metric for d in self.differences))
-        head = ("metric", "model", "score [95 %]", "change, points [95 %]", "p (Holm)", "detectable", *ENDING)
+        formats = self._formats()
+        ending = ("stopped by itself", "weights")[: min(2, len(formats))]
+        head = ("metric", "model", "score [95 %]", "change, points [95 %]", "p (Holm)", "detectable", *ending)
         rows = []
         for metric in metrics:
             found = {d.name: d for d in self.differences if d.metric == metric}
             for report in self.reports:
                 d = found.get(report.name)
                 changed = (str(d), spelt_p(d.holm), d.told(d.detectable)) if d else ("", "", "")
-                ending = report.ending() if metric == metrics[0] else ("",) * len(ENDING)  # the same for every metric
-                rows.append((spelt(metric), report.name, report.scores[metric], *changed, *ending))
-        table = Table(head, rows)
+                last = (report.ending()[0], report.number_format) if metric == metrics[0] else ("", "")
+                rows.append((spelt(metric), report.name, report.scores[metric], *changed, *last[: len(ending)]))
+        alike = f", weights: {formats[0]}" if len(formats) == 1 else ""
+        table = Table(head, rows, caption=f"{len(self.reports[0].rows)} prompts{alike}")
         return [table, *left_unscored(*self.reports), *self._sentences()]
 
 

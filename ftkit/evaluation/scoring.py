@@ -38,7 +38,7 @@ METRICS = (
     "stopped",
 )
 ENOUGH = 40  # prompts from which on intervals hold what they promise (benchmarks/intervals.py)
-ENDING = ("stopped by itself", "prompts", "weights")
+_ENDING = ("stopped by itself", "prompts", "weights")
 _ROW = ("id", "cluster", "prompt", "expected", "answer")  # what each line of a report says
 _OWN = ("id", "cluster", "prompt", "expected", "answer", "stopped", "tokens", "label", "report")
 _FAILURES = (  # what a metric of the user's may raise without taking the other answers with it
@@ -163,7 +163,7 @@ class EvalReport:
         return stopped, len(self.rows), self.number_format
 
     def _parts(self) -> list[Table | str]:
-        head = ("model", *(f"{spelt(metric)} [95 %]" for metric in self.scores), *ENDING)
+        head = ("model", *(f"{spelt(metric)} [95 %]" for metric in self.scores), *_ENDING)
         return [Table(head, [(self.name, *self.scores.values(), *self.ending())]), *left_unscored(self)]
 
 

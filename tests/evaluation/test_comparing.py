@@ -52,9 +52,10 @@ def test_any_number_of_systems_stand_beside_one_baseline_and_the_best_is_named()
     comparison = compare(base, worse, better)
     assert (comparison.best.name, comparison.before.name, comparison.after.name) == ("better", "base", "better")
     assert "worse is WORSE than base" in comparison.verdict()
-    assert "The highest exact match has better." in comparison.verdict()
+    assert "better has the highest exact match." in comparison.verdict()
     assert str(comparison).count("\n") >= 4
     assert "float" not in comparison._repr_html_()
+    assert "<caption>40 prompts, weights: unknown</caption>" in comparison._repr_html_()
 
 
 def test_p_values_are_raised_for_all_that_is_compared():
@@ -151,7 +152,10 @@ def test_other_number_formats_are_refused_unless_they_are_meant():
     base, tuned = (report(name, [1, 0], number_format=f) for name, f in (("base", "4-bit nf4"), ("tuned", "bfloat16")))
     with pytest.raises(DataError, match="base answered in 4-bit nf4 and tuned in bfloat16"):
         compare(base, tuned)
-    assert "MIND: the weights" in compare(base, tuned, across_formats=True).verdict()
+    across = compare(base, tuned, across_formats=True)
+    assert "MIND: the weights" in across.verdict()
+    assert "stopped by itself  weights\n" in str(across)
+    assert "  4-bit nf4\n" in str(across)
 
 
 def test_all_that_speaks_against_a_comparison_is_named_at_once():

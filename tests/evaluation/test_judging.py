@@ -345,16 +345,16 @@ def test_a_real_server_judges_and_every_verdict_is_accounted_for(served, tmp_pat
     cache = tmp_path / "replies.jsonl"
     judge = Endpoint(served.url, served.model, cache=cache, timeout_s=300, max_tokens=40, temperature=0.3, seed=1)
     settings = {"candidates": ["another"], "draws": 2}
-    pairs = evaluation.compare_pairs(judge, GOOD[:2], BAD[:2], **settings)
-    ratings = evaluation.rate(judge, GOOD[:2], **settings)
+    pairs = evaluation.compare_pairs(judge, GOOD[:1], BAD[:1], **settings)
+    ratings = evaluation.rate(judge, GOOD[:1], **settings)
     assert pairs.lost == sum(preference is None for preference in pairs.preferences)
     assert ratings.lost == sum(None in row["scores"].values() for row in ratings.rows)
-    asked = 4 + pairs.asked_again + 2 + ratings.asked_again
+    asked = 2 + pairs.asked_again + 1 + ratings.asked_again
     assert served.requests() == asked == len(cache.read_text().splitlines())
     assert all(len(row["replies"]) == 2 for row in pairs.rows)
-    assert evaluation.compare_pairs(judge, GOOD[:2], BAD[:2], **settings).preferences == pairs.preferences
+    assert evaluation.compare_pairs(judge, GOOD[:1], BAD[:1], **settings).preferences == pairs.preferences
     assert served.requests() == asked
-    print(f"pairs: {pairs.lost} of 2 lost; ratings: {ratings.lost} of 2 lost; {asked} requests")
+    print(f"pairs: {pairs.lost} of 1 lost; ratings: {ratings.lost} of 1 lost; {asked} requests")
 
 
 WRONG = {

@@ -107,7 +107,7 @@ def test_save_holds_device_day_and_versions(side, tmp_path):
 def test_table_says_where_and_when_once(side):
     assert str(side).splitlines()[-1] == "a machine, 2026-01-01"
     assert side._repr_html_().count("2026-01-01") == 1
-    assert "<td>150 (repeats within 14%)</td><td>1.50</td>" in side._repr_html_()
+    assert ">150 (repeats within 14%)</td><td>1.50</td>" in side._repr_html_()
 
 
 def test_names_are_escaped():

@@ -34,8 +34,8 @@ def test_the_judge_was_measured_before_it_was_believed(book):
     """The bundled model is a poor judge: written verdicts are lost, and many of the chosen ones follow the place."""
     assert "4 of 4 written verdicts are lost" in book.text
     page = book.page.read_text()
-    flips = int(re.search(r"verdict changed with the order</th><td>(\d+)%", page)[1])
-    kappa = float(re.search(r">judge</td><td>[^<]*</td><td>[^<]*</td><td>([+-][\d.]+)", page)[1])
+    flips = int(re.search(r"verdict changed with the order</th><td[^>]*>(\d+)%", page)[1])
+    kappa = float(re.search(r">judge</td><td[^>]*>[^<]*</td><td[^>]*>[^<]*</td><td[^>]*>([+-][\d.]+)", page)[1])
     assert flips > 30
     assert abs(kappa) < 0.4
     book.run.require("judge_replies.jsonl")

@@ -81,6 +81,14 @@ def test_a_table_scrolls_alone_and_a_widget_is_left_out(root):
     assert "<script" not in text
 
 
+def test_what_a_kernel_sent_in_pieces_is_one_text(root):
+    book = nbformat.read(root / "notebooks/00_first.ipynb", 4)
+    pieces = [v4.new_output("stream", name="stdout", text=f"rank {n}\n") for n in (1, 4)]
+    book.cells.append(v4.new_code_cell("", outputs=pieces))
+    nbformat.write(book, root / "00_first.ipynb")
+    assert "rank 1\nrank 4\n" in pages.page(root / "00_first.ipynb")
+
+
 def test_a_page_does_not_show_where_it_was_made(root):
     """Papermill's cell of injected parameters holds a path of this machine."""
     book = nbformat.read(root / "notebooks/00_first.ipynb", 4)
