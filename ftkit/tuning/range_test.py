@@ -29,7 +29,8 @@ _FELL = 0.1  # a fall by less than this share of the first loss is noise
 class RateRange:
     """The ramp: a learning rate and the loss before its update, step by step, per trained token.
 
-    `blew_up` is the rate at which the loss exploded and the test stopped; None where it never did.
+    `blew_up` is the rate at which the loss had climbed halfway back, or was no number, and the test stopped; None where
+    it never did.
     """
 
     rates: tuple[float, ...]
@@ -73,9 +74,9 @@ class RateRange:
         """One plain sentence."""
         tried = f"from {self.rates[0]:.2g} to {self.rates[-1]:.2g}"
         if self.blew_up is None:
-            ended = f"the loss never exploded {tried}: raise `high` to see where"
+            ended = f"the loss never climbed back {tried}: raise `high` to see where it does"
         else:
-            ended = f"the loss exploded at {self.blew_up:.2g}"
+            ended = f"the loss had climbed halfway back at {self.blew_up:.2g}"
         if self.suggestion is None or self.zone is None:
             return f"The loss did not fall {tried}; {ended}. Use more steps, or a wider range."
         assert self.steepest is not None
@@ -138,7 +139,7 @@ def learning_rate_range(
             rates.append(low * (high / low) ** (number / (steps - 1)))
             losses.append(step(batch, rates[-1]))
             release_memory()
-            if _exploded(losses):
+            if _climbed_back(losses):
                 return RateRange(tuple(rates), tuple(losses), rates[-1])
     return RateRange(tuple(rates), tuple(losses), None)
 
@@ -191,7 +192,7 @@ def _stepper(model: Any, config: TrainConfig) -> Any:
     return step
 
 
-def _exploded(losses: Sequence[float]) -> bool:
+def _climbed_back(losses: Sequence[float]) -> bool:
     """Whether the loss is not finite, or its last few lie halfway back to the first; a noisy step is neither."""
     if not math.isfinite(losses[-1]):
         return True

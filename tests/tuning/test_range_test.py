@@ -54,7 +54,7 @@ def test_the_model_is_left_as_it_was_after_an_error_too(adapted, tokenizer, spli
             raise KeyboardInterrupt
         return False
 
-    monkeypatch.setattr("ftkit.tuning.range_test._exploded", fail)
+    monkeypatch.setattr("ftkit.tuning.range_test._climbed_back", fail)
     with pytest.raises(KeyboardInterrupt):
         learning_rate_range(adapted, tokenizer, splits.train, toy_config, steps=10)
     assert calls == [1, 2, 3, 4]
@@ -87,7 +87,7 @@ def test_the_suggestion_lies_where_the_loss_falls_fastest():
 def test_the_suggestion_is_at_most_a_tenth_of_the_blow_up():
     found = ramp([3.0] * 10 + [2.8, 2.4, 1.6, 1.0, 0.8, 0.7, 2.0], blew_up=1e-3)
     assert found.suggestion <= 1e-4
-    assert "exploded at 0.001" in str(found)
+    assert "climbed halfway back at 0.001" in str(found)
 
 
 def test_a_loss_that_never_fell_suggests_nothing():
