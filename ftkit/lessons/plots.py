@@ -52,9 +52,7 @@ def plot_spectrum(updates: Mapping[str, Sequence[float]], ax: Any = None) -> Any
     return ax
 
 
-def plot_rank_tradeoff(
-    layers: Sequence[lora.Target], values: Sequence[float], r: int = 16, alpha: int = 32, ax: Any = None
-) -> Any:
+def plot_rank_tradeoff(layers: Sequence[lora.Target], values: Sequence[float], r: int = 16, ax: Any = None) -> Any:
     """What does a rank buy? Share of an update that the best approximation keeps, and parameters of the whole adapter.
 
     `layers` is what the adapter attaches to, `values` are the singular values of the update; rank `r` is marked.
@@ -69,8 +67,7 @@ def plot_rank_tradeoff(
     _powers_of_two(ax, ranks, r)
     _percent(ax)
     ax.set_ylim(0, 1.02)
-    size, factor = lora.adapter_parameters(layers, r) / 1e6, alpha / r
-    chosen = f"r={r}: {shares[r]:.0%} kept, {size:.2f} M; BA counts {factor:g} times"
+    chosen = f"r={r}: {shares[r]:.0%} kept, {lora.adapter_parameters(layers, r) / 1e6:.2f} M"
     label(ax, "rank r", "share of the squared size", f"What does a rank buy?  {chosen}")
     return ax
 
@@ -109,7 +106,7 @@ def plot_rounding(errors: Mapping[str, Sequence[float]], ax: Any = None) -> Any:
     ax.set_xticks(range(len(errors)), list(map(plain, errors)))
     _percent(ax)
     ax.margins(y=0.12)
-    label(ax, "stored as, blocks of 64", "relative error of a layer", "What does rounding cost?")
+    label(ax, "stored as, blocks of 64", "relative error of a matrix", "What does rounding cost?")
     return ax
 
 
@@ -132,13 +129,18 @@ def plot_saved_by_qlora(pairs: Sequence[Any], ax: Any = None) -> Any:
     """How much smaller is training? Published peaks of 16-bit LoRA over those of QLoRA, from `measured_pairs`."""
     ax = axes(ax)
     sizes, ratios = [pair.parameters / 1e9 for pair in pairs], [pair.ratio for pair in pairs]
-    dots = ax.scatter(sizes, ratios, c=[pair.length for pair in pairs], cmap="viridis_r", zorder=3)
+    lengths = [pair.length for pair in pairs]
+    marks = [15 + length / 40 for length in lengths]  # told apart without colours as well
+    dots = ax.scatter(sizes, ratios, c=lengths, s=marks, cmap="viridis_r", edgecolor="white", zorder=3)
     ax.figure.colorbar(dots, label="length of a row, tokens")
     ax.axhspan(4, 8, color=ORANGE, alpha=0.3, label="often claimed: 4 to 8 times")
     ax.axhline(1, color=GREY, linestyle=":", label="nothing saved")
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.set_ylim(0, 8.5)
+    ax.set_yscale("log")
+    ax.set_ylim(0.8, 9)
+    ax.set_yticks([1, 1.5, 2, 4, 8], ["1", "1.5", "2", "4", "8"])
+    ax.yaxis.set_minor_formatter("")
     _legend_below(ax)
     title = "How much smaller is training?"
     label(ax, "parameters of the model, billions (log)", "peak of LoRA / peak of QLoRA", title)
@@ -168,11 +170,12 @@ def plot_backends(side: SideBySide) -> Any:
     _, (speed, memory, loss) = pyplot.subplots(1, 3, **layout)
     names = [plain(run.name).replace(", ", ",\n") for run in side.runs]
     colours = [_LOOKS[i % len(_LOOKS)][0] for i in range(len(names))]
-    speed.barh(names, [run.tokens_per_s for run in side.runs], color=colours, alpha=0.5)
+    told = [run.tokens_per_s if run.steady else 0 for run in side.runs]  # no bar invites a comparison that is refused
+    speed.barh(names, told, color=colours, alpha=0.5)
     for place, run in enumerate(side.runs):
         speed.plot(run.rates, [place] * len(run.rates), color="black", marker="|", markersize=14, linestyle="")
-        told = f"{run.tokens_per_s:.0f}" if run.steady else "too noisy" if run.spread is not None else "not repeated"
-        speed.annotate(told, (0, place), (4, 0), textcoords="offset points", va="center", fontweight="bold")
+        said = f"{run.tokens_per_s:.0f}" if run.steady else "too noisy" if run.spread is not None else "not repeated"
+        speed.annotate(said, (0, place), (4, 0), textcoords="offset points", va="center", fontweight="bold")
     bars = memory.barh(names, [run.peak_gib for run in side.runs], color=colours)
     memory.bar_label(bars, fmt="%.2f", padding=-34, color="white", fontweight="bold")
     speed.invert_yaxis()

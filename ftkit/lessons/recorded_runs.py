@@ -135,5 +135,6 @@ def _read(name: str, facts: Mapping[str, Any]) -> SickRun:
         points.append(HistoryPoint(point["step"], **values))
     kept = {key: facts[key] for key in ("rows", "shown", "task", "fresh") if key in facts}
     train = data.load_examples([{"messages": chat} for chat in facts["train"]]) if "train" in facts else None
-    history, config = History.of(points), TrainConfig(**facts["settings"])
+    history = History.of(points)
+    config = TrainConfig(**facts["settings"], max_steps=history.steps)  # each was run to its end
     return SickRun(name, facts["how"], history, config, facts.get("metric", ""), train, kept)

@@ -66,7 +66,7 @@ class MemoryEstimate:
 
     def _parts(self) -> list[tables.Table]:
         rows = [(part.name, f"{part.gib:.2f}", part.how) for part in self.parts]
-        ends = f"low {self.low_gib:.2f}, high {self.high_gib:.2f}; most is {self.dominant}"
+        ends = f"low {self.low_gib:.2f}, high {self.high_gib:.2f}; largest is {self.dominant}"
         rows.append(("likely", f"{self.likely_gib:.2f}", ends))
         return [tables.Table(("part", "GiB", "how"), rows, caption=self.about)]
 

@@ -222,7 +222,11 @@ def _halve(name: str, floor: int) -> Callable[[TrainConfig], dict[str, Any]]:
 
 
 _CHANGES = (
-    _Change(FREE, "layers' inputs wait in the computer's RAM, the loss is computed in parts", _to_unsloth),
+    _Change(
+        FREE,
+        "its kernels keep less, layers' inputs wait in the computer's RAM, the loss is computed in parts",
+        _to_unsloth,
+    ),
     _Change(FREE, "optimiser states in 8 bits", lambda _: {"optim": "adamw_8bit"}),
     _Change(FREE, "the scales of the 4-bit weights in 8 bits", lambda _: {"bnb_4bit_use_double_quant": True}),
     _Change(TIME, "about a third more, each layer is computed twice", lambda _: {"gradient_checkpointing": True}),

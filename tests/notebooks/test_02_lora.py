@@ -75,12 +75,12 @@ def test_no_warning_reaches_the_reader(book):
 
 SOLUTIONS = {
     "small_adapter = ...": "small_adapter = 32 * 8 * ((4096 + 4096) + (4096 + 1024))",
-    "new_alpha = ...": "new_alpha = 128",
+    "new_alpha = ...": "new_alpha = 17",
     "merged = ...": "merged = W + 4 / 2 * trained_B @ trained_A",
 }
 MISTAKES = {
     "small_adapter = ...": "small_adapter = 8 * 4096",
-    "new_alpha = ...": "new_alpha = 32",
+    "new_alpha = ...": "new_alpha = 8",
     "merged = ...": "merged = W + trained_B @ trained_A",
 }
 TOY = {"W": (4, 4), "x": (8, 4), "trained_A": (2, 4), "trained_B": (4, 2)}

@@ -107,7 +107,7 @@ def test_no_warning_reaches_the_reader(book):
 
 
 SOLUTIONS = {
-    "updates = ...": "updates = config.save_steps",
+    "updates = ...": "updates = 29",
     "lowest_at = ...": "lowest_at = min(val, key=val.get)",
     "    return ...": "    return any(later > 2 * before for before, later in zip(losses, losses[1:]))",
 }

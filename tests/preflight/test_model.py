@@ -14,7 +14,7 @@ def test_memory_too_small():
         preflight.check_settings(TrainConfig(dtype="fp16", load_in_4bit=False), T4, shape), "memory-too-small"
     )
     assert found.severity == "error"
-    assert "Tesla T4 has 14.6 GiB; most is weights" in found.evidence
+    assert "Tesla T4 has 14.6 GiB; largest is weights" in found.evidence
     assert "load_in_4bit=True (saves " in found.fix
     assert found.field in TrainConfig.__dataclass_fields__
 
