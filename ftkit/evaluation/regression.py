@@ -95,7 +95,7 @@ class Change:
         moved = f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
         counts = (len(self.lost), len(self.gained), spelt_p(self.p_holm), f"{100 * self.allowed:.1f}")
         scores = (f"{self.before.value:.1%}", f"{self.after.value:.1%}")
-        return self.suite, self.metric, self.items, *scores, moved, *counts, _STATES[self.state]
+        return f"{self.suite} ({self.metric})", _STATES[self.state], self.items, *scores, moved, *counts
 
 
 @tables.shown
@@ -183,8 +183,8 @@ class GateReport:
             )
 
     def _parts(self) -> list[Table | str]:
-        scores = ("before", "after", "change, points [95 %]", "lost", "gained", "p", "allowed", "verdict")
-        head = ("suite", "metric", "items", *scores)
+        scores = ("before", "after", "change, points [95 %]", "lost", "gained", "p", "allowed")
+        head = ("suite", "verdict", "items", *scores)
         word = "PASSED" if self.passed else "FAILED"
         parts: list[Table | str] = [
             Table(head, [change._row() for change in self.changes]),
