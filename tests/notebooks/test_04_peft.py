@@ -130,12 +130,12 @@ def test_no_warning_reaches_the_reader(book):
 SOLUTIONS = {
     "mib = ...": "mib = 41_943_040 * 2 / 2**20",
     "rows_read = ...": "rows_read = 2 * 4 * 30",
-    "mine = ...": "mine = [key for key in keys if '.layers.0.self_attn.q_proj.' in key]",
+    "mine = ...": "mine = sum('.layers.0.' in key for key in keys)",
 }
 MISTAKES = {
     "mib = ...": "mib = 41.9",
     "rows_read = ...": "rows_read = 60",
-    "mine = ...": "mine = keys",
+    "mine = ...": "mine = 7",
 }
 
 
