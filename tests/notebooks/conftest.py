@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from ftkit import hardware, headless, models
@@ -47,11 +48,20 @@ def _plain(output: dict) -> str:
 
 @pytest.fixture(scope="session")
 def execute(tmp_path_factory):
-    """Run a notebook by name, with parameters; the names are checked first, since papermill would only warn."""
+    """Run a notebook by name, with parameters; the names are checked first, since papermill would only warn.
 
-    def run(name: str, **parameters: object) -> Executed:
+    Code cells in which a word of `without` stands are left out.
+    """
+
+    def run(name: str, *, without: tuple[str, ...] = (), **parameters: object) -> Executed:
         path = ROOT / "notebooks" / f"{name}.ipynb"
         assert set(headless.declared_parameters(path)) - OWN == STANDARD
+        if without:
+            book = nbformat.read(path, as_version=4)
+            unwanted = [c for c in book.cells if c.cell_type == "code" and any(word in c.source for word in without)]
+            book.cells = [cell for cell in book.cells if cell not in unwanted]
+            path = tmp_path_factory.mktemp("cut") / path.name
+            nbformat.write(book, path)
         root, output = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("executed")
         model = (
             {} if hardware.detect().device == "cpu" else {"base_model": models.BUNDLED}
