@@ -122,7 +122,7 @@ SOLUTIONS = {
 def test_exercises_are_solved_by_the_hidden_solutions(book, capsys):
     """Each `...` of the notebook is replaced by its solution; every check must then say ✓."""
     report = cleaning.clean("messy", on_error="drop")
-    names = {"cleaning": cleaning, "lessons": lessons, "report": report, "check": check}
+    names = {"cleaning": cleaning, "data": data, "lessons": lessons, "report": report, "check": check}
     sources = ["".join(cell["source"]) for cell in book.cells if cell["cell_type"] == "code"]
     for blank, solution in SOLUTIONS.items():
         exercise = next(source for source in sources if blank in source)
