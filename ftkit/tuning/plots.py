@@ -50,7 +50,7 @@ def plot_rate_range(found: RateRange, ax: Any = None) -> Any:
         ax.axvspan(*found.zone, color=GREEN, alpha=0.18, label=trying)
         ax.axvline(found.suggestion, color=GREEN, linestyle="-.", label=f"begin with {found.suggestion:.2g}")
     if found.blew_up is not None:
-        ax.axvline(found.blew_up, color=RED, linestyle="--", label=f"climbed back at {found.blew_up:.2g}")
+        ax.axvline(found.blew_up, color=RED, linestyle="--", label=f"stopped at {found.blew_up:.2g}")
     ax.set_xscale("log")
     ax.set_ylim(0, 1.6 * max(found.smoothed[0], min(found.smoothed)))  # how high it climbs needs no room
     ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)

@@ -76,7 +76,8 @@ class RateRange:
         if self.blew_up is None:
             ended = f"the loss never climbed back {tried}: raise `high` to see where it does"
         else:
-            ended = f"the loss had climbed halfway back at {self.blew_up:.2g}"
+            how = "had climbed halfway back" if math.isfinite(self.losses[-1]) else "was no number"
+            ended = f"the loss {how} at {self.blew_up:.2g}"
         if self.suggestion is None or self.zone is None:
             return f"The loss did not fall {tried}; {ended}. Use more steps, or a wider range."
         assert self.steepest is not None

@@ -98,6 +98,7 @@ def test_a_loss_that_never_fell_suggests_nothing():
 
 def test_a_loss_that_is_no_number_ends_the_test_and_can_be_drawn():
     found = ramp([3.0, 3.0, 2.5, 2.0, 1.5, math.nan], blew_up=0.1)
+    assert "the loss was no number at 0.1" in str(found)
     assert all(math.isfinite(value) for value in found.smoothed)
     tuning.plot_rate_range(found, ax=figures.blank_axes())
 
