@@ -139,8 +139,9 @@ def _train(options: argparse.Namespace) -> int:
     examples = data.load_examples(options.data, **how)
     cut = {"val": options.val, "test": options.test, "stratify": options.stratify}
     splits = data.split(examples, **cut, seed=config.seed)
-    model, tokenizer = models.load(options.model or models.default_model(), config)
     run = Run.create(options.run_name or Path(options.config).stem, options.root)
+    training.refuse(run, config, resume=not options.fresh)
+    model, tokenizer = models.load(options.model or models.default_model(), config)
     if here.rank == 0:
         size, several = config.effective_batch_size, here.processes > 1
         shared = f", {size} in each of {here.processes} processes" if several else ""
@@ -285,7 +286,7 @@ def _doctor(_: argparse.Namespace) -> int:
     _say("versions   " + ", ".join(f"{name} {version}" for name, version in runs.versions().items()))
     folder = models.bundled_location()
     converted = (folder / "model.safetensors").exists()
-    state = "converted" if converted else "converted on first use, in about half a minute"
+    state = "converted" if converted else "converted on first use, in ten to twenty seconds"
     _say(f"bundled    {models.BUNDLED} ({state}) in {folder}")
     there = next(path for path in folder.parents if path.exists())
     free = shutil.disk_usage(there).free / hardware.GIB

@@ -7,7 +7,7 @@ from ftkit.training.checkpoints import all_in, problem, remove
 from ftkit.training.diagnosis import diagnose
 from ftkit.training.history import History, HistoryPoint, RunsTable, read_points, resumable_step
 from ftkit.training.launch import accelerate_config, fsdp_qlora, share_among, skypilot_task
-from ftkit.training.loop import train
+from ftkit.training.loop import refuse, train
 from ftkit.training.plots import plot_curves, plot_loss, plot_runs
 from ftkit.training.processes import disconnect
 
@@ -25,6 +25,7 @@ __all__ = [
     "plot_runs",
     "problem",
     "read_points",
+    "refuse",
     "remove",
     "resumable_step",
     "share_among",

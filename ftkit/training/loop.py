@@ -80,7 +80,7 @@ def train(
         TrainingError: at a checkpoint or at the end the adapter is what it was at the start, or no numbers; or one of
             several processes ended. The last good checkpoint stays.
     """
-    _refuse(run, config, resume)
+    refuse(run, config, resume=resume)
     start = None if init_from is None else Start.find(init_from)
     rows = tokenize_splits(splits, tokenizer, config)
     report = check(model, tokenizer, rows, config, run=run)
@@ -129,8 +129,14 @@ def train(
         return processes.first_alone(partial(_finish, loop, recorder, preflight=found, **_origin(splits)))
 
 
-def _refuse(run: Run, config: TrainConfig, resume: bool) -> None:
-    """What can be said before anything is loaded or tokenised."""
+def refuse(run: Run, config: TrainConfig, *, resume: bool = True) -> None:
+    """Raise what `train` would raise before it looks at model or rows; asked first, nothing is loaded in vain.
+
+    Raises:
+        ConfigError: the training there is finished and `resume` is true, or a setting cannot be followed here.
+        MissingExtra: the package that `config.report_to` names is not installed.
+        StorageError: the folder holds what ftkit did not write, or a link.
+    """
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise ConfigError(
             "train keeps the whole model in every process, and FSDP shards it. Launch with torchrun, or with a config "
@@ -209,14 +215,14 @@ def locked(path: Path) -> Iterator[None]:
 
 def _recovered(run: Run, config: TrainConfig, folder: str | Path | None, resume: bool) -> Mirror | None:
     """Clear what a kill left half-written, and take back from the mirror in `folder` what the run has lost."""
-    _refuse(run, config, resume)  # another process may have finished it while this one read the rows
+    refuse(run, config, resume=resume)  # another process may have finished it while this one read the rows
     files.remove_leftovers(run / "checkpoints")
     files.remove_leftovers(run.path)
     if folder is None:
         return None
     mirror = Mirror.open(folder, run)
     if resume and mirror.restore(run):
-        _refuse(run, config, resume)
+        refuse(run, config, resume=resume)
     return mirror
 
 

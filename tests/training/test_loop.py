@@ -733,7 +733,7 @@ def test_the_command_line_stops_on_sigint_and_goes_on(command, tmp_path):
     assert "reading" in done.stdout
     assert [step for step, _ in History.load(history).losses] == list(range(1, 41))
     assert "○ " in done.stdout + done.stderr  # what preflight warns of stands before the training
-    again = subprocess.run(command, capture_output=True, text=True)
+    again = subprocess.run([*command, "--model", "absent"], capture_output=True, text=True)  # refused before it is read
     assert (again.returncode, "--fresh" in again.stderr) == (1, True)
     assert subprocess.run([*command, "--fresh"], capture_output=True, text=True).returncode == 0
 
