@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     `evaluate` alone has two more: 2 for a gate that was not passed, 3 for wrong use.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    # JupyterLab brings this package, of which jsonschema would read a grammar for two seconds, to check what no
+    # notebook holds (the format "iri").
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     try:
         options = _parser().parse_args(given)
     except SystemExit as stop:  # argparse leaves with 2, which here means a failed gate

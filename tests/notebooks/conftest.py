@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,17 @@ class Executed:
         """Everything printed, streams and plain-text results; a kernel may cut a line of a stream in two."""
         outputs = [o for c in self.cells for o in c.get("outputs", [])]
         return "".join("".join(o["text"]) if "text" in o else f"\n{_plain(o)}\n" for o in outputs)
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory):
+    """The bundled model without all but two of its thirty layers: for tests of a way, not of what is learned on it."""
+    folder, whole = tmp_path_factory.mktemp("shallow"), Path(models.resolve(models.BUNDLED))
+    for path in whole.glob("[!.]*"):
+        shutil.copy(path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    return folder
 
 
 def _plain(output: dict) -> str:

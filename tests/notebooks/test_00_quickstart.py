@@ -135,21 +135,22 @@ OWN = """
 from ftkit import Run, models
 from ftkit.config import TrainConfig
 
-run, base_model, display = Run.open({run!r}), models.BUNDLED, print
+run, base_model, display = Run.open({run!r}), {model!r}, print
 config = TrainConfig.load(run.require("config.yaml")).replace(max_steps=2, warmup_steps=0, eval_steps=0)
 in_16bit = config.replace(load_in_4bit=False, backend="transformers")
 my_file, my_columns, max_examples, seed = {file!r}, "question, answer", 4, 1
 """
 
 
-def test_a_file_of_ones_own_is_trained_on_and_measured(quickstart):
-    """The cells for it alone: two columns under other names; few rows and updates, since only the way is tested.
+def test_a_file_of_ones_own_is_trained_on_and_measured(quickstart, shallow):
+    """The cells for it alone: two columns under other names; few rows, updates, layers: the way is tested.
 
     In a process of its own, as a kernel is one: Unsloth has to be imported before transformers.
     """
     sources = ["".join(cell["source"]) for cell in quickstart.cells if cell["cell_type"] == "code"]
     cells = [source for source in sources if source.startswith("from ftkit import Run") or "own_examples" in source]
-    script = "\n".join([OWN.format(run=str(quickstart.run.path), file=str(QUESTIONS)), *cells])
+    names = {"run": str(quickstart.run.path), "file": str(QUESTIONS), "model": str(shallow)}
+    script = "\n".join([OWN.format(**names), *cells])
     done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     own = Run.open(quickstart.root / "quickstart-own")

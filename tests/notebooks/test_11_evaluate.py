@@ -73,14 +73,20 @@ def test_no_warning_reaches_the_reader(book):
     assert "Warning" not in book.text
 
 
-def test_ones_own_file_goes_through_the_same_cells(execute, tmp_path):
+def test_ones_own_file_goes_through_the_same_cells(execute, shallow, tmp_path):
     """Answers without any price: the metric that looks for prices is left out, and told.
 
     The two cells in which a judge is asked, which take longest and read nothing of the file, are left out.
     """
     path = tmp_path / "sums.csv"
     path.write_text("question,reply\n" + "\n".join(f"What is {n} plus {n + 1}?,It is {2 * n + 1}." for n in range(80)))
-    settings = {"my_file": path, "my_columns": "question,reply", "max_steps": 3, "max_examples": 8}
+    settings = {
+        "my_file": path,
+        "my_columns": "question,reply",
+        "max_steps": 3,
+        "max_examples": 8,
+        "base_model": shallow,
+    }
     own = execute("11_evaluate", without=("compare_pairs(", "alpaca_eval("), **settings)
     base, told, short = reports(own, "base", "told", "short")
     assert len(base.rows) == len(told.rows) == len(short.rows) == 8
