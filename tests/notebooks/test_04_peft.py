@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def book(execute):
-    return execute("04_peft", max_examples=6)
+    return execute("04_peft", max_steps=6, max_examples=6)
 
 
 @pytest.fixture(scope="module")

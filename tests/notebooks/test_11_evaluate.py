@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def book(execute):
-    return execute("11_evaluate", max_examples=20)
+    return execute("11_evaluate", max_steps=8, max_examples=20)
 
 
 def reports(book, *names):
