@@ -139,6 +139,17 @@ def converted(tmp_path_factory):
     return cache, {out.strip() for out, _ in outputs}
 
 
+def test_a_header_is_read_once_while_converting_and_anew_afterwards():
+    gguf = pytest.importorskip("gguf")
+    one, other = [gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2) for _ in range(2)]
+    assert one is not other
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    with sources._header_read_once():
+        one, other = [gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2) for _ in range(2)]
+    assert one is other
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
+
+
 @pytest.mark.slow
 def test_two_processes_may_convert_at_once_and_a_damaged_cache_is_mended(converted, monkeypatch):
     """Both get the same whole folder; after a byte is changed in it, the next use converts again."""
