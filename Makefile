@@ -23,15 +23,16 @@ help:
 quickstart: install
 	@$(BIN)/python -m ftkit quickstart
 
-# Two files at a time, the longest first, a thread each. A browser's clicks do not wait for a busy neighbour, so what
-# takes long is done before they come.
-TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-FAST := $(TWO) -m "not slow"
+# Two files at a time, the longest first, a thread each; WORKERS=4 where there are as many cores and 16 GB of memory.
+# A browser's clicks do not wait for a busy neighbour, so what takes long is done before they come.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+FAST := $(PYTEST) -m "not slow"
 
 test: install
 	@$(FAST)
-	@$(TWO) -m slow --ignore tests/browser --ignore tests/axolotl_real
-	@$(TWO) -m slow tests/browser
+	@$(PYTEST) -m slow --ignore tests/browser --ignore tests/axolotl_real
+	@$(PYTEST) -m slow tests/browser
 
 test-fast: install
 	@$(FAST)
