@@ -78,11 +78,11 @@ class Run:
         run = cls(root / name)
         with files.disk_errors_explained(run.path):
             run.path.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=run.path).close()  # can it be written?
             if any(run.path.iterdir()):
                 run._refuse_unmarked()
             else:
-                (run / MARK).touch()
+                (run / MARK).touch()  # first of all, so that another process never sees a file without it
+            tempfile.TemporaryFile(dir=run.path).close()  # can it be written?
         return run
 
     @classmethod
