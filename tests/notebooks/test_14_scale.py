@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def book(execute):
-    return execute("14_scale", max_examples=24)
+    return execute("14_scale", max_examples=40)
 
 
 def curve(book, name):
